@@ -1,0 +1,58 @@
+"""The contract a runtime is bound to. Implementations are found through `catalog`, never imported by name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmm_adapters.types import Batch, RunnerOptions
+
+
+class CausalLMRunner(Protocol):
+    """One decoder with paged KV blocks, scheduled by us. Used from one thread at a time.
+
+    A runner holds no request state: everything about a sequence is in the `Chunk`s and the blocks.
+    Block contents survive until overwritten, so blocks may be shared between sequences and reused later.
+    """
+
+    block_size: int
+    """Positions in a KV block."""
+    num_blocks: int
+    """Blocks there are; ids are 0 .. num_blocks-1, all usable."""
+    vocab_size: int
+    """Columns of the logits."""
+    context_length: int
+    """Positions the model was made for."""
+    device: str
+    """Where it runs, in words: `CPU`, `GPU.0`."""
+    memory_bytes: int
+    """Weights and KV blocks, as allocated."""
+
+    def execute(self, batch: Batch) -> NDArray[np.float32]:
+        """Compute the batch's new tokens, store their keys and values, and return logits.
+
+        Returns float32 `[batch.num_logits, vocab_size]`, rows in the order of the chunks and, in a chunk, of
+        its positions. The array is valid until the next call. Raises `AdapterError`; the blocks the batch
+        would have written are then undefined, all others are intact.
+        """
+        ...
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks `(source, target)`, in order, in every layer."""
+        ...
+
+    def warm_up(self) -> None:
+        """Run the shapes that will be served once, so that no request pays for a kernel's first use."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. Idempotent; no other method may be called afterwards."""
+        ...
+
+
+class RunnerFactory(Protocol):
+    """What `catalog` names: loads a folder into a runner. May take seconds; raises `AdapterError`."""
+
+    def __call__(self, folder: Path, options: RunnerOptions) -> CausalLMRunner: ...

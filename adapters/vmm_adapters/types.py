@@ -1,0 +1,102 @@
+"""Plain values that cross the line between server and adapters. No runtime is imported here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended, in OpenAI's words plus two of ours."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. A value of `None` means the step is left out.
+
+    Order of application (vLLM's): repetition, presence and frequency penalties, `logit_bias`, temperature,
+    `top_k`, `top_p`, `min_p`, draw. `temperature == 0` is greedy and skips everything after the bias.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int | None = None
+    """Last tokens (prompt included) the repetition penalty looks at; `None` is all (Ollama: repeat_last_n)."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    max_tokens: int | None = None
+    """Generated tokens at most; `None` is whatever the context length leaves."""
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """`None`: none. 0: of the chosen token. n: also of the n most likely ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probabilities (natural log, of the raw softmax) at one generated position."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, logprob) of the most likely tokens, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One sequence's share of a step: `token_ids` are computed and stored at positions `start`, `start+1`, …"""
+
+    token_ids: Sequence[int]
+    start: int
+    """Tokens already in the KV blocks, i.e. the position of the first new one."""
+    block_table: Sequence[int]
+    """Block ids in order; position p lives in `block_table[p // block_size]`. Covers `start + len(token_ids)`."""
+    num_logits: int = 1
+    """Logits are wanted for this many of the last new positions (0 in the middle of a prompt)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step: any mix of prompt chunks and single decode tokens, at most one chunk a sequence."""
+
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens in the step."""
+        return sum(len(chunk.token_ids) for chunk in self.chunks)
+
+    @property
+    def num_logits(self) -> int:
+        """Rows that `CausalLMRunner.execute` returns."""
+        return sum(chunk.num_logits for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """What the pool decides for one load."""
+
+    device: str = "CPU"
+    """A device name as the runtime spells it (`CPU`, `GPU.0`)."""
+    kv_cache_bytes: int = 512 * 1024**2
+    """Memory for KV blocks; the runner turns it into `num_blocks`."""
+    num_threads: int | None = None
+    """Compute threads; `None` leaves the choice to the runtime."""
+    max_batched_tokens: int = 512
+    """The most new tokens one step will hold; warm-up covers shapes up to it."""
+    max_sequences: int = 64
+    """The most sequences one step will hold."""
+    cache_dir: Path | None = None
+    """Where compiled models may be kept between starts; `None` keeps nothing."""

@@ -1,0 +1,157 @@
+"""Every error a user can meet.
+
+VMMError
+├── InvalidRequest            400  a field is wrong; `param` names it
+│   ├── UnsupportedParameter  400  a field asks for what this model or version cannot do
+│   ├── ContextLengthExceeded 400
+│   ├── InvalidModelName      400
+│   └── UnsupportedCapability 400  the model cannot do this (`"x" does not support chat`)
+├── ModelNotFound             404
+├── RequestCancelled          499  the client went away
+├── Overloaded                503  queue full; carries retry_after_s
+├── ShuttingDown              503
+├── SourceError               502  a file could not be fetched
+│   ├── DigestMismatch        502  what arrived is not what was promised
+│   └── SourceNotFound        404  nothing at that address
+├── StoreError                507  the disk is full or cannot be written
+├── ImportFailed              500  what was fetched cannot become a runnable model
+│   ├── CorruptFile           500
+│   └── UnsupportedArchitecture 500
+├── ModelLoadFailed           500  no placement could run it; lists what was tried
+├── GenerationFailed          500  the runtime failed in the middle
+└── SettingsError              -   before the server starts
+    └── AddressInUse           -
+
+HTTP status codes live in `api/errors.py`, in one table; this module knows nothing of HTTP (the column is a guide).
+"""
+
+
+class VMMError(Exception):
+    """Base. `message` is one plain sentence; `hint` what to do; `param` the request field, where there is one."""
+
+    code: str | None = None
+    """OpenAI's `error.code`, where clients look for one."""
+
+    def __init__(self, message: str, *, param: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.hint = hint
+
+
+class InvalidRequest(VMMError):
+    """A field of the request is wrong."""
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A field asks for something that cannot be honoured here; never ignored silently."""
+
+    code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt does not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, limit: int, asked: int, param: str) -> None:
+        super().__init__(
+            f"the input length exceeds the context length: {param} is {asked} tokens, the limit is {limit}",
+            param=param,
+            hint="shorten the prompt, or use a model with a longer context",
+        )
+        self.limit = limit
+        self.asked = asked
+
+
+class InvalidModelName(InvalidRequest):
+    """The name does not follow `[host/][namespace/]model[:tag]`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("invalid model name", param="model", hint=f"{name!r} is not [namespace/]model[:tag]")
+
+
+class UnsupportedCapability(InvalidRequest):
+    """The model cannot do what the route needs."""
+
+    def __init__(self, model: str, capability: str) -> None:
+        super().__init__(f'"{model}" does not support {capability}', param="model")
+
+
+class ModelNotFound(VMMError):
+    """No such model here."""
+
+    code = "model_not_found"
+
+    def __init__(self, name: str, *, hint: str | None = None) -> None:
+        super().__init__(f"model '{name}' not found", param="model", hint=hint or f"vmm pull {name}")
+        self.name = name
+
+
+class RequestCancelled(VMMError):
+    """The client went away before an answer could be given."""
+
+    def __init__(self) -> None:
+        super().__init__("request canceled")
+
+
+class Overloaded(VMMError):
+    """The queue is full; try again after `retry_after_s` seconds."""
+
+    def __init__(self, *, retry_after_s: int = 1) -> None:
+        super().__init__("server busy, please try again.  maximum pending requests exceeded")
+        self.retry_after_s = retry_after_s
+
+
+class ShuttingDown(VMMError):
+    """The server is draining and takes no new work."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
+class SourceError(VMMError):
+    """A file could not be fetched."""
+
+
+class DigestMismatch(SourceError):
+    """The bytes that arrived are not the ones that were promised; nothing of them is kept."""
+
+    def __init__(self, what: str, *, expected: str, actual: str) -> None:
+        super().__init__(f"digest mismatch for {what}, expected sha256:{expected}, got sha256:{actual}")
+
+
+class SourceNotFound(SourceError):
+    """There is nothing at that address."""
+
+
+class StoreError(VMMError):
+    """The store could not be written: disk full, no permission."""
+
+
+class ImportFailed(VMMError):
+    """What was fetched cannot be made into a runnable model."""
+
+
+class CorruptFile(ImportFailed):
+    """A file is truncated or is not what its name says."""
+
+
+class UnsupportedArchitecture(ImportFailed):
+    """The importer does not know this model family; the message names it."""
+
+
+class ModelLoadFailed(VMMError):
+    """No device could run the model; the message lists what was tried and why each failed."""
+
+
+class GenerationFailed(VMMError):
+    """The runtime failed while generating."""
+
+
+class SettingsError(VMMError):
+    """A setting is wrong; `param` names it."""
+
+
+class AddressInUse(SettingsError):
+    """Another program listens on that address."""

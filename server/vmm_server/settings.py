@@ -1,0 +1,142 @@
+"""Settings: defaults < vmm.toml < `VMM_*` (and the `OLLAMA_*` that mean the same) < command-line flags."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from vmm_server.durations import parse_keep_alive
+from vmm_server.errors import SettingsError
+from vmm_server.requests import KeepAlive
+
+DEFAULT_PORT = 11434
+
+
+def _keep_alive(value: object) -> object:
+    return parse_keep_alive(value) if isinstance(value, str | int | float) else value
+
+
+def default_home() -> Path:
+    """Where everything VMM keeps lies: `VMM_HOME`, else `~/.vmm`."""
+    return Path(os.environ.get("VMM_HOME") or "~/.vmm").expanduser()
+
+
+def parse_host(text: str) -> tuple[str, int]:
+    """`OLLAMA_HOST`, as Ollama reads it: scheme, host, port and IPv6 brackets are all optional.
+
+    No port means 11434, except 80 after `http://` and 443 after `https://`; a bad port means the default.
+    """
+    scheme, separator, rest = text.strip().strip("\"'").partition("://")
+    if not separator:
+        scheme, rest = "", text.strip().strip("\"'")
+    default = {"http": 80, "https": 443}.get(scheme, DEFAULT_PORT)
+    if rest.count(":") > 1 and not rest.startswith("["):  # a bare IPv6 address
+        rest = f"[{rest}]"
+    parts = urlsplit(f"//{rest}")
+    try:
+        port = parts.port if parts.port is not None else default
+    except ValueError:
+        port = default
+    return parts.hostname or "127.0.0.1", port
+
+
+class Settings(BaseSettings):
+    """One value a line in the README's settings table; each docstring is its help text."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="VMM_", extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True
+    )
+
+    home: Path = Field(default_factory=default_home)
+    """Folder for models, caches and vmm.toml."""
+    models_dir: Path | None = Field(None, validation_alias=AliasChoices("VMM_MODELS_DIR", "OLLAMA_MODELS"))
+    """Folder for model files, when not `home`."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = DEFAULT_PORT
+    """Port to listen on; 0 takes a free one."""
+    default_model: str = "smollm2:135m"
+    """Model that `vmm serve` pulls and loads before it says ready; empty loads none."""
+    device: str = "auto"
+    """Device to run on: auto, CPU, GPU or GPU.0."""
+    num_threads: Annotated[int, Field(ge=1)] | None = None
+    """Compute threads; unset leaves the choice to the runtime."""
+    memory_budget: ByteSize | None = None
+    """Memory for weights and KV blocks of all loaded models; unset is half of the machine's."""
+    context_length: Annotated[int, Field(ge=1)] | None = Field(
+        None, validation_alias=AliasChoices("VMM_CONTEXT_LENGTH", "OLLAMA_CONTEXT_LENGTH")
+    )
+    """Limit on prompt plus answer, in tokens; unset is the model's own."""
+    max_batched_tokens: Annotated[int, Field(ge=32)] = 512
+    """New tokens one engine step computes at most: larger fills prompts faster, smaller keeps streams smoother."""
+    max_sequences: Annotated[int, Field(ge=1)] = 64
+    """Generations that run at the same time on one model; more wait."""
+    max_queue: Annotated[int, Field(ge=0)] = Field(
+        512, validation_alias=AliasChoices("VMM_MAX_QUEUE", "OLLAMA_MAX_QUEUE")
+    )
+    """Generations that may wait for one model before new ones get a 503."""
+    max_loaded_models: Annotated[int, Field(ge=0)] = Field(
+        0, validation_alias=AliasChoices("VMM_MAX_LOADED_MODELS", "OLLAMA_MAX_LOADED_MODELS")
+    )
+    """Models in memory at the same time; 0 lets the memory budget decide."""
+    keep_alive: Annotated[KeepAlive, BeforeValidator(_keep_alive)] = Field(
+        KeepAlive(300.0), validation_alias=AliasChoices("VMM_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE")
+    )
+    """How long an idle model stays loaded: 5m, 0, or -1 for ever."""
+    shutdown_timeout_s: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds that running generations get to finish after SIGTERM."""
+    card_dirs: tuple[Path, ...] = ()
+    """Folders with model cards of your own; they win over the built-in ones."""
+    ollama_version: str = "0.13.0"
+    """What /api/version answers: Ollama's clients switch features on by it."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged to stderr."""
+
+    @property
+    def store_dir(self) -> Path:
+        """Where model files lie."""
+        return self.models_dir or self.home / "models"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Compiled models; may be deleted at any time."""
+        return self.home / "cache"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then `<home>/vmm.toml`."""
+        home = init_settings().get("home") or default_home()
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(home) / "vmm.toml")
+
+
+def read_settings(**flags: Any) -> Settings:
+    """Settings from everywhere; `flags` that are `None` were not given. Raises `SettingsError` naming the setting."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    if (ollama_host := os.environ.get("OLLAMA_HOST")) and "VMM_HOST" not in os.environ:
+        host, port = parse_host(ollama_host)
+        given.setdefault("host", host)
+        if "VMM_PORT" not in os.environ:
+            given.setdefault("port", port)
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"setting {name}: {first['msg']}", param=name) from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"vmm.toml: {error}") from error
