@@ -1,8 +1,9 @@
-"""Adapter name → factory, imported on first use, so that a machine needs only the runtimes it uses."""
+"""Adapter name → what it offers, imported on first use, so that a machine needs only the runtimes it uses."""
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from vmm_adapters.base import CausalLMRunner, RunnerFactory
 from vmm_adapters.errors import RuntimeMissing
@@ -14,6 +15,22 @@ CAUSAL_LM: dict[str, str] = {
 }
 """Adapters that implement `CausalLMRunner`, as `module:factory`."""
 
+DEVICES: dict[str, str] = {
+    "echo": "vmm_adapters.echo:list_devices",
+    "openvino": "vmm_adapters.openvino.devices:list_devices",
+}
+"""Adapter → function that names the devices it can use on this machine."""
+
+
+def _import(adapter: str, target: str) -> Any:
+    module, name = target.split(":")
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise RuntimeMissing(
+            f"adapter {adapter!r} needs the package {error.name!r}", hint=f"pip install {error.name}"
+        ) from error
+
 
 def load_causal_lm(adapter: str, folder: Path, options: RunnerOptions) -> CausalLMRunner:
     """Load `folder` (an ONNX or OpenVINO IR model folder) with the named adapter.
@@ -21,11 +38,11 @@ def load_causal_lm(adapter: str, folder: Path, options: RunnerOptions) -> Causal
     Raises `RuntimeMissing` when its package is not installed, `KeyError` for a name that is not in `CAUSAL_LM`,
     else whatever `AdapterError` the adapter raises.
     """
-    module, factory = CAUSAL_LM[adapter].split(":")
-    try:
-        load = cast(RunnerFactory, getattr(import_module(module), factory))
-    except ModuleNotFoundError as error:
-        raise RuntimeMissing(
-            f"adapter {adapter!r} needs the package {error.name!r}", hint=f"pip install {error.name}"
-        ) from error
+    load = cast(RunnerFactory, _import(adapter, CAUSAL_LM[adapter]))
     return load(folder, options)
+
+
+def list_devices(adapter: str) -> tuple[str, ...]:
+    """Devices the adapter can use here, as its runtime spells them. Raises as `load_causal_lm` does."""
+    devices = cast(Callable[[], tuple[str, ...]], _import(adapter, DEVICES[adapter]))
+    return devices()

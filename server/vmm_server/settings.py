@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     """Compute threads; unset leaves the choice to the runtime."""
     memory_budget: ByteSize | None = None
     """Memory for weights and KV blocks of all loaded models; unset is half of the machine's."""
+    kv_cache_size: ByteSize | None = None
+    """Memory for one model's KV blocks; unset is an eighth of the memory budget."""
     context_length: Annotated[int, Field(ge=1)] | None = Field(
         None, validation_alias=AliasChoices("VMM_CONTEXT_LENGTH", "OLLAMA_CONTEXT_LENGTH")
     )
