@@ -47,8 +47,6 @@ def runtime_errors(doing: str, *foreign: type[Exception]) -> Iterator[None]:
     except AdapterError:
         raise
     except MemoryError as error:
-        raise OutOfMemory(
-            f"out of memory while {doing}", hint="lower memory_budget or context_length"
-        ) from error
+        raise OutOfMemory(f"out of memory while {doing}", hint="lower memory_budget or context_length") from error
     except foreign as error:
         raise RuntimeFailed(f"{doing} failed: {error}") from error

@@ -14,7 +14,6 @@ from typing import Self
 
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import SamplingParams
-
 from vmm_server.engine.engine import Generation
 from vmm_server.engine.stream import Delta, Usage
 from vmm_server.errors import InvalidRequest, ShuttingDown, UnsupportedCapability
@@ -154,9 +153,7 @@ class Inference:
             self._idle.set()
 
 
-def _with_defaults(
-    params: SamplingParams, unset: frozenset[str], defaults: SamplingDefaults
-) -> SamplingParams:
+def _with_defaults(params: SamplingParams, unset: frozenset[str], defaults: SamplingDefaults) -> SamplingParams:
     recommended = defaults.model_dump(exclude_none=True)
     names = {field.name for field in fields(params)} & unset & recommended.keys()
     return replace(params, **{name: recommended[name] for name in names}) if names else params
@@ -169,9 +166,7 @@ def _check_token_ids(params: SamplingParams, vocab_size: int) -> None:
             raise InvalidRequest(f"{param}: token id {wrong[0]} is not in 0..{vocab_size - 1}", param=param)
 
 
-def _tokenize(
-    request: GenerateRequest, model: InstalledModel, ready: ReadyModel, now: datetime
-) -> tuple[int, ...]:
+def _tokenize(request: GenerateRequest, model: InstalledModel, ready: ReadyModel, now: datetime) -> tuple[int, ...]:
     """Token ids of the prompt. Runs in a thread: templates and long texts take milliseconds."""
     prompt = request.prompt
     if isinstance(prompt, ChatPrompt):
@@ -192,9 +187,7 @@ def _tokenize(
     return tokens
 
 
-def _render(
-    prompt: ChatPrompt, name: str, model: InstalledModel, template: ChatTemplate | None, now: datetime
-) -> str:
+def _render(prompt: ChatPrompt, name: str, model: InstalledModel, template: ChatTemplate | None, now: datetime) -> str:
     if prompt.template is not None:
         if template is None:
             template = ChatTemplate(prompt.template, bos_token="", eos_token="")

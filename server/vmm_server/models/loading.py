@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
+
 from vmm_adapters import catalog
 from vmm_adapters.errors import AdapterError
 from vmm_adapters.types import RunnerOptions
-
 from vmm_server.engine.engine import Engine, EngineOptions
 from vmm_server.errors import ModelLoadFailed
 from vmm_server.models.router import Placement, placements
@@ -68,9 +68,7 @@ def load_model(model: InstalledModel, kv_cache_bytes: int, settings: Settings) -
             runner.close()
             failures.append(f"{placement}: {error.message}")
             continue
-        limit = min(
-            runner.context_length, model.context_length, settings.context_length or runner.context_length
-        )
+        limit = min(runner.context_length, model.context_length, settings.context_length or runner.context_length)
         engine = Engine(
             runner,
             tokenizer,
@@ -104,7 +102,7 @@ def _read_tokenizer(model: InstalledModel) -> Tokenizer:
         raise ModelLoadFailed(f"cannot load {model.name!r}: {path} is missing", hint=f"vmm pull {model.name}")
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception for whatever it cannot read
+    except Exception as error:
         raise ModelLoadFailed(f"cannot load {model.name!r}: {path}: {error}") from error
 
 

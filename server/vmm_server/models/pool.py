@@ -81,9 +81,7 @@ class Lease:
 class ModelPool:
     """Makes, lends and unloads engines. The only maker of engines."""
 
-    def __init__(
-        self, settings: Settings, load: ModelLoader, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, settings: Settings, load: ModelLoader, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._load = load
         self._clock = clock

@@ -31,9 +31,7 @@ def placements(adapter: str, size_bytes: int, devices: Sequence[str], wanted: st
     """
     if wanted.lower() != "auto":
         name = wanted.upper()
-        matching = [
-            device for device in devices if device.upper() == name or device.upper().startswith(f"{name}.")
-        ]
+        matching = [device for device in devices if device.upper() == name or device.upper().startswith(f"{name}.")]
         if not matching:
             raise ModelLoadFailed(
                 f"no device {wanted!r} for {adapter}; there is {', '.join(devices) or 'none'}",
