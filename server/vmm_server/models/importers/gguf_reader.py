@@ -6,6 +6,7 @@ hostile file is a `CorruptFile` in milliseconds. Tensors are read with plain rea
 shrinks while it is read is an error then, not a crash.
 """
 
+import io
 import math
 import os
 import struct
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
@@ -104,7 +105,7 @@ class GGUFFile:
         raw = np.empty((stop - start, row_bytes), np.uint8)
         try:
             self._file.seek(tensor.offset + start * row_bytes)
-            num_read = self._file.readinto(memoryview(raw).cast("B")) if raw.size else 0
+            num_read = self._file.readinto(raw.data.cast("B")) if raw.size else 0
         except OSError as error:
             raise ImportFailed(f"{self.path}: {error.strerror}", hint="check the disk it lies on") from error
         if num_read != raw.size:
@@ -118,7 +119,7 @@ class GGUFFile:
 class _HeaderReader:
     """A cursor over the header that knows how many bytes are left."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: io.BufferedReader, path: Path) -> None:
         self._file, self._path = file, path
         self._size = os.fstat(file.fileno()).st_size
         self._position = 0
