@@ -1,0 +1,46 @@
+# Everything a developer types; `make` alone lists it.
+.DEFAULT_GOAL := help
+.PHONY: help setup dev serve test lint fmt bench lock
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+LOCK_INPUTS := pyproject.toml requirements/install.sh requirements/build.txt
+COMPILE := UV_SYSTEM_CERTS=true $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)-default ## Make .venv and install VMM in it: .venv/bin/vmm
+	@:
+dev: $(INSTALLED)-dev ## The same, with what the tests need
+
+serve: setup ## Start the server; ARGS="--port 8080" passes flags
+	@exec $(BIN)/vmm serve $(ARGS)
+
+test: lint ## Set up, lint, check types and run all tests, on the real model too
+	$(BIN)/pytest tests compat_tests $(ARGS)
+
+lint: dev ## Check the format, the rules and the types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fmt: dev ## Format, and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: dev ## Measure runner, engine and HTTP side by side; ARGS="--help" lists the choices
+	$(BIN)/python -m bench $(ARGS)
+
+lock: setup ## Resolve the dependencies anew; ARGS="--upgrade" takes newer versions
+	$(COMPILE) $(ARGS) --extra dev pyproject.toml -o requirements/dev.txt
+	$(COMPILE) $(ARGS) -c requirements/dev.txt pyproject.toml -o requirements/default.txt
+	$(COMPILE) $(ARGS) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
+
+$(INSTALLED)-default: $(LOCK_INPUTS) requirements/default.txt
+	requirements/install.sh default
+	@touch $@
+
+$(INSTALLED)-dev: $(LOCK_INPUTS) requirements/default.txt requirements/dev.txt
+	requirements/install.sh dev
+	@touch $(INSTALLED)-default $@

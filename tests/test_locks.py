@@ -1,0 +1,75 @@
+"""The lock files are current: they pin, with hashes and without addresses, what pyproject.toml asks for."""
+
+import re
+import tomllib
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+PROFILES = {"default": [], "dev": ["dev"]}  # lock file → the extras it covers
+LOCKS = [*PROFILES, "build"]
+PIN = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>[^ ;\\]+)(?: ;[^\\]+)?(?P<hashes> \\)?$")
+
+
+def read_pins(profile: str) -> dict[str, set[str]]:
+    """Versions pinned for each package; more than one where Python versions or systems differ."""
+    pins: dict[str, set[str]] = defaultdict(set)
+    for line in (ROOT / "requirements" / f"{profile}.txt").read_text().splitlines():
+        if match := PIN.match(line):
+            pins[match["name"]].add(match["version"])
+    return pins
+
+
+def direct_requirements(profile: str) -> list[Requirement]:
+    if profile == "build":
+        lines = (ROOT / "requirements" / "build.in").read_text().splitlines()
+        return [Requirement(line) for line in lines if line and not line.startswith("#")]
+    extras = [line for extra in PROFILES[profile] for line in EXTRAS[extra]]
+    return [Requirement(line) for line in [*PROJECT["dependencies"], *extras]]
+
+
+@pytest.mark.parametrize("profile", LOCKS)
+def test_every_requirement_is_pinned_to_a_version_it_allows(profile: str) -> None:
+    pins = read_pins(profile)
+    for requirement in direct_requirements(profile):
+        versions = pins[canonicalize_name(requirement.name)]
+        assert versions, f"{requirement.name} is not in requirements/{profile}.txt: run make lock"
+        for version in versions:
+            assert requirement.specifier.contains(version), f"{requirement} but {version}: run make lock"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_nothing_is_pinned_for_a_requirement_that_is_gone(profile: str) -> None:
+    text = (ROOT / "requirements" / f"{profile}.txt").read_text()
+    project = re.escape(PROJECT["name"])
+    pinned_for_us = set(
+        re.findall(rf"^([a-z0-9._-]+)==[^#]+?    # via(?:\n    #   [^\n]+)*?[\n ]+(?:#   )?{project}", text, re.M)
+    )
+    assert pinned_for_us == {canonicalize_name(requirement.name) for requirement in direct_requirements(profile)}
+
+
+@pytest.mark.parametrize("profile", LOCKS)
+def test_every_pin_has_a_hash_and_no_line_an_address(profile: str) -> None:
+    lines = (ROOT / "requirements" / f"{profile}.txt").read_text().splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        assert "://" not in line
+        assert not re.search(r"(^| )(-i|-f|--\w*index\w*|--find-links)[ =]", line.replace("--no-emit-index-url", ""))
+        if line and not line.startswith((" ", "#")):
+            match = PIN.match(line)
+            assert match, line
+            assert match["hashes"], line
+            assert following.startswith("    --hash=sha256:"), line
+
+
+def test_the_profiles_agree() -> None:
+    dev = read_pins("dev")
+    for profile in ("default", "build"):
+        for name, versions in read_pins(profile).items():
+            assert profile == "build" or name in dev
+            assert name not in dev or versions <= dev[name], name
