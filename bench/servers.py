@@ -1,0 +1,102 @@
+"""Servers under test as child processes: started, timed until they answer, weighed, stopped."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that is ready."""
+
+    name: str
+    port: int
+    ready_s: float
+    process: subprocess.Popen[bytes]
+
+    def resident_bytes(self) -> int:
+        """Resident memory now: of the process, children included."""
+        total, pids = 0, [self.process.pid]
+        while pids:
+            pid = pids.pop()
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            except OSError:
+                continue
+            total += next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS")), 0)
+            pids += map(int, children)
+        return total
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _running(name: str, command: list[str], port: int, health: str, environment: dict[str, str]) -> Iterator[Server]:
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        while True:
+            if process.poll() is not None:
+                assert process.stderr is not None
+                raise RuntimeError(f"{name} did not start: {process.stderr.read()[-2000:].decode(errors='replace')}")
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}{health}").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.02)
+        yield Server(name, port, time.perf_counter() - started, process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def vmm_server(home: Path, model: str, kv_cache_bytes: int) -> Iterator[Server]:
+    """`vmm serve` with its data in `home`."""
+    port = free_port()
+    command = [sys.executable, "-m", "vmm_server", "serve", "--port", str(port)]
+    environment = {
+        "VMM_HOME": str(home),
+        "VMM_DEFAULT_MODEL": model,
+        "VMM_KV_CACHE_SIZE": str(kv_cache_bytes),
+        "VMM_LOG_LEVEL": "warning",
+    }
+    with _running("vmm", command, port, "/health/ready", environment) as server:
+        yield server
+
+
+@contextmanager
+def llama_server(gguf: Path, context_length: int, num_slots: int) -> Iterator[Server | None]:
+    """`llama-server` on the same file with all cores; `None` when it is not on the PATH."""
+    binary = shutil.which("llama-server")
+    if binary is None:
+        yield None
+        return
+    port = free_port()
+    command = [binary, "-m", str(gguf), "--port", str(port), "-c", str(context_length), "-np", str(num_slots)]
+    command += ["-t", str(os.cpu_count()), "--kv-unified", "--cache-ram", "0", "--no-webui"]
+    with _running("llama-server", command, port, "/health", {}) as server:
+        yield server
