@@ -138,7 +138,7 @@ def read_settings(**flags: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"setting {name}: {first['msg']}", param=name) from error
+        name = ".".join(str(part) for part in first["loc"]).removeprefix("VMM_").lower()
+        raise SettingsError(f"setting {name}: {first['msg'].removeprefix('Value error, ')}", param=name) from error
     except (OSError, ValueError) as error:
         raise SettingsError(f"vmm.toml: {error}") from error
