@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -24,9 +25,17 @@ def _keep_alive(value: object) -> object:
     return parse_keep_alive(value) if isinstance(value, str | int | float) else value
 
 
+def _path_list(value: object) -> object:
+    return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+
+def _home(value: object) -> Path:
+    return Path(str(value) or "~/.vmm").expanduser().absolute()
+
+
 def default_home() -> Path:
     """Where everything VMM keeps lies: `VMM_HOME`, else `~/.vmm`."""
-    return Path(os.environ.get("VMM_HOME") or "~/.vmm").expanduser()
+    return _home(os.environ.get("VMM_HOME", ""))
 
 
 def parse_host(text: str) -> tuple[str, int]:
@@ -55,7 +64,7 @@ class Settings(BaseSettings):
         env_prefix="VMM_", extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True
     )
 
-    home: Path = Field(default_factory=default_home)
+    home: Annotated[Path, BeforeValidator(_home)] = Field(default_factory=default_home)
     """Folder for models, caches and vmm.toml."""
     models_dir: Path | None = Field(None, validation_alias=AliasChoices("VMM_MODELS_DIR", "OLLAMA_MODELS"))
     """Folder for model files, when not `home`."""
@@ -89,14 +98,14 @@ class Settings(BaseSettings):
         0, validation_alias=AliasChoices("VMM_MAX_LOADED_MODELS", "OLLAMA_MAX_LOADED_MODELS")
     )
     """Models in memory at the same time; 0 lets the memory budget decide."""
-    keep_alive: Annotated[KeepAlive, BeforeValidator(_keep_alive)] = Field(
+    keep_alive: Annotated[KeepAlive, NoDecode, BeforeValidator(_keep_alive)] = Field(
         KeepAlive(300.0), validation_alias=AliasChoices("VMM_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE")
     )
     """How long an idle model stays loaded: 5m, 0, or -1 for ever."""
     shutdown_timeout_s: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that running generations get to finish after SIGTERM."""
-    card_dirs: tuple[Path, ...] = ()
-    """Folders with model cards of your own; they win over the built-in ones."""
+    card_dirs: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_path_list)] = ()
+    """Folders with model cards of your own; they win over the built-in ones. Separated as in PATH."""
     ollama_version: str = "0.13.0"
     """What /api/version answers: Ollama's clients switch features on by it."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
