@@ -1,0 +1,162 @@
+"""What is installed: one JSON file a model name."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vmm_adapters.card import SamplingDefaults
+from vmm_server.errors import InvalidModelName
+from vmm_server.models.disk import write_atomically
+from vmm_server.models.names import ModelName
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledModel:
+    """One model that is ready to be loaded."""
+
+    name: str
+    """Short form with tag: `smollm2:135m`."""
+    aliases: tuple[str, ...]
+    """Other short forms it answers to."""
+    digest: str
+    """64 hex digits: sha256 of the source file, or of the list of its files' digests."""
+    size_bytes: int
+    """Of the runnable folder."""
+    modified_at: datetime
+    """When it was installed, with its time zone."""
+    adapter: str
+    """The adapter that can run `folder`: a key of `vmm_adapters.catalog.CAUSAL_LM`."""
+    folder: Path
+    """Absolute: a genai ONNX folder or an OpenVINO IR folder."""
+    format: str
+    """What was fetched: `gguf`, `onnx` or `openvino`."""
+    family: str
+    parameter_size: str
+    quantization: str
+    context_length: int
+    embedding_length: int | None
+    capabilities: tuple[str, ...]
+    license: str | None
+    title: str
+    system: str | None
+    sampling: SamplingDefaults
+    source: str
+    """The URI it came from."""
+
+
+class FileState(BaseModel):
+    """How a file of the runnable folder looked when the model was installed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    size_bytes: int
+    mtime_ns: int | None = None
+    """Only of folders used in place: ours may be copied to another disk."""
+
+
+class Manifest(BaseModel):
+    """The file's content. A folder inside the store is written relative to it, so that the store can be moved."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    model: InstalledModel
+    revision: str | None = None
+    """What the source called this content (a digest, a commit, an ETag); equal means nothing to fetch."""
+    blobs: tuple[str, ...] = ()
+    """Digests of the fetched files."""
+    files: tuple[FileState, ...] = ()
+
+
+class UnreadableManifest(Exception):
+    """A manifest is damaged; it has been logged."""
+
+
+class Manifests:
+    """The folder `<root>/manifests`. Each file is parsed once for each of its states."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.folder = root / "manifests"
+        self._known: dict[Path, tuple[tuple[int, int, int], Manifest | None]] = {}
+        self._mutex = threading.Lock()
+
+    def read(self, name: ModelName) -> Manifest | None:
+        """The manifest of exactly this name; a damaged one is logged and counts as absent."""
+        try:
+            return self._read(self.path(name))
+        except UnreadableManifest:
+            return None
+
+    def all(self, *, skip_unreadable: bool) -> Iterator[Manifest]:
+        """Every manifest. Damaged ones are logged, then skipped or raised as `UnreadableManifest`."""
+        for path in sorted(self.folder.glob("[!.]*.json")):
+            try:
+                manifest = self._read(path)
+            except UnreadableManifest:
+                if not skip_unreadable:
+                    raise
+                continue
+            if manifest:
+                yield manifest
+
+    def write(self, manifest: Manifest) -> None:
+        """Write it in one step, durably. Raises `OSError`."""
+        folder = manifest.model.folder
+        if folder.is_relative_to(self._root):
+            folder = folder.relative_to(self._root)
+        stored = manifest.model_copy(update={"model": replace(manifest.model, folder=folder)})
+        path = self.path(ModelName.parse(manifest.model.name))
+        write_atomically(path, stored.model_dump_json(indent=2).encode())
+
+    def path(self, name: ModelName) -> Path:
+        """Where the manifest of this name lies."""
+        return self.folder / f"{name.file_stem}.json"
+
+    def _read(self, path: Path) -> Manifest | None:
+        try:
+            stat = path.stat()
+            state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            with self._mutex:
+                known = self._known.get(path)
+            if known is None or known[0] != state:
+                known = (state, self._parse(path))
+                with self._mutex:
+                    self._known[path] = known
+        except FileNotFoundError:
+            return None
+        if known[1] is None:
+            raise UnreadableManifest(path)
+        return known[1]
+
+    def _parse(self, path: Path) -> Manifest | None:
+        """The manifest, or `None` once a warning is logged. Raises `FileNotFoundError`."""
+        try:
+            manifest = Manifest.model_validate_json(path.read_bytes())
+            name = ModelName.parse(manifest.model.name)
+        except FileNotFoundError:
+            raise
+        except ValidationError as error:
+            problem = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:2])
+        except InvalidModelName as error:
+            problem = f"model.name: {error.hint}"
+        except OSError as error:
+            problem = error.strerror or str(error)
+        else:
+            if name.file_stem == path.stem:
+                folder = self._root / manifest.model.folder
+                return manifest.model_copy(update={"model": replace(manifest.model, folder=folder)})
+            problem = f"it names the model {name}"
+        logger.warning(
+            "skipping the unreadable manifest %s (%s); delete that file and pull the model again", path, problem
+        )
+        return None

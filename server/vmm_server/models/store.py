@@ -1,0 +1,193 @@
+"""Models on disk: what is installed, made of which files, and what may be deleted.
+
+    <root>/blobs/sha256-<hex>         fetched files, named by their content; `….partial` while in flight
+    <root>/models/<key>/              runnable folders; the key names the source's digest and the importer
+    <root>/manifests/<name>.json      one a name: an `InstalledModel` and what it refers to
+    <root>/locks/                     who is at work; shared by all processes that use the store
+
+Everything is written aside and renamed, so a reader sees the old state or the new one. A pull holds a *lease* for as
+long as it runs: while any lease is held nothing is collected, because a pull has files that no manifest refers to yet.
+What a removed or replaced model leaves behind gets a modification time of 0 and goes at the next collection; what an
+interrupted pull left behind stays a week, to be resumed.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from vmm_server.errors import ModelLoadFailed, StoreError
+from vmm_server.models.disk import FreeBytes, delete_folder, format_bytes, free_bytes, store_errors, sync_folder
+from vmm_server.models.locks import Locks
+from vmm_server.models.manifests import FileState, InstalledModel, Manifest, Manifests, UnreadableManifest
+from vmm_server.models.names import ModelName
+
+__all__ = ["InstalledModel", "Store"]
+
+logger = logging.getLogger(__name__)
+
+STALE_AFTER_S = 7 * 24 * 3600.0
+"""How long the leftovers of an interrupted pull are kept for a resume."""
+
+
+class Store:
+    """The folder `settings.store_dir`. Safe to use from several threads and processes."""
+
+    def __init__(self, root: Path, *, free_bytes: FreeBytes = free_bytes) -> None:
+        self.root = root.absolute()
+        self.blobs_dir = self.root / "blobs"
+        self.models_dir = self.root / "models"
+        self._manifests = Manifests(self.root)
+        self._locks = Locks(self.root / "locks")
+        self._free_bytes = free_bytes
+
+    def prepare(self) -> None:
+        """Make the folders. Raises `StoreError`."""
+        with store_errors("make the model store", self.root):
+            for name in ("blobs", "models", "manifests", "locks"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    def blob(self, digest: str) -> Path:
+        """Where the file with this sha256 lies, if it is there."""
+        return self.blobs_dir / f"sha256-{digest}"
+
+    def ensure_free(self, needed_bytes: int, what: str) -> None:
+        """Raises `StoreError` when the disk has less than `needed_bytes` left for `what`."""
+        available = self._free_bytes(self.root)
+        if available < needed_bytes:
+            raise StoreError(
+                f"not enough disk space for {what}: {format_bytes(needed_bytes)} needed in {self.root}, "
+                f"{format_bytes(available)} free",
+                hint="free some space (vmm rm MODEL), or set VMM_MODELS_DIR to a bigger disk",
+            )
+
+    def installed(self) -> list[InstalledModel]:
+        """Every model with a readable manifest, newest first."""
+        models = [manifest.model for manifest in self._manifests.all(skip_unreadable=True)]
+        return sorted(models, key=lambda model: model.modified_at, reverse=True)
+
+    def manifest(self, name: ModelName) -> Manifest | None:
+        """The manifest of exactly this name."""
+        return self._manifests.read(name)
+
+    def install(
+        self, model: InstalledModel, *, blobs: Iterable[str] = (), revision: str | None = None
+    ) -> InstalledModel:
+        """Write the manifest, replacing the one of that name; what only that one referred to is released.
+
+        `model.folder` must be complete. A folder outside the store is used in place and never deleted.
+        Returns the model as readers will see it. Raises `StoreError`.
+        """
+        self.prepare()
+        model = replace(model, folder=model.folder.absolute())
+        with store_errors(f"install {model.name}", self.root):
+            files = tuple(_file_states(model.folder, with_mtime=not self._owns(model.folder)))
+            manifest = Manifest(model=model, revision=revision, blobs=tuple(blobs), files=files)
+            with self._locks.moment():
+                old = self._manifests.read(ModelName.parse(model.name))
+                self._manifests.write(manifest)
+                if old:
+                    self._release(old)
+        return model
+
+    def remove(self, name: ModelName) -> bool:
+        """Delete the manifest of exactly this name and what only it referred to; False if there is none."""
+        path = self._manifests.path(name)
+        if not path.exists():
+            return False
+        with store_errors(f"remove {name}", self.root):
+            with self._locks.moment():
+                old = self._manifests.read(name)
+                path.unlink(missing_ok=True)
+                sync_folder(path.parent)
+                if old:
+                    self._release(old)
+            self.collect()
+        return True
+
+    def check_files(self, model: InstalledModel) -> None:
+        """Raises `ModelLoadFailed` when a file of the model's folder is missing or not as it was installed."""
+        manifest = self.manifest(ModelName.parse(model.name))
+        for state in manifest.files if manifest else ():
+            path = model.folder / state.path
+            try:
+                found = path.stat()
+            except OSError as error:
+                problem = f"{path}: {error.strerror}"
+            else:
+                if found.st_size == state.size_bytes and state.mtime_ns in (None, found.st_mtime_ns):
+                    continue
+                problem = f"{path} has changed since"
+            raise ModelLoadFailed(
+                f"the files of {model.name} are not as they were installed: {problem}",
+                hint=f"vmm pull {model.source} --name {model.name}",
+            )
+
+    @contextmanager
+    def lease(
+        self, key: str, *, cancelled: threading.Event, waiting: Callable[[], None] | None = None
+    ) -> Iterator[None]:
+        """Hold off collection, and other leases with this `key`, in every process; collect when it ends well."""
+        self.prepare()
+        with self._locks.hold(f"pull-{key}", cancelled, waiting):
+            yield
+        try:
+            self.collect()
+        except StoreError as error:  # the pull itself succeeded
+            logger.warning("%s; will be tried again", error.message)
+
+    @contextmanager
+    def lock(self, name: str, cancelled: threading.Event) -> Iterator[None]:
+        """Exclude everybody else who takes the lock of this name. Raises `RequestCancelled`."""
+        with self._locks.hold(name, cancelled):
+            yield
+
+    def collect(self) -> None:
+        """Delete what no manifest refers to and nobody will resume; nothing while a pull is at work."""
+        self.prepare()
+        with store_errors("clean up", self.root), self._locks.moment():
+            if self._locks.any_held("pull-"):
+                return
+            try:
+                kept = self._referenced(skip_unreadable=False)
+            except UnreadableManifest:
+                return  # it may refer to anything
+            for path in (*self.blobs_dir.iterdir(), *self.models_dir.iterdir()):
+                if path in kept or time.time() - path.stat().st_mtime < STALE_AFTER_S:
+                    continue
+                logger.info("deleting %s, which no model uses", path)
+                if path.is_dir():
+                    delete_folder(path)
+                else:
+                    path.unlink()
+
+    def _owns(self, folder: Path) -> bool:
+        return folder.is_relative_to(self.models_dir)
+
+    def _references(self, manifest: Manifest) -> list[Path]:
+        folder = manifest.model.folder
+        return [*([folder] if self._owns(folder) else []), *map(self.blob, manifest.blobs)]
+
+    def _referenced(self, *, skip_unreadable: bool) -> set[Path]:
+        manifests = self._manifests.all(skip_unreadable=skip_unreadable)
+        return {path for manifest in manifests for path in self._references(manifest)}
+
+    def _release(self, old: Manifest) -> None:
+        """Mark what `old` referred to and no manifest does any more."""
+        kept = self._referenced(skip_unreadable=True)
+        for path in self._references(old):
+            if path not in kept and path.exists():
+                os.utime(path, (0, 0))
+
+
+def _file_states(folder: Path, *, with_mtime: bool) -> Iterator[FileState]:
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names):
+            path = Path(parent, name)
+            stat = path.stat()
+            mtime_ns = stat.st_mtime_ns if with_mtime else None
+            yield FileState(path=path.relative_to(folder).as_posix(), size_bytes=stat.st_size, mtime_ns=mtime_ns)
