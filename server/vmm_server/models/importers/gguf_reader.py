@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
@@ -76,7 +76,7 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("rb", buffering=1024**2)
+            self._file = io.BufferedReader(io.FileIO(path), 1024**2)
         except OSError as error:
             raise ImportFailed(f"{path}: {error.strerror}", hint="check the path and its permissions") from error
         try:
@@ -119,7 +119,7 @@ class GGUFFile:
 class _HeaderReader:
     """A cursor over the header that knows how many bytes are left."""
 
-    def __init__(self, file: io.BufferedReader, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path = file, path
         self._size = os.fstat(file.fileno()).st_size
         self._position = 0

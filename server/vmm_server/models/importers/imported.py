@@ -1,0 +1,50 @@
+"""What an importer says about the model folder that it wrote or found."""
+
+import re
+from dataclasses import dataclass
+
+_TOOLS = re.compile(r"\btools\b")
+_THINKING = re.compile(r"</?think>|enable_thinking|reasoning_content")
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedModel:
+    """A folder that can be run, in the words of `/api/show`."""
+
+    family: str
+    """GGUF's architecture name: llama, qwen2, …"""
+    parameter_count: int | None
+    parameter_size: str
+    """As people write it: `135M`, `1.1B`; `unknown` where it cannot be told."""
+    quantization: str
+    """As GGUF names it (`Q4_1`, `F16`), or what most weights of an ONNX or IR folder are stored as (`int4`)."""
+    context_length: int
+    """Positions that the folder's files can serve."""
+    embedding_length: int | None
+    capabilities: tuple[str, ...]
+    """Guessed from the chat template, in Ollama's words: completion, tools, thinking."""
+    has_chat_template: bool
+    license: str | None
+    """As the file has it, an SPDX identifier as a rule."""
+    name: str | None
+
+
+def guess_capabilities(chat_template: str | None) -> tuple[str, ...]:
+    """What a chat template has places for."""
+    template = chat_template or ""
+    return (
+        "completion",
+        *(["tools"] if _TOOLS.search(template) else []),
+        *(["thinking"] if _THINKING.search(template) else []),
+    )
+
+
+def parameter_size(count: int | None) -> str:
+    """134515008 as `135M`, 1_100_000_000 as `1.1B`."""
+    if count is None:
+        return "unknown"
+    if count >= 999_500_000:
+        return f"{count / 1e9:.1f}".removesuffix(".0") + "B"
+    if count >= 999_500:
+        return f"{count / 1e6:.0f}M"
+    return f"{count / 1e3:.0f}K"
