@@ -1,0 +1,32 @@
+"""A server in this process, for `vmm run` where none answers: its own thread, loopback, a free port."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vmm_server.app import create_app
+from vmm_server.cli.listener import bind, configure_logging, http_server, listen, url_of
+from vmm_server.settings import Settings
+
+
+@contextmanager
+def embedded_server(settings: Settings) -> Iterator[str]:
+    """The URL of a server that lives as long as the block. Models load when they are asked for."""
+    configure_logging("warning")
+    settings = settings.model_copy(update={"host": "127.0.0.1", "port": 0, "default_model": ""})
+    with bind(settings.host, settings.port) as listener:
+        server = http_server(create_app(settings))
+        listen(listener)  # a client may connect before the thread is there to answer
+
+        def run() -> None:
+            with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+                runner.run(server.serve(sockets=[listener]))
+
+        thread = threading.Thread(target=run, name="embedded-server")
+        thread.start()
+        try:
+            yield url_of(listener)
+        finally:
+            server.should_exit = True
+            thread.join()
