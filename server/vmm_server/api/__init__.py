@@ -1,0 +1,1 @@
+"""HTTP: the only layer that knows it. Two dialects, `openai` and `ollama`, that never meet."""

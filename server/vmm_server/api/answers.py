@@ -1,0 +1,104 @@
+"""What both dialects do with a completion: gather its deltas, and say in headers who answered."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from vmm_adapters.types import FinishReason, TokenLogprob
+from vmm_server.engine.stream import Delta, Usage
+from vmm_server.errors import GenerationFailed
+from vmm_server.inference import Completion, Inference
+from vmm_server.requests import GenerateRequest
+
+
+def provenance(completion: Completion) -> dict[str, str]:
+    """Response headers: the model that answered, by its full name, and the adapter and device it runs on."""
+    return {"x-vmm-model": completion.model.name, "x-vmm-placement": completion.placement}
+
+
+def cache_header(usages: Sequence[Usage]) -> dict[str, str]:
+    """Response header of a whole answer: prompt tokens that came from the prefix cache."""
+    return {"x-vmm-cached-tokens": str(sum(usage.num_cached_tokens for usage in usages))}
+
+
+@dataclass(slots=True)
+class Gathered:
+    """A whole answer."""
+
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    last_usage: Usage | None = None
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.texts)
+
+    @property
+    def usage(self) -> Usage:
+        """What it took. Raises `GenerationFailed` when the generation stopped without an end."""
+        if self.last_usage is None:
+            raise GenerationFailed("the generation ended early")
+        return self.last_usage
+
+    @property
+    def reason(self) -> FinishReason:
+        """Why it ended: `STOP` or `LENGTH`. Raises `GenerationFailed` for any other end."""
+        return completed(self.finish_reason)
+
+    def add(self, delta: Delta) -> None:
+        """Append the next delta."""
+        self.texts.append(delta.text)
+        self.token_ids.extend(delta.token_ids)
+        self.logprobs.extend(delta.logprobs)
+        self.finish_reason = delta.finish_reason
+        self.last_usage = delta.usage
+
+
+def completed(reason: FinishReason | None) -> FinishReason:
+    """`STOP` or `LENGTH`, the ends an answer may have. Raises `GenerationFailed` for an answer that was broken off."""
+    if reason is not FinishReason.STOP and reason is not FinishReason.LENGTH:
+        raise GenerationFailed(f"the generation ended early: {reason or 'no reason given'}")
+    return reason
+
+
+async def gather(completion: Completion) -> Gathered:
+    """Wait for the whole answer."""
+    gathered = Gathered()
+    async for delta in completion:
+        gathered.add(delta)
+    return gathered
+
+
+@asynccontextmanager
+async def open_all(inference: Inference, requests: Sequence[GenerateRequest]) -> AsyncIterator[list[Completion]]:
+    """Start every request, or none; all are closed on exit."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(await inference.generate(request)) for request in requests]
+
+
+async def interleaved(completions: Sequence[Completion]) -> AsyncIterator[tuple[int, Delta]]:
+    """Deltas of several completions as they come, each with the index of its completion."""
+    if len(completions) == 1:
+        async for delta in completions[0]:
+            yield 0, delta
+        return
+    iterators = [aiter(completion) for completion in completions]
+    pending = {asyncio.ensure_future(anext(iterator, None)): index for index, iterator in enumerate(iterators)}
+    try:
+        while pending:
+            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                index = pending.pop(task)
+                delta = task.result()
+                if delta is None:
+                    continue
+                pending[asyncio.ensure_future(anext(iterators[index], None))] = index
+                yield index, delta
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)

@@ -1,0 +1,79 @@
+"""Request bodies: JSON whatever the Content-Type says, checked into a pydantic shape, errors naming the field."""
+
+from typing import Annotated, Any, TypeVar
+
+from litestar import Request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError
+
+from vmm_server.durations import parse_keep_alive
+from vmm_server.errors import InvalidRequest
+from vmm_server.requests import KeepAlive
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+"""A long context is a few megabytes of JSON; base64 images are what needs the room."""
+
+
+class Wire(BaseModel):
+    """Base of every request shape: unknown fields are ignored, types are not coerced, NaN is refused."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _integral(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _keep_alive(value: object) -> KeepAlive | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("keep_alive is seconds or a duration such as 5m")
+    return parse_keep_alive(value)
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Integer = Annotated[int, BeforeValidator(_integral)]
+"""A whole number; `8192.0` is one, as several clients write it."""
+Duration = Annotated[KeepAlive | None, PlainValidator(_keep_alive)]
+"""`keep_alive`: a number of seconds or a Go duration."""
+Strings = Annotated[list[str], BeforeValidator(_one_or_many)]
+"""One string or an array of them."""
+
+Shape = TypeVar("Shape", bound=Wire)
+
+
+def field_path(location: tuple[int | str, ...], inside: str = "") -> str:
+    """`("messages", 0, "role")` → `messages[0].role`."""
+    path = inside
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def invalid_request(error: ValidationError, inside: str = "") -> InvalidRequest:
+    """The first thing wrong with a body, or with what is `inside` one of its fields, in a sentence that names it."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return InvalidRequest(first["msg"])
+    path = field_path(first["loc"], inside)
+    reason = first.get("ctx", {}).get("error") if first["type"] == "value_error" else None
+    message = str(reason) if reason else first["msg"][:1].lower() + first["msg"][1:]
+    return InvalidRequest(f"{path}: {message}" if path else message, param=path or None)
+
+
+def parse_body(raw: bytes, shape: type[Shape]) -> Shape:
+    """Check a body. Raises `InvalidRequest` for no body, malformed JSON, a missing field or a wrong type."""
+    if not raw.strip():
+        raise InvalidRequest("missing request body")
+    try:
+        return shape.model_validate_json(raw)
+    except ValidationError as error:
+        raise invalid_request(error) from error
+
+
+async def read_body(request: Request[Any, Any, Any], shape: type[Shape]) -> Shape:
+    """Read and check a request's body; `curl -d` without a Content-Type is welcome."""
+    return parse_body(await request.body(), shape)

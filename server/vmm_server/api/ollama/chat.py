@@ -1,0 +1,33 @@
+"""`POST /api/chat`."""
+
+from typing import Any
+
+from litestar import Controller, Request, post
+from litestar.types import ASGIApp
+
+from vmm_server.api.body import read_body
+from vmm_server.api.ollama.convert import chat_request, check_chat_model, check_thinking, wants_thinking
+from vmm_server.api.ollama.render import chat_piece
+from vmm_server.api.ollama.replies import answer_or_stream, load_or_unload
+from vmm_server.api.ollama.wire import ChatBody
+from vmm_server.inference import Inference
+from vmm_server.models.registry import Registry
+
+
+class ChatController(Controller):
+    """A conversation."""
+
+    path = "/api/chat"
+    tags = ("Ollama",)
+
+    @post(status_code=200, operation_id="chat", summary="Answer a conversation")
+    async def create(self, request: Request[Any, Any, Any], inference: Inference, registry: Registry) -> ASGIApp:
+        """NDJSON, or one object with `"stream": false`. No messages load the model."""
+        body = await read_body(request, ChatBody)
+        check_chat_model(body)
+        asked = chat_request(body)
+        if wants_thinking(body):
+            check_thinking(body, registry.resolve(body.model).capabilities)
+        if not body.messages:
+            return load_or_unload(inference, body, chat_piece)
+        return answer_or_stream(inference, body, asked, chat_piece)

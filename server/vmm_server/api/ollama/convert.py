@@ -1,0 +1,157 @@
+"""Ollama's requests → `GenerateRequest`. Pure. What cannot be honoured is refused by name."""
+
+import re
+
+from vmm_adapters.types import SamplingParams
+from vmm_server.api.ollama.wire import ChatBody, ChatMessage, GenerateBody, GenerationFields, Options
+from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedCapability, UnsupportedParameter
+from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt
+
+MAX_TOP_LOGPROBS = 20
+THINK_LEVELS = ("low", "medium", "high", "max")
+ROLES = ("system", "user", "assistant", "tool")
+
+_GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:[.$]|(?:if|else|end|range|with|block|define|template)\b)")
+"""Go's template language: an action that starts with a field, a variable or a keyword."""
+
+
+def generate_request(body: GenerateBody) -> GenerateRequest:
+    """The generation that `/api/generate` asks for. Raises `InvalidRequest`, `UnsupportedParameter`."""
+    _check_shared(body)
+    _refuse("images", bool(body.images))
+    _refuse("suffix", bool(body.suffix))
+    prompt: TextPrompt | ChatPrompt
+    if body.raw:
+        if body.template or body.system or body.context:
+            raise InvalidRequest("raw mode does not support template, system, or context", param="raw")
+        prompt = TextPrompt(body.prompt or "")
+    else:
+        system = (Message("system", body.system),) if body.system else ()
+        prompt = ChatPrompt(
+            (*system, Message("user", body.prompt or "")),
+            template=_template(body.template),
+            template_variables=_template_variables(body),
+            context=tuple(body.context or ()),
+            param="prompt",
+        )
+    return _request(body, prompt)
+
+
+def chat_request(body: ChatBody) -> GenerateRequest:
+    """The generation that `/api/chat` asks for. Raises `InvalidRequest`, `UnsupportedParameter`."""
+    _check_shared(body)
+    _refuse("tools", bool(body.tools))
+    messages = tuple(_message(message, index) for index, message in enumerate(body.messages or ()))
+    return _request(body, ChatPrompt(messages, template_variables=_template_variables(body)))
+
+
+def check_generate_model(body: GenerateBody) -> None:
+    """Raise what Ollama raises for a blank model on this route."""
+    if not body.model:
+        raise ModelNotFound("", hint="name one in model")
+
+
+def check_chat_model(body: ChatBody) -> None:
+    """Raise what Ollama raises for a blank model on this route."""
+    if not body.model:
+        raise InvalidRequest("model is required", param="model")
+
+
+def check_thinking(body: GenerationFields, capabilities: tuple[str, ...]) -> None:
+    """Refuse `think` on a model that cannot; for one that can, thinking apart from the answer is not served yet."""
+    if not wants_thinking(body):
+        return
+    if "thinking" not in capabilities:
+        raise UnsupportedCapability(body.model, "thinking")
+    raise UnsupportedParameter("think: thinking apart from the answer is not supported", param="think")
+
+
+def wants_thinking(body: GenerationFields) -> bool:
+    """`think` asks for it."""
+    return body.think is True or isinstance(body.think, str)
+
+
+def _check_shared(body: GenerationFields) -> None:
+    if not (body.think is None or isinstance(body.think, bool) or body.think in THINK_LEVELS):
+        raise InvalidRequest(f"think: must be true, false or one of {', '.join(THINK_LEVELS)}", param="think")
+    if not 0 <= (body.top_logprobs or 0) <= MAX_TOP_LOGPROBS:
+        raise InvalidRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}", param="top_logprobs")
+    _refuse("_debug_render_only", bool(body.debug_render_only))
+    _refuse("format", body.format not in (None, "", {}))
+
+
+def _refuse(field: str, asked: bool, hint: str | None = None) -> None:
+    if asked:
+        raise UnsupportedParameter(f"{field} is not supported", param=field, hint=hint)
+
+
+def _template(template: str | None) -> str | None:
+    """A Jinja template of the request's own. Raises `UnsupportedParameter` for one in Go's language."""
+    go = bool(template and _GO_TEMPLATE.search(template))
+    _refuse("template", go, "Go templates are not read here; send a Jinja chat template")
+    return template or None
+
+
+def _template_variables(body: GenerationFields) -> dict[str, object]:
+    """Hybrid models' templates (Qwen3, SmolLM3) read `enable_thinking`."""
+    return {"enable_thinking": False} if body.think is False else {}
+
+
+def _message(wire: ChatMessage, index: int) -> Message:
+    where = f"messages[{index}]"
+    if wire.role not in ROLES:
+        raise InvalidRequest(f"{where}.role: must be one of {', '.join(ROLES)}", param=f"{where}.role")
+    _refuse(f"{where}.images", bool(wire.images))
+    _refuse(f"{where}.tool_calls", bool(wire.tool_calls))
+    return Message(wire.role, wire.content or "", name=wire.tool_name, thinking=wire.thinking)
+
+
+def _request(body: GenerationFields, prompt: TextPrompt | ChatPrompt) -> GenerateRequest:
+    options = body.options or Options()
+    recommendable = {
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "top_k": options.top_k,
+        "min_p": options.min_p,
+        "repetition_penalty": options.repeat_penalty,
+    }
+    if options.num_ctx is not None and options.num_ctx < 1:
+        raise InvalidRequest("options.num_ctx: must be at least 1", param="options.num_ctx")
+    return GenerateRequest(
+        model=body.model,
+        prompt=prompt,
+        sampling=_sampling(options, body),
+        unset=frozenset(name for name, value in recommendable.items() if value is None),
+        keep_alive=body.keep_alive,
+        num_ctx=options.num_ctx,
+    )
+
+
+def _sampling(options: Options, body: GenerationFields) -> SamplingParams:
+    """Ollama's defaults; out-of-range values are clamped as its sampler does."""
+    if "" in (options.stop or ()):
+        raise InvalidRequest("options.stop: a stop string must not be empty", param="options.stop")
+    if options.repeat_penalty is not None and options.repeat_penalty <= 0:
+        raise InvalidRequest("options.repeat_penalty: must be greater than 0", param="options.repeat_penalty")
+    window = 64 if options.repeat_last_n is None else options.repeat_last_n
+    penalise = window != 0
+    num_predict, seed, top_k = options.num_predict, options.seed, options.top_k
+    wants_logprobs = bool(body.logprobs or body.top_logprobs)
+    return SamplingParams(
+        temperature=max(0.0, 0.8 if options.temperature is None else options.temperature),
+        top_p=_share(0.9 if options.top_p is None else options.top_p),
+        top_k=40 if top_k is None else top_k if top_k > 0 else None,
+        min_p=_share(options.min_p or 0.0),
+        repetition_penalty=(options.repeat_penalty or 1.0) if penalise else 1.0,
+        repetition_window=window if window > 0 else None,
+        presence_penalty=(options.presence_penalty or 0.0) if penalise else 0.0,
+        frequency_penalty=(options.frequency_penalty or 0.0) if penalise else 0.0,
+        seed=None if seed is None or seed == -1 else seed % 2**64,
+        max_tokens=num_predict if num_predict is not None and num_predict > 0 else None,
+        stop=tuple(options.stop or ()),
+        logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
+    )
+
+
+def _share(value: float) -> float:
+    return min(1.0, max(0.0, value))

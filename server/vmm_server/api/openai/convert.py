@@ -1,0 +1,179 @@
+"""OpenAI's requests → `GenerateRequest`. Pure. What cannot be honoured is refused by name."""
+
+from typing import TypeGuard
+
+from pydantic import TypeAdapter, ValidationError
+
+from vmm_adapters.types import SamplingParams
+from vmm_server.api.body import field_path, invalid_request
+from vmm_server.api.openai.wire import (
+    ChatCompletionRequest,
+    ChatMessage,
+    CompletionRequest,
+    ContentPart,
+    SamplingFields,
+)
+from vmm_server.errors import InvalidRequest, UnsupportedParameter
+from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt
+
+MAX_TOP_LOGPROBS = 20
+MAX_PROMPTS = 128
+"""Prompts in one `/v1/completions` request."""
+_PARTS = TypeAdapter(list[ContentPart])
+
+
+def chat_request(wire: ChatCompletionRequest) -> GenerateRequest:
+    """The generation that a chat request asks for. Raises `InvalidRequest`, `UnsupportedParameter`."""
+    _refuse_for_chat(wire)
+    if not wire.messages:
+        raise InvalidRequest("[] is too short - 'messages'", param="messages")
+    messages = tuple(_message(message, index) for index, message in enumerate(wire.messages))
+    prompt = ChatPrompt(messages, template_variables=wire.chat_template_kwargs or {})
+    max_tokens = wire.max_completion_tokens or wire.max_tokens
+    return _request(wire, prompt, max_tokens, _chat_logprobs(wire))
+
+
+def completion_requests(wire: CompletionRequest) -> list[GenerateRequest]:
+    """One generation a prompt, in order. Raises `InvalidRequest`, `UnsupportedParameter`."""
+    for field, asked in (
+        ("best_of", (wire.best_of or 1) > 1),
+        ("echo", bool(wire.echo)),
+        ("suffix", bool(wire.suffix)),
+    ):
+        _refuse(field, asked)
+    return [_request(wire, prompt, wire.max_tokens, wire.logprobs) for prompt in _text_prompts(wire.prompt)]
+
+
+def _request(
+    wire: SamplingFields, prompt: ChatPrompt | TextPrompt, max_tokens: int | None, logprobs: int | None
+) -> GenerateRequest:
+    _refuse("n", (wire.n or 1) > 1)
+    if "" in (wire.stop or ()):
+        raise InvalidRequest("stop: a stop string must not be empty", param="stop")
+    min_tokens = wire.min_tokens or 0
+    if max_tokens is not None and min_tokens > max_tokens:
+        raise InvalidRequest(f"min_tokens: {min_tokens} is more than the {max_tokens} at most", param="min_tokens")
+    recommendable = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return GenerateRequest(
+        model=wire.model,
+        prompt=prompt,
+        sampling=SamplingParams(
+            temperature=1.0 if wire.temperature is None else wire.temperature,
+            top_p=1.0 if wire.top_p is None else wire.top_p,
+            top_k=wire.top_k if wire.top_k and wire.top_k > 0 else None,
+            min_p=wire.min_p or 0.0,
+            repetition_penalty=wire.repetition_penalty or 1.0,
+            presence_penalty=wire.presence_penalty or 0.0,
+            frequency_penalty=wire.frequency_penalty or 0.0,
+            logit_bias=_logit_bias(wire.logit_bias or {}),
+            seed=None if wire.seed is None else wire.seed % 2**64,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            stop=tuple(wire.stop or ()),
+            stop_token_ids=tuple(wire.stop_token_ids or ()),
+            ignore_eos=bool(wire.ignore_eos),
+            logprobs=logprobs,
+        ),
+        unset=frozenset(name for name in recommendable if getattr(wire, name) is None),
+        keep_alive=wire.keep_alive,
+        num_ctx=wire.options.num_ctx if wire.options else None,
+    )
+
+
+def _refuse(field: str, asked: bool, hint: str | None = None) -> None:
+    if asked:
+        raise UnsupportedParameter(f"{field} is not supported", param=field, hint=hint)
+
+
+def _refuse_for_chat(wire: ChatCompletionRequest) -> None:
+    uses_tools = bool(wire.tools) and wire.tool_choice != "none"
+    _refuse("tools", uses_tools, 'leave tools out, or send "tool_choice": "none"')
+    _refuse("tool_choice", not wire.tools and wire.tool_choice not in (None, "none", "auto"))
+    _refuse("functions", bool(wire.functions) and wire.function_call != "none")
+    _refuse("response_format", wire.response_format is not None and wire.response_format.type != "text")
+    _refuse("reasoning_effort", wire.reasoning_effort not in (None, "none"))
+    _refuse("modalities", any(modality != "text" for modality in wire.modalities or ()))
+    _refuse("audio", wire.audio is not None)
+    _refuse("web_search_options", wire.web_search_options is not None)
+
+
+def _chat_logprobs(wire: ChatCompletionRequest) -> int | None:
+    top = wire.top_logprobs
+    if top is not None and not 0 <= top <= MAX_TOP_LOGPROBS:
+        raise InvalidRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}", param="top_logprobs")
+    if top and not wire.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+    return (top or 0) if wire.logprobs else None
+
+
+def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
+    try:
+        return {int(token): value for token, value in bias.items()}
+    except ValueError as error:
+        raise InvalidRequest("logit_bias: keys are token ids", param="logit_bias") from error
+
+
+def _message(wire: ChatMessage, index: int) -> Message:
+    where = f"messages[{index}]"
+    _refuse(f"{where}.tool_calls", bool(wire.tool_calls))
+    _refuse(f"{where}.function_call", wire.function_call is not None)
+    _refuse(f"{where}.audio", wire.audio is not None)
+    roles = {"developer": "system", "function": "tool"}
+    return Message(
+        role=roles.get(wire.role, wire.role),
+        content=_text(wire, where),
+        name=wire.name,
+        thinking=wire.reasoning or wire.reasoning_content,
+    )
+
+
+def _text(wire: ChatMessage, where: str) -> str:
+    """The text of a message; several text parts become lines."""
+    content, path = wire.content, f"{where}.content"
+    if isinstance(content, str):
+        return content
+    if content is None and wire.role == "assistant":
+        return wire.refusal or ""
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{path}: must be a string or an array of parts", param=path)
+    try:
+        parts = _PARTS.validate_python(content)
+    except ValidationError as error:
+        raise invalid_request(error, path) from error
+    texts = []
+    for index, part in enumerate(parts):
+        text = part.text if part.type == "text" else part.refusal if part.type == "refusal" else None
+        if part.type not in ("text", "refusal"):
+            raise UnsupportedParameter(
+                f"{path}[{index}]: {part.type} parts are not supported", param=f"{path}[{index}]"
+            )
+        if text is None:
+            raise InvalidRequest(f"{path}[{index}].{part.type}: field required", param=f"{path}[{index}].{part.type}")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _is_token_ids(value: list[object]) -> TypeGuard[list[int]]:
+    return bool(value) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+
+
+def _text_prompts(prompt: object) -> list[TextPrompt]:
+    """`prompt` in its four forms: a string, strings, token ids, arrays of token ids."""
+    if isinstance(prompt, str):
+        return [TextPrompt(prompt)]
+    if not isinstance(prompt, list) or not prompt:
+        raise InvalidRequest("prompt: must be a string, token ids, or an array of either", param="prompt")
+    if _is_token_ids(prompt):
+        return [TextPrompt(tuple(prompt))]
+    if len(prompt) > MAX_PROMPTS:
+        raise InvalidRequest(f"prompt: {len(prompt)} prompts, the limit is {MAX_PROMPTS}", param="prompt")
+    prompts = []
+    for index, one in enumerate(prompt):
+        path = field_path(("prompt", index))
+        if isinstance(one, str):
+            prompts.append(TextPrompt(one, param=path))
+        elif isinstance(one, list) and _is_token_ids(one):
+            prompts.append(TextPrompt(tuple(one), param=path))
+        else:
+            raise InvalidRequest(f"{path}: must be a string or an array of token ids", param=path)
+    return prompts

@@ -1,0 +1,37 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+from litestar import Controller, get
+
+from vmm_server.models.registry import Registry
+from vmm_server.models.store import InstalledModel
+
+
+class ModelsController(Controller):
+    """Installed models, in OpenAI's form."""
+
+    path = "/v1/models"
+    tags = ("OpenAI",)
+
+    @get(operation_id="listModels", summary="List installed models", sync_to_thread=True)
+    def list_models(self, registry: Registry) -> dict[str, object]:
+        """Newest first."""
+        return {"object": "list", "data": [model_fields(model, model.name) for model in registry.installed()]}
+
+    @get("/{model_id:path}", operation_id="retrieveModel", summary="One installed model", sync_to_thread=True)
+    def retrieve(self, registry: Registry, model_id: str) -> dict[str, object]:
+        """The id may hold `/` and `:`."""
+        name = str(model_id).lstrip("/")
+        return model_fields(registry.resolve(name), name)
+
+
+def model_fields(model: InstalledModel, name: str) -> dict[str, object]:
+    """One model under the name it was asked for; agents read the two context fields."""
+    owner, slash, _ = model.name.rpartition("/")
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(model.modified_at.timestamp()),
+        "owned_by": owner if slash else "library",
+        "max_model_len": model.context_length,
+        "context_length": model.context_length,
+    }

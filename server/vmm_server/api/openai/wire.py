@@ -1,0 +1,109 @@
+"""What clients send under `/v1`: OpenAI's fields, and the extra ones that local servers' clients use.
+
+`object` fields have several forms on the wire; `convert` reads them, because its messages can then name the place.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vmm_server.api.body import Duration, Integer, Strings, Wire
+
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Positive = Annotated[Integer, Field(ge=1)]
+
+
+class StreamOptions(Wire):
+    """`stream_options`."""
+
+    include_usage: bool | None = None
+
+
+class RunnerOptions(Wire):
+    """`options`: the one of Ollama's that clients of this route ask for."""
+
+    num_ctx: Positive | None = None
+
+
+class SamplingFields(Wire):
+    """Fields that both routes share."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[Integer, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: Integer | None = None
+    stop: Strings | None = None
+    max_tokens: Positive | None = None
+    min_tokens: Annotated[Integer, Field(ge=0)] | None = None
+    stop_token_ids: list[Integer] | None = None
+    ignore_eos: bool | None = None
+    n: Positive | None = None
+    keep_alive: Duration = None
+    options: RunnerOptions | None = None
+
+
+class ChatMessage(Wire):
+    """One element of `messages`."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: object = None
+    """A string, `null` (assistant only) or an array of parts."""
+    name: str | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[object] | None = None
+    function_call: object = None
+    audio: object = None
+
+
+class ContentPart(Wire):
+    """One element of an array `content`."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class ResponseFormat(Wire):
+    """`response_format`."""
+
+    type: str
+
+
+class ChatCompletionRequest(SamplingFields):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage]
+    max_completion_tokens: Positive | None = None
+    logprobs: bool | None = None
+    top_logprobs: Integer | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[object] | None = None
+    tool_choice: object = None
+    functions: list[object] | None = None
+    function_call: object = None
+    reasoning_effort: str | None = None
+    modalities: list[str] | None = None
+    audio: object = None
+    web_search_options: object = None
+    chat_template_kwargs: dict[str, object] | None = None
+
+
+class CompletionRequest(SamplingFields):
+    """Body of `POST /v1/completions`."""
+
+    prompt: object = None
+    """A string, token ids, or an array of either."""
+    logprobs: Annotated[Integer, Field(ge=0, le=5)] | None = None
+    best_of: Integer | None = None
+    echo: bool | None = None
+    suffix: str | None = None

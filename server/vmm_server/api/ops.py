@@ -1,0 +1,42 @@
+"""Health, for load balancers and orchestrators."""
+
+from dataclasses import dataclass
+
+from litestar import Controller, HttpMethod, Response, route
+
+from vmm_server.inference import Inference
+
+_PROBE = [HttpMethod.GET, HttpMethod.HEAD]
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Why the server should get no traffic yet; the app's start-up writes it."""
+
+    waiting_for: str | None = None
+    """In words; `None`: nothing."""
+
+
+class HealthController(Controller):
+    """`live`: the process answers. `ready`: it should get traffic. `/health` is `ready`."""
+
+    path = "/health"
+    tags = ("Health",)
+
+    @route("/live", http_method=_PROBE, sync_to_thread=False)
+    def live(self) -> dict[str, str]:
+        """200 as long as the event loop turns."""
+        return {"status": "ok"}
+
+    @route(["/", "/ready"], http_method=_PROBE, sync_to_thread=False)
+    def ready(self, readiness: Readiness, inference: Inference) -> Response[dict[str, str]]:
+        """503 with the reason while the default model is not loaded, or while the server drains."""
+        if inference.draining:
+            return _unavailable("draining", "the server is shutting down")
+        if readiness.waiting_for is not None:
+            return _unavailable("loading", readiness.waiting_for)
+        return Response({"status": "ok"})
+
+
+def _unavailable(status: str, reason: str) -> Response[dict[str, str]]:
+    return Response({"status": status, "reason": reason}, status_code=503, headers={"retry-after": "1"})

@@ -1,0 +1,54 @@
+"""One log line a request, and its id on the response and on every line written while answering."""
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+from litestar.types import Message, Receive, Scope, Send
+
+from vmm_server.logs import request_id
+
+logger = logging.getLogger(__name__)
+
+HEADER = b"x-request-id"
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_PROBES = ("/health", "/health/live", "/health/ready")
+_CLIENT_LEFT = 499
+
+
+async def logged(
+    app: Callable[[Scope, Receive, Send], Awaitable[None]],
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Run one HTTP request. The client's own `x-request-id` is kept when it is short and plain."""
+    chosen = _request_id(scope)
+    status, started = _CLIENT_LEFT, clock()
+
+    async def send_with_id(message: Message) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            message["headers"] = [*message["headers"], (HEADER, chosen.encode())]
+        await send(message)
+
+    token = request_id.set(chosen)
+    try:
+        await app(scope, receive, send_with_id)
+    finally:
+        level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+        took_ms = 1e3 * (clock() - started)
+        logger.log(level, "%s %s %d %.1f ms", scope["method"], scope["path"], status, took_ms)
+        request_id.reset(token)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == HEADER and _SANE_ID.fullmatch(value):
+            return value.decode()
+    return f"req-{secrets.token_hex(8)}"

@@ -1,0 +1,178 @@
+"""Replies that own their work: JSON, SSE and NDJSON, each an ASGI callable.
+
+A route handler returns one of these and is done; nothing has been acquired yet. When the callable runs it opens the
+answer, sends it, and closes it, whatever happened. (A `yield` dependency would be closed before the first chunk, and a
+generator that was never started runs no `finally` at all.) All of that is one task raced against the client: when the
+client leaves - in the queue, in prefill, between two chunks, while a JSON answer is in the making - the task is
+cancelled, and the generation with it.
+
+A response starts with its first chunk, so that a failure before it still has its own status. Only a stream whose first
+chunk takes longer than `FIRST_CHUNK_GRACE_S` starts without one, to keep proxies from giving up on it.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from litestar.types import ASGIApp, Receive, Scope, Send
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from vmm_server.api.errors import Body, report
+from vmm_server.api.framing import json_line, sse_event
+
+FIRST_CHUNK_GRACE_S = 15.0
+PING_S = 15.0
+"""Between two SSE comments on a silent stream. NDJSON has no such thing and gets none."""
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkStream:
+    """An answer in pieces. A chunk is one SSE event or one NDJSON line (or several, sent together), framed."""
+
+    chunks: AsyncIterator[bytes]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """An answer in one piece."""
+
+    body: Body
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+OpenStream = Callable[[], AbstractAsyncContextManager[ChunkStream]]
+"""Opens an answer; on exit it gives back what it acquired."""
+
+
+def json_response(work: Callable[[], Awaitable[WholeAnswer]], *, media_type: str = JSON) -> ASGIApp:
+    """200 with one JSON object, once `work` is done."""
+
+    async def reply(scope: Scope, receive: Receive, send: Send) -> None:
+        async def answer() -> None:
+            whole = await work()
+            body = msgspec.json.encode(whole.body)
+            headers = {"content-type": media_type, "content-length": str(len(body)), **whole.headers}
+            await _start(send, headers)
+            await _send(send, body, more=False)
+
+        await _while_connected(receive, answer())
+
+    return reply
+
+
+def ndjson_response(open_stream: OpenStream, failure: Callable[[Exception], Body]) -> ASGIApp:
+    """200 with one JSON object a line; a late failure is the last line, in `failure`'s words."""
+
+    async def reply(scope: Scope, receive: Receive, send: Send) -> None:
+        async def answer() -> None:
+            async with (
+                open_stream() as stream,
+                aclosing(_guarded(stream.chunks, lambda e: json_line(failure(e)))) as lines,
+            ):
+                first = await anext(lines, b"")
+                await _start(send, {"content-type": NDJSON, **stream.headers})
+                if first:
+                    await _send(send, first)
+                async for line in lines:
+                    await _send(send, line)
+                await _send(send, b"", more=False)
+
+        await _while_connected(receive, answer())
+
+    return reply
+
+
+def sse_response(open_stream: OpenStream, failure: Callable[[Exception], Body], *, drain_s: float) -> ASGIApp:
+    """200 with server-sent events and pings; a late failure is the last event, in `failure`'s words.
+
+    `drain_s` is how long a running stream may go on once the server is told to stop.
+    """
+
+    async def reply(scope: Scope, receive: Receive, send: Send) -> None:
+        async def answer() -> None:
+            async with (
+                open_stream() as stream,
+                aclosing(_guarded(stream.chunks, lambda e: sse_event(failure(e)))) as events,
+            ):
+                first = await anext(events, b"")
+                response = EventSourceResponse(
+                    _prepended(first, events),
+                    headers=stream.headers,
+                    ping=PING_S,
+                    ping_message_factory=_ping,
+                    shutdown_grace_period=drain_s,
+                )
+                await response(scope, receive, send)  # type: ignore[arg-type]
+
+        await _while_connected(receive, answer())
+
+    return reply
+
+
+def _ping() -> ServerSentEvent:
+    return ServerSentEvent(comment="ping", sep="\n")
+
+
+async def _start(send: Send, headers: Mapping[str, str]) -> None:
+    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": encoded})
+
+
+async def _send(send: Send, body: bytes, *, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def _prepended(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in chunks:
+        yield chunk
+
+
+async def _guarded(chunks: AsyncIterator[bytes], failure: Callable[[Exception], bytes]) -> AsyncGenerator[bytes]:
+    """`chunks`, with `b""` before them when the first takes long. An error before the first yield is the caller's;
+    a later one becomes a last chunk."""
+    first = asyncio.ensure_future(anext(chunks, None))
+    started = False
+    try:
+        done, _ = await asyncio.wait({first}, timeout=FIRST_CHUNK_GRACE_S)
+        if not done:
+            started = True
+            yield b""
+        chunk = await first
+        while chunk is not None:
+            started = True
+            yield chunk
+            chunk = await anext(chunks, None)
+    except Exception as error:
+        if not started:
+            raise
+        report(error)
+        yield failure(error)
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def _while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end, or cancel it when the client leaves: then nobody is there to answer, so just return."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,127 @@
+"""`create_app(settings)`: the only place that wires things."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
+from functools import partial
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.types import Receive, Scope, Send
+
+import vmm_server
+from vmm_server.api.body import MAX_BODY_BYTES
+from vmm_server.api.errors import respond
+from vmm_server.api.ollama.chat import ChatController as OllamaChatController
+from vmm_server.api.ollama.generate import GenerateController
+from vmm_server.api.ollama.models import ModelsController as OllamaModelsController
+from vmm_server.api.openai.chat import ChatController
+from vmm_server.api.openai.completions import CompletionController
+from vmm_server.api.openai.models import ModelsController
+from vmm_server.api.ops import HealthController, Readiness
+from vmm_server.api.request_log import logged
+from vmm_server.errors import VMMError
+from vmm_server.inference import Inference
+from vmm_server.models.loading import load_model
+from vmm_server.models.pool import ModelPool
+from vmm_server.models.pull import Puller
+from vmm_server.models.registry import Registry, read_cards
+from vmm_server.models.store import Store
+from vmm_server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that lives as long as the app. Handlers get these by name; the CLI finds them in `app.state.parts`."""
+
+    settings: Settings
+    registry: Registry
+    puller: Puller
+    pool: ModelPool
+    inference: Inference
+    readiness: Readiness
+
+
+class App(Litestar):
+    """The ASGI app; every HTTP request, found or not, runs inside `logged`."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection, as ASGI has it."""
+        if scope["type"] == "http":
+            await logged(super().__call__, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(settings: Settings) -> App:
+    """Build the app. Raises `SettingsError`, `StoreError` before anything listens."""
+    parts = build_parts(settings)
+    return App(
+        route_handlers=[
+            ChatController,
+            CompletionController,
+            ModelsController,
+            OllamaChatController,
+            GenerateController,
+            OllamaModelsController,
+            HealthController,
+        ],
+        dependencies={part.name: _provide(getattr(parts, part.name)) for part in fields(parts)},
+        exception_handlers={Exception: respond},
+        lifespan=[lambda _: _lifespan(parts)],
+        state=State({"parts": parts}),
+        openapi_config=OpenAPIConfig(title="VMM", version=vmm_server.__version__),
+        request_max_body_size=MAX_BODY_BYTES,
+        logging_config=None,
+    )
+
+
+def build_parts(settings: Settings) -> Parts:
+    """The parts, wired to each other."""
+    store = Store(settings.store_dir)
+    registry = Registry(store, read_cards(settings.card_dirs))
+    pool = ModelPool(settings, partial(load_model, settings=settings))
+    readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
+    return Parts(settings, registry, Puller(store, registry), pool, Inference(registry, pool), readiness)
+
+
+def _provide(part: object) -> Provide:
+    def get() -> object:
+        return part
+
+    return Provide(get, sync_to_thread=False)
+
+
+@asynccontextmanager
+async def _lifespan(parts: Parts) -> AsyncIterator[None]:
+    """Load the default model and unload idle ones; at the end let what runs finish, then unload everything."""
+    background = [asyncio.create_task(parts.pool.run()), asyncio.create_task(_preload(parts))]
+    try:
+        yield
+    finally:
+        if not await parts.inference.drain(parts.settings.shutdown_timeout_s):
+            logger.warning("aborting generations that still ran after %g s", parts.settings.shutdown_timeout_s)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await parts.pool.aclose()
+
+
+async def _preload(parts: Parts) -> None:
+    """Have the default model in memory; `/health/ready` waits for it. At once done when it is there already."""
+    name, readiness = parts.settings.default_model, parts.readiness
+    if not name:
+        return
+    try:
+        await parts.inference.load(name, None)
+    except VMMError as error:
+        logger.error("cannot load the default model: %s", error.message)
+        readiness.waiting_for = error.message
+    else:
+        readiness.waiting_for = None

@@ -1,0 +1,199 @@
+"""Who may import whom: `cli → app → api → inference → models, engine, prompt → vmm_adapters' contract`.
+
+Every import counts: at the top, under `TYPE_CHECKING`, inside a function.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CONTRACT = {"types", "base", "errors", "card", "device", "catalog"}
+BASE = ("errors", "requests", "durations", "settings")
+"""Modules of `vmm_server` that every other one may import."""
+
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "requests": (),
+    "durations": ("requests",),
+    "settings": ("errors", "requests", "durations"),
+    "logs": (),
+    "prompt": (*BASE, "prompt"),
+    "media": (*BASE, "media"),
+    "engine": (*BASE, "engine"),
+    "models": (*BASE, "models", "engine", "prompt"),
+    "inference": (*BASE, "models", "engine", "prompt", "media"),
+    "api": (*BASE, "logs", "inference", "models", "engine", "api"),
+    "app": (*BASE, "logs", "inference", "models", "api"),
+    "cli": (*BASE, "logs", "models", "app", "cli"),
+    "__main__": ("cli",),
+    "__init__": (),
+}
+HTTP = {"litestar", "starlette", "sse_starlette", "uvicorn"}
+HTTP_ALLOWED = {"litestar": {"api", "app"}, "starlette": {"api"}, "sse_starlette": {"api"}, "uvicorn": {"cli"}}
+PURE = ("engine.scheduler", "engine.block_pool", "engine.sequence", "engine.stopping")
+IMPURE = {"asyncio", "threading", "time", "socket", "queue", "concurrent"}
+CONTRACT_PACKAGES = {"numpy", "pydantic", "vmm_adapters", *sys.stdlib_module_names}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target, absolute."""
+
+    source: str
+    target: str
+    line: int
+    local: bool
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line} imports {self.target}"
+
+
+def module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+def imports_of(path: Path, root: Path) -> Iterator[Import]:
+    source = module_name(path, root)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    local = {
+        inner
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(source, alias.name, node.lineno, node in local)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the import out"
+            for alias in node.names:
+                yield Import(source, f"{node.module}.{alias.name}", node.lineno, node in local)
+
+
+def all_imports(package: str) -> list[Import]:
+    root = ROOT / package
+    return [found for path in sorted(root.rglob("*.py")) for found in imports_of(path, root)]
+
+
+SERVER = all_imports("server")
+ADAPTERS = all_imports("adapters")
+
+
+def layer(name: str) -> str:
+    """`vmm_server.api.openai.chat` → `api`; the package itself is `__init__`."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def names_a_layer(target: str) -> bool:
+    """`vmm_server.__version__` and `vmm_server` itself belong to no layer."""
+    return target.startswith("vmm_server.") and layer(target) in MAY_IMPORT and layer(target) != "__init__"
+
+
+def test_there_is_something_to_check() -> None:
+    assert {layer(found.source) for found in SERVER} >= {"api", "engine", "models", "settings"}
+    assert len(ADAPTERS) > 10
+
+
+def test_every_module_of_the_server_has_a_layer() -> None:
+    package = ROOT / "server" / "vmm_server"
+    names = {path.stem if path.is_file() else path.name for path in package.iterdir() if path.suffix in (".py", "")}
+    assert names - {"__pycache__"} <= MAY_IMPORT.keys()
+
+
+def test_imports_go_one_way_down() -> None:
+    wrong = [
+        found
+        for found in SERVER
+        if names_a_layer(found.target) and layer(found.target) not in MAY_IMPORT[layer(found.source)]
+    ]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_the_dialects_never_meet() -> None:
+    wrong = [
+        found
+        for found in SERVER
+        for one, other in (("openai", "ollama"), ("ollama", "openai"))
+        if found.source.startswith(f"vmm_server.api.{one}") and found.target.startswith(f"vmm_server.api.{other}")
+    ]
+    wrong += [
+        found
+        for found in SERVER
+        if layer(found.source) == "api"
+        and found.source.split(".")[2:3] not in (["openai"], ["ollama"])
+        and found.target.startswith(("vmm_server.api.openai", "vmm_server.api.ollama"))
+    ]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_only_the_edge_knows_http() -> None:
+    wrong = [
+        found
+        for found in SERVER + ADAPTERS
+        if (package := found.target.split(".")[0]) in HTTP and layer(found.source) not in HTTP_ALLOWED[package]
+    ]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_the_server_knows_only_the_contract_of_the_adapters() -> None:
+    wrong = [
+        found
+        for found in SERVER
+        if found.target.startswith("vmm_adapters.") and found.target.split(".")[1] not in CONTRACT
+    ]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_adapters_never_import_the_server() -> None:
+    wrong = [found for found in ADAPTERS if found.target.split(".")[0] == "vmm_server"]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_the_contract_imports_no_runtime_and_no_concrete_adapter() -> None:
+    contract = [found for found in ADAPTERS if layer(found.source) in CONTRACT | {"__init__"}]
+    wrong = [found for found in contract if found.target.split(".")[0] not in CONTRACT_PACKAGES]
+    wrong += [
+        found
+        for found in contract
+        if found.target.startswith("vmm_adapters.") and found.target.split(".")[1] not in CONTRACT
+    ]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_imports_inside_functions_are_for_optional_runtimes_alone() -> None:
+    wrong = [found for found in SERVER if found.local]
+    wrong += [found for found in ADAPTERS if found.local and layer(found.source) in CONTRACT - {"catalog"}]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_know_no_threads_clocks_or_sockets(module: str) -> None:
+    wrong = [
+        found for found in SERVER if found.source == f"vmm_server.{module}" and found.target.split(".")[0] in IMPURE
+    ]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+@pytest.mark.parametrize("dialect", ["openai", "ollama"])
+@pytest.mark.parametrize("module", ["convert", "render"])
+def test_dialects_convert_without_io(dialect: str, module: str) -> None:
+    source = f"vmm_server.api.{dialect}.{module}"
+    found = [one for one in SERVER if one.source == source]
+    assert found, f"{source} is gone"
+    wrong = [one for one in found if one.target.split(".")[0] in IMPURE | HTTP]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_compat_tests_know_only_a_base_url() -> None:
+    root = ROOT / "compat_tests"
+    found = [one for path in sorted(root.rglob("*.py")) for one in imports_of(path, root)]
+    wrong = [one for one in found if one.target.split(".")[0] in ("vmm_server", "vmm_adapters")]
+    assert not wrong, "\n".join(map(str, wrong))
