@@ -1,8 +1,11 @@
 """The lock files are current: they pin, with hashes and without addresses, what pyproject.toml asks for."""
 
+import ast
 import re
+import sys
 import tomllib
 from collections import defaultdict
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,25 @@ def test_the_profiles_agree() -> None:
         for name, versions in read_pins(profile).items():
             assert profile == "build" or name in dev
             assert name not in dev or versions <= dev[name], name
+
+
+def test_what_is_imported_is_asked_for_by_name() -> None:
+    """Not left to a dependency's dependencies, which may drop it."""
+    declared = {canonicalize_name(requirement.name) for requirement in direct_requirements("default")}
+    distributions = packages_distributions()
+    for path in [*(ROOT / "server").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]:
+        for module in imported_modules(path):
+            if module not in sys.stdlib_module_names and module not in ("vmm_server", "vmm_adapters"):
+                names = {canonicalize_name(name) for name in distributions.get(module, [module])}
+                assert names & declared, f"{path}: {module} is not in pyproject.toml"
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Top-level names of the absolute imports in a file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
