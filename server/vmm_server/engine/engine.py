@@ -1,0 +1,213 @@
+"""The async face of one loaded text model."""
+
+import asyncio
+import logging
+import time
+import weakref
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
+from math import ceil
+from typing import Self
+
+from tokenizers import Tokenizer
+
+from vmm_adapters.base import CausalLMRunner
+from vmm_adapters.types import SamplingParams
+from vmm_server.engine.block_pool import BlockPool
+from vmm_server.engine.sampler import SamplingState
+from vmm_server.engine.scheduler import Scheduler
+from vmm_server.engine.sequence import Sequence
+from vmm_server.engine.stopping import AnswerText, Detokenizer, special_token_ids
+from vmm_server.engine.stream import Delta, Outbox, TokenStream, Usage
+from vmm_server.engine.worker import Abort, Answer, Close, Submit, Worker
+from vmm_server.errors import ContextLengthExceeded, InvalidRequest, Overloaded, ShuttingDown, VMMError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Limits of one engine."""
+
+    max_batched_tokens: int = 512
+    """New tokens in a step."""
+    max_sequences: int = 64
+    """Generations that run at the same time; in a step each takes at least one of `max_batched_tokens`."""
+    max_queue: int = 512
+    """Generations that may wait beyond those that run."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A look at the engine, a step old at most."""
+
+    num_waiting: int
+    num_running: int
+    num_blocks: int
+    num_free_blocks: int
+    """Held by no sequence; most of them still hold cached prefixes."""
+    num_preempted: int
+    """Preemptions since the start."""
+
+
+class Engine:
+    """Takes prompts, gives generations. Used from one event loop; the work is done by a `Worker`."""
+
+    def __init__(
+        self,
+        runner: CausalLMRunner,
+        tokenizer: Tokenizer,
+        *,
+        eos_token_ids: frozenset[int],
+        options: EngineOptions,
+        context_length: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._pool = BlockPool(runner.num_blocks, runner.block_size)
+        self._scheduler = Scheduler(
+            self._pool, max_batched_tokens=options.max_batched_tokens, max_sequences=options.max_sequences
+        )
+        self._tokenizer = tokenizer
+        self._special = special_token_ids(tokenizer)
+        self._vocab_size = runner.vocab_size
+        self._eos_token_ids = frozenset(i for i in eos_token_ids if i < runner.vocab_size)
+        self.context_length = min(context_length, runner.context_length, self._pool.num_positions)
+        """Prompt and answer together; also bounded by the KV blocks there are."""
+        self._max_unfinished = self._scheduler.max_sequences + options.max_queue
+        self._clock = clock
+        self._num_submitted = 0
+        self._outbox: Outbox | None = None
+        self._is_closing = False
+        self._worker = Worker(runner, self._scheduler, clock)
+        self._worker.start()
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counts of sequences and blocks."""
+        unread = self._num_submitted - self._worker.num_received
+        return EngineStats(
+            num_waiting=len(self._scheduler.waiting) + unread,
+            num_running=len(self._scheduler.running),
+            num_blocks=self._pool.num_blocks,
+            num_free_blocks=self._pool.num_free,
+            num_preempted=self._scheduler.num_preempted,
+        )
+
+    def submit(
+        self,
+        prompt: Tokens[int],
+        sampling: SamplingParams,
+        *,
+        priority: int = 0,
+        context_length: int | None = None,
+        param: str = "prompt",
+    ) -> "Generation":
+        """Queue a generation. Call on the event loop; lower `priority` goes first.
+
+        `context_length` can lower the engine's own. Raises at once: `InvalidRequest` (`param` names the
+        prompt's field), `ContextLengthExceeded`, `Overloaded`, `ShuttingDown`.
+        """
+        if self._is_closing or not self._worker.is_alive():
+            raise ShuttingDown
+        limit = min(context_length or self.context_length, self.context_length)
+        self._check(prompt, sampling, limit, param)
+        if self._num_submitted - self._worker.num_finished >= self._max_unfinished:
+            raise Overloaded(retry_after_s=self._retry_after_s())
+        sequence = Sequence(
+            list(prompt),
+            sampling,
+            max_length=limit,
+            eos_token_ids=self._eos_token_ids,
+            priority=priority,
+            submitted_at=self._clock(),
+        )
+        answer = Answer(
+            SamplingState(sampling, sequence.token_ids, self._eos_token_ids),
+            AnswerText(Detokenizer(self._tokenizer, self._special, prompt), sampling.stop),
+            TokenStream(),
+            self._outbox_of(asyncio.get_running_loop()),
+        )
+        self._num_submitted += 1
+        self._worker.post(Submit(sequence, answer))
+        return Generation(self._worker, sequence, answer.stream)
+
+    async def aclose(self) -> None:
+        """Abort what is left, end the thread and close the runner. Idempotent; waits for the step under way."""
+        if not self._is_closing:
+            self._is_closing = True
+            self._worker.post(Close())
+        await asyncio.to_thread(self._worker.join)
+
+    def _check(self, prompt: Tokens[int], sampling: SamplingParams, limit: int, param: str) -> None:
+        """Refuse what could only fail later."""
+        if not prompt:
+            raise InvalidRequest(f"{param} is empty: there is no token to continue", param=param)
+        if len(prompt) > limit:
+            raise ContextLengthExceeded(limit=limit, asked=len(prompt), param=param)
+        if sampling.max_tokens is not None and sampling.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens must be at least 1, not {sampling.max_tokens}", param="max_tokens")
+        named = {param: prompt, "logit_bias": sampling.logit_bias, "stop_token_ids": sampling.stop_token_ids}
+        for field, token_ids in named.items():
+            if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._vocab_size):
+                raise InvalidRequest(
+                    f"{field} names a token that the model does not have: ids are 0 to {self._vocab_size - 1}",
+                    param=field,
+                )
+
+    def _retry_after_s(self) -> int:
+        """When a place is likely to be free: running generations end at their mean time, one after the other."""
+        num_running = max(1, len(self._scheduler.running))
+        return min(60, max(1, ceil(self._worker.mean_answer_s / num_running)))
+
+    def _outbox_of(self, loop: asyncio.AbstractEventLoop) -> Outbox:
+        if self._outbox is None or self._outbox.loop is not loop:
+            self._outbox = Outbox(loop)
+        return self._outbox
+
+
+class Generation:
+    """One answer as it grows: an async iterator of `Delta`, for one reader.
+
+    Close it (`aclose`) unless it was read to its end; one that is dropped unfinished is aborted with a warning.
+    """
+
+    def __init__(self, worker: Worker, sequence: Sequence, stream: TokenStream) -> None:
+        self.num_prompt_tokens = sequence.num_prompt_tokens
+        self.usage: Usage | None = None
+        """Set with the last delta."""
+        self._worker = worker
+        self._sequence = sequence
+        self._stream = stream
+        self._dropped = weakref.finalize(self, _abort_dropped, worker, sequence)
+        self._dropped.atexit = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        """The next piece; all that came since the last one, if the reader was slow. Raises `GenerationFailed`."""
+        if not self._dropped.alive:
+            raise StopAsyncIteration
+        try:
+            delta = await self._stream.get()
+        except VMMError:
+            self._dropped.detach()
+            raise
+        if delta is None:
+            raise StopAsyncIteration
+        if delta.finish_reason is not None:
+            self._dropped.detach()
+            self.usage = delta.usage
+        return delta
+
+    async def aclose(self) -> None:
+        """Abort if unfinished. Idempotent; blocks are free before the engine's next step."""
+        if self._dropped.detach() is not None:
+            self._stream.close()
+            self._worker.post(Abort(self._sequence))
+
+
+def _abort_dropped(worker: Worker, sequence: Sequence) -> None:
+    logger.warning("a generation was dropped unfinished and without aclose(); aborting it")
+    worker.post(Abort(sequence))

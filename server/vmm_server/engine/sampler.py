@@ -1,0 +1,230 @@
+"""Logits → the next token of each sequence.
+
+Greedy rows are an argmax of the runner's own array. Every other row goes through the steps of `SamplingParams`,
+one row at a time: a row of logits stays in the processor's second-level cache where a batch would not, and what
+a sequence draws cannot depend on its neighbours. No row is ever sorted whole.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmm_adapters.types import SamplingParams, TokenLogprob
+
+Row = NDArray[np.float32]
+TokenIds = NDArray[np.intp]
+
+_LOWEST_TEMPERATURE = 1e-4  # below it only exact ties could still differ from greedy
+_GROUPS = 64
+_FIRST_NUCLEUS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One drawn token, and its log-probabilities if the sequence asked for them."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+
+
+class SamplingState:
+    """What the sampler keeps of one sequence: its generator, and the tokens its penalties look at.
+
+    `token_ids` is the sequence's own growing list; new tokens are taken from it at the next draw.
+    """
+
+    def __init__(
+        self, params: SamplingParams, token_ids: list[int], eos_token_ids: Iterable[int] = frozenset()
+    ) -> None:
+        self.params = params
+        self.token_ids = token_ids
+        self.num_prompt_tokens = len(token_ids)
+        seed = None if params.seed is None else params.seed % 2**64
+        self.random = None if params.temperature == 0 else np.random.default_rng(seed)
+        self._eos = np.array(sorted(eos_token_ids), np.intp)
+        self._endings = np.union1d(self._eos, np.array(params.stop_token_ids, np.intp)).astype(np.intp)
+        self._bias_ids = np.array(list(params.logit_bias), np.intp)
+        self._biases = np.array(list(params.logit_bias.values()), np.float32)
+        self._seen = _TokenCounts() if params.repetition_penalty != 1 and not params.repetition_window else None
+        self._generated = _TokenCounts(self.num_prompt_tokens) if self._penalises_answer else None
+
+    @property
+    def _penalises_answer(self) -> bool:
+        return self.params.presence_penalty != 0 or self.params.frequency_penalty != 0
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the logits are used as they come."""
+        params = self.params
+        return not (
+            params.repetition_penalty != 1
+            or self._penalises_answer
+            or len(self._bias_ids)
+            or params.ignore_eos
+            or len(self.token_ids) - self.num_prompt_tokens < params.min_tokens
+        )
+
+    def adjust(self, logits: Row) -> Row:
+        """Penalties, bias and forbidden endings; a copy, unless there is nothing to do.
+
+        Repetition penalty as in transformers (divide what is positive, multiply what is negative; prompt
+        included), presence and frequency as in OpenAI's formula (subtract; generated tokens only).
+        """
+        if self.is_raw:
+            return logits
+        params, row = self.params, logits.copy()
+        if params.repetition_penalty != 1:
+            ids = self._repeated()
+            values, penalty = row[ids], np.float32(params.repetition_penalty)
+            row[ids] = np.where(values > 0, values / penalty, values * penalty)
+        if self._generated is not None:
+            ids, counts = self._generated.read(self.token_ids)
+            row[ids] -= np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * counts
+        row[self._bias_ids] += self._biases
+        if len(self.token_ids) - self.num_prompt_tokens < params.min_tokens:
+            row[self._endings] = -np.inf
+        elif params.ignore_eos:
+            row[self._eos] = -np.inf
+        return row
+
+    def _repeated(self) -> TokenIds:
+        """Distinct tokens in the repetition window."""
+        if self._seen is not None:
+            return self._seen.read(self.token_ids)[0]
+        window = self.params.repetition_window or 0
+        return np.array(list(set(self.token_ids[-window:])), np.intp)
+
+
+class _TokenCounts:
+    """Distinct tokens of a growing list, from `start` on, and how often each came; reads only what is new."""
+
+    def __init__(self, start: int = 0) -> None:
+        self._read = start
+        self._slots: dict[int, int] = {}
+        self._ids = np.empty(64, np.intp)
+        self._counts = np.zeros(64, np.float32)
+
+    def read(self, token_ids: list[int]) -> tuple[TokenIds, NDArray[np.float32]]:
+        for token_id in token_ids[self._read :]:
+            slot = self._slots.setdefault(token_id, len(self._slots))
+            if slot == len(self._ids):
+                self._ids = np.concatenate((self._ids, self._ids))
+                self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
+            self._ids[slot] = token_id
+            self._counts[slot] += 1
+        self._read = len(token_ids)
+        return self._ids[: len(self._slots)], self._counts[: len(self._slots)]
+
+
+def sample(logits: NDArray[np.float32], states: Sequence[SamplingState]) -> list[Sampled | None]:
+    """Draw one token from each row of float32 `[len(states), vocabulary]`.
+
+    `None` where nothing can be drawn: NaN in the row, or no token left that is not forbidden.
+    """
+    return [_sample_row(row, state) for row, state in zip(logits, states, strict=True)]
+
+
+def _sample_row(logits: Row, state: SamplingState) -> Sampled | None:
+    row = state.adjust(logits)
+    token_id = int(row.argmax())  # of the first NaN, if there is one
+    if not np.isfinite(row[token_id]):
+        return None
+    if state.random is not None:
+        token_id = _draw(row, row[token_id], state.params, state.random.random())
+    if state.params.logprobs is None:
+        return Sampled(token_id)
+    return Sampled(token_id, logprobs_of(logits, token_id, state.params.logprobs))
+
+
+def _draw(row: Row, peak: np.float32, params: SamplingParams, uniform: float) -> int:
+    """Temperature, then `top_k`, `top_p`, `min_p`, then the token at `uniform` (in [0, 1)) of what is left.
+
+    `top_p` keeps the most likely tokens up to and with the one that reaches it, of the mass that `top_k` left;
+    `min_p` keeps tokens that are at least so likely as `min_p` times the most likely one.
+    """
+    scale = np.float32(1 / max(params.temperature, _LOWEST_TEMPERATURE))
+    if params.top_k is not None and 0 < params.top_k < len(row):
+        ids = top_ids(row, params.top_k)
+        weights = np.exp((row[ids] - peak) * scale)
+        total = weights.sum(dtype=np.float64)
+    elif params.top_p < 1:
+        total = np.exp((row - peak) * scale).sum(dtype=np.float64)
+        ids, weights = _nucleus(row, peak, scale, params.top_p * total)
+    else:
+        weights = np.exp((row - peak) * scale)
+        if params.min_p > 0:
+            weights[weights < params.min_p] = 0
+        return _pick(weights, uniform)
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    num_kept = len(ids)
+    if params.top_p < 1:
+        num_kept = min(num_kept, int(np.searchsorted(cumulative, params.top_p * total)) + 1)
+    if params.min_p > 0:
+        num_kept = min(num_kept, max(1, int(np.count_nonzero(weights >= params.min_p))))
+    return int(ids[_position(cumulative[:num_kept], uniform)])
+
+
+def _nucleus(row: Row, peak: np.float32, scale: np.float32, mass: float) -> tuple[TokenIds, Row]:
+    """The most likely tokens, best first, until their weights reach `mass`."""
+    count = _FIRST_NUCLEUS
+    while True:
+        ids = top_ids(row, count)
+        weights = np.exp((row[ids] - peak) * scale)
+        if len(ids) < count or weights.sum(dtype=np.float64) >= mass:
+            return ids, weights
+        count *= 8
+
+
+def _pick(weights: Row, uniform: float) -> int:
+    """The index at `uniform` of the cumulative weights, without summing up all of them one by one."""
+    starts = np.arange(0, len(weights), 256)
+    blocks = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
+    block = _position(blocks, uniform)
+    before = blocks[block - 1] if block else 0.0
+    inside = np.cumsum(weights[starts[block] : starts[block] + 256], dtype=np.float64)
+    within = (uniform * blocks[-1] - before) / inside[-1]
+    return int(starts[block]) + _position(inside, min(max(within, 0.0), 1.0))
+
+
+def _position(cumulative: NDArray[np.float64], uniform: float) -> int:
+    """First index whose cumulative weight exceeds `uniform` of the total; never one of weight 0."""
+    position = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    if position == len(cumulative):  # uniform rounded up to the total: the last index that adds anything
+        position = int(np.searchsorted(cumulative, cumulative[-1]))
+    return position
+
+
+def top_ids(row: Row, count: int) -> TokenIds:
+    """Ids of the `count` largest logits, largest first; ids in order where logits are equal, -inf never.
+
+    The row is folded into groups. The `count`-th largest group maximum cannot be above the `count`-th largest
+    logit, so only the few logits that reach it need to be sorted.
+    """
+    width = len(row) // _GROUPS
+    if count < width:
+        maxima = row[: width * _GROUPS].reshape(_GROUPS, width).max(axis=0)
+        floor = np.partition(maxima, width - count)[width - count]
+        ids = np.flatnonzero(row >= floor)
+    else:
+        ids = np.arange(len(row))
+    if len(ids) > 4 * count:
+        floor = np.partition(row[ids], len(ids) - count)[len(ids) - count]
+        above, ties = np.flatnonzero(row > floor), np.flatnonzero(row == floor)
+        ids = np.concatenate((above, ties[: count - len(above)]))
+    values = row[ids]
+    order = np.argsort(-values, kind="stable")[:count]
+    return ids[order][values[order] > -np.inf]
+
+
+def logprobs_of(logits: Row, token_id: int, num_top: int) -> TokenLogprob:
+    """Log-softmax of the raw logits, at the drawn token and at the `num_top` most likely ones."""
+    peak = logits.max()
+    log_total = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+    top = top_ids(logits, num_top) if num_top else ()
+    return TokenLogprob(
+        token_id,
+        float(logits[token_id]) - log_total,
+        tuple((int(i), float(logits[i]) - log_total) for i in top),
+    )

@@ -1,0 +1,233 @@
+"""Who computes what in the next step. Pure: no threads, no clocks, no tensors."""
+
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import count
+from operator import attrgetter
+
+from vmm_adapters.types import Batch, Chunk
+from vmm_server.engine.block_pool import BlockPool, block_key
+from vmm_server.engine.sequence import Sequence, SequenceStatus
+
+_by_rank = attrgetter("rank")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one call of the runner computes: `batch.chunks[i]` is the share of `sequences[i]`."""
+
+    sequences: tuple[Sequence, ...]
+    batch: Batch
+    block_copies: tuple[tuple[int, int], ...]
+    """(source, target) blocks to copy, in order, before the batch is computed."""
+
+    @property
+    def sampled(self) -> list[Sequence]:
+        """Sequences that get a token from this step, in the order of the rows of logits."""
+        pairs = zip(self.sequences, self.batch.chunks, strict=True)
+        return [sequence for sequence, chunk in pairs if chunk.num_logits]
+
+
+class _StepBuilder:
+    """A step in the making: a preempted sequence can still be taken out of it."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._num_tokens: dict[Sequence, int] = {}
+        self._copies: dict[Sequence, tuple[int, int]] = {}
+
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        self._num_tokens[sequence] = num_tokens
+        self.budget -= num_tokens
+
+    def copy(self, sequence: Sequence, source: int) -> None:
+        """Fill the sequence's newest block with `source` (which may be the very same one, just taken over)."""
+        if source != sequence.block_table[-1]:
+            self._copies[sequence] = (source, sequence.block_table[-1])
+
+    def drop(self, sequence: Sequence) -> None:
+        self.budget += self._num_tokens.pop(sequence, 0)
+        self._copies.pop(sequence, None)
+
+    def build(self) -> Step:
+        chunks = tuple(_chunk(sequence, num_tokens) for sequence, num_tokens in self._num_tokens.items())
+        return Step(tuple(self._num_tokens), Batch(chunks), tuple(self._copies.values()))
+
+
+def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
+    start = sequence.num_computed_tokens
+    end = start + num_tokens
+    is_last = end == len(sequence.token_ids)
+    return Chunk(sequence.token_ids[start:end], start, sequence.block_table, num_logits=int(is_last))
+
+
+class Scheduler:
+    """Waiting and running sequences over one block pool.
+
+    There is no prefill or decode phase. Each sequence has tokens, of which some are computed; every step lets
+    the computed ones catch up, `max_batched_tokens` in all. Sequences that lack one token (they decode) go
+    first, then prompts, a chunk at a time, then new sequences while they fit, each in order of rank.
+
+    When blocks run out, the running sequence with the highest rank (lowest priority, youngest) is preempted: it gives
+    its blocks back and waits to be computed again, which costs little while they stay cached. The sequence with the
+    lowest rank can take every block there is, any sequence that is let in fits into all blocks, and the
+    budget has a token for each running sequence. So the first one advances in every step, and all finish.
+    """
+
+    def __init__(self, pool: BlockPool, *, max_batched_tokens: int, max_sequences: int) -> None:
+        self.pool = pool
+        self.max_batched_tokens = max_batched_tokens
+        self.max_sequences = min(max_sequences, max_batched_tokens)  # a token in each step for each of them
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preempted = 0
+        self._arrivals = count(1)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `schedule` would find anything."""
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. Its `max_length` must fit into the pool's blocks."""
+        sequence.rank = (sequence.priority, next(self._arrivals))
+        insort(self.waiting, sequence, key=_by_rank)
+
+    def finish(self, sequence: Sequence, status: SequenceStatus) -> None:
+        """Take a sequence out, whatever it is doing, and free its blocks; only sets the status if it is out."""
+        queue = self.waiting if sequence.status < SequenceStatus.RUNNING else self.running
+        if sequence in queue:
+            queue.remove(sequence)
+            self._release(sequence)
+        sequence.status = status
+
+    def schedule(self) -> Step:
+        """Choose the next step. It is empty only when there is no work."""
+        step = _StepBuilder(self.max_batched_tokens)
+        decoding = [sequence for sequence in self.running if sequence.num_pending_tokens == 1]
+        catching_up = [sequence for sequence in self.running if sequence.num_pending_tokens > 1]
+        for sequence in decoding + catching_up:
+            if sequence.status is SequenceStatus.RUNNING:  # not preempted for one before it
+                self._advance(sequence, step)
+        while self.waiting and step.budget > 0 and self._admit(self.waiting[0], step):
+            self._advance(self.waiting.pop(0), step)
+        return step.build()
+
+    def update(self, step: Step, token_ids: Iterable[int | None]) -> None:
+        """Book a computed step. `token_ids` has one entry for each of `step.sampled`; `None` if none could be drawn.
+
+        Sequences that this ends are finished and their blocks free.
+        """
+        drawn = iter(token_ids)
+        for sequence, chunk in zip(step.sequences, step.batch.chunks, strict=True):
+            self._mark_computed(sequence, len(chunk.token_ids))
+            if not chunk.num_logits:
+                continue
+            token_id = next(drawn)
+            if token_id is None:
+                self.finish(sequence, SequenceStatus.FAILED)
+                continue
+            sequence.append(token_id)
+            if sequence.is_finished:
+                self.running.remove(sequence)
+                self._release(sequence)
+
+    def _advance(self, sequence: Sequence, step: "_StepBuilder") -> None:
+        """Give a running sequence its share of the step: as many tokens as budget and blocks allow."""
+        self._reuse_cached(sequence, step)
+        wanted = min(sequence.num_pending_tokens, step.budget)
+        num_places = self._make_room(sequence, sequence.num_computed_tokens + wanted, step)
+        num_tokens = min(wanted, num_places - sequence.num_computed_tokens)
+        if num_tokens > 0:
+            step.add(sequence, num_tokens)
+
+    def _make_room(self, sequence: Sequence, num_tokens: int, step: "_StepBuilder") -> int:
+        """Grow the block table to hold `num_tokens`, preempting those behind; returns the positions it has now.
+
+        A sequence that has nobody behind it keeps its blocks and waits for those before it to move on.
+        """
+        pool, table = self.pool, sequence.block_table
+        for _ in range(pool.num_blocks_for(num_tokens) - len(table)):
+            while not pool.num_free and self.running[-1] is not sequence:
+                self._preempt(self.running[-1], step)
+            if not pool.num_free:
+                break
+            table.append(pool.allocate())
+        return len(table) * pool.block_size
+
+    def _admit(self, sequence: Sequence, step: "_StepBuilder") -> bool:
+        """Start a waiting sequence if there is room for all of its tokens; those of lower priority make room."""
+        self._extend_keys(sequence)
+        while len(self.running) >= self.max_sequences or not self._fits(sequence):
+            if not self.running or self.running[-1].priority <= sequence.priority:
+                return False
+            self._preempt(self.running[-1], step)
+        sequence.status = SequenceStatus.RUNNING
+        insort(self.running, sequence, key=_by_rank)
+        return True
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether there are blocks for the sequence, for what the running ones still lack, and one more for each."""
+        pool = self.pool
+        cached = [pool.lookup(key) for key in sequence.block_keys]
+        num_shared = sum(block is not None and pool.num_holders(block) > 0 for block in cached)
+        lacking = pool.num_blocks_for(len(sequence.token_ids)) - num_shared
+        for other in self.running:
+            lacking += pool.num_blocks_for(len(other.token_ids)) - len(other.block_table) + 1
+        return lacking <= pool.num_free
+
+    def _preempt(self, sequence: Sequence, step: "_StepBuilder") -> None:
+        step.drop(sequence)
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.status = SequenceStatus.PREEMPTED
+        sequence.num_computed_tokens = 0
+        insort(self.waiting, sequence, key=_by_rank)
+        sequence.num_preemptions += 1
+        self.num_preempted += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.block_table)
+        sequence.block_table = []
+
+    def _reuse_cached(self, sequence: Sequence, step: "_StepBuilder") -> None:
+        """Skip the full blocks that are in the pool already, another sequence's of this moment included.
+
+        One token must be left to compute, for its logits. Where everything is cached, the last block is
+        copied, since a full block is never written, and its last position computed again.
+        """
+        pool, size = self.pool, self.pool.block_size
+        if sequence.num_pending_tokens < size or sequence.num_computed_tokens % size:
+            return
+        self._extend_keys(sequence)
+        start = sequence.num_computed_tokens
+        for key in sequence.block_keys[sequence.num_computed_tokens // size :]:
+            block = pool.lookup(key)
+            if block is None:
+                break
+            if sequence.num_pending_tokens > size:
+                pool.share(block)
+                sequence.block_table.append(block)
+                sequence.num_computed_tokens += size
+            elif self._make_room(sequence, len(sequence.token_ids), step) == len(sequence.token_ids):
+                step.copy(sequence, block)
+                sequence.num_computed_tokens += size - 1
+        if sequence.num_preemptions == 0:
+            sequence.num_cached_tokens += sequence.num_computed_tokens - start
+
+    def _extend_keys(self, sequence: Sequence) -> None:
+        keys, size = sequence.block_keys, self.pool.block_size
+        for start in range(len(keys) * size, len(sequence.token_ids) - size + 1, size):
+            parent = keys[-1] if keys else b""
+            keys.append(block_key(parent, sequence.token_ids[start : start + size], sequence.salt))
+
+    def _mark_computed(self, sequence: Sequence, num_tokens: int) -> None:
+        """Move on, and let others share the blocks that became full."""
+        size = self.pool.block_size
+        first = sequence.num_computed_tokens // size
+        sequence.num_computed_tokens += num_tokens
+        if sequence.num_computed_tokens // size > first:
+            self._extend_keys(sequence)
+            for i in range(first, sequence.num_computed_tokens // size):
+                self.pool.register(sequence.block_table[i], sequence.block_keys[i])

@@ -1,0 +1,120 @@
+"""One generation in flight: its tokens, where they are stored, and when it is over."""
+
+from enum import IntEnum
+
+from vmm_adapters.types import FinishReason, SamplingParams
+from vmm_server.engine.stream import Usage
+
+
+class SequenceStatus(IntEnum):
+    """In the order of a life: anything from `STOPPED` on is finished."""
+
+    WAITING = 0
+    PREEMPTED = 1
+    RUNNING = 2
+    STOPPED = 3
+    LENGTH_CAPPED = 4
+    ABORTED = 5
+    FAILED = 6
+
+
+FINISH_REASONS = {
+    SequenceStatus.STOPPED: FinishReason.STOP,
+    SequenceStatus.LENGTH_CAPPED: FinishReason.LENGTH,
+    SequenceStatus.ABORTED: FinishReason.ABORT,
+    SequenceStatus.FAILED: FinishReason.ERROR,
+}
+
+
+class Sequence:
+    """Prompt and generated tokens in one list, of which the first `num_computed_tokens` are in the KV blocks.
+
+    Belongs to the worker's thread once it was submitted. Times are seconds on the clock of whoever sets them.
+    """
+
+    def __init__(
+        self,
+        prompt: list[int],
+        sampling: SamplingParams,
+        *,
+        max_length: int,
+        eos_token_ids: frozenset[int] = frozenset(),
+        priority: int = 0,
+        salt: bytes = b"",
+        submitted_at: float = 0.0,
+    ) -> None:
+        self.token_ids = list(prompt)
+        self.num_prompt_tokens = len(prompt)
+        self.sampling = sampling
+        self.max_length = max_length
+        if sampling.max_tokens is not None:
+            self.max_length = min(max_length, len(prompt) + sampling.max_tokens)
+        self.eos_token_ids = frozenset() if sampling.ignore_eos else eos_token_ids
+        self.priority = priority
+        self.salt = salt
+        self.status = SequenceStatus.WAITING
+        self.rank = (priority, 0)
+        """Lower goes first and is preempted last: priority, then order of arrival."""
+
+        self.block_table: list[int] = []
+        self.block_keys: list[bytes] = []
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
+        """Of the prompt, found in the prefix cache before any preemption."""
+        self.num_preemptions = 0
+
+        self.submitted_at = submitted_at
+        self.started_at: float | None = None
+        self.first_token_at: float | None = None
+        self.last_token_at: float | None = None
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens drawn so far, the one that ends the answer included."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_pending_tokens(self) -> int:
+        """Tokens that are not computed yet: 1 while decoding, more while a prompt is catching up."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing more will come of it."""
+        return self.status >= SequenceStatus.STOPPED
+
+    def ends_with(self, token_id: int) -> bool:
+        """Whether this token would end the answer (it is then not part of it)."""
+        return token_id in self.eos_token_ids or token_id in self.sampling.stop_token_ids
+
+    def append(self, token_id: int) -> None:
+        """Add a drawn token; sets the status when it is the last one.
+
+        `max_length` may be passed by one token, when the prompt alone fills the context: the last token
+        drawn is never computed, so it needs no place.
+        """
+        self.token_ids.append(token_id)
+        if self.ends_with(token_id) and self.num_generated_tokens > self.sampling.min_tokens:
+            self.status = SequenceStatus.STOPPED
+        elif len(self.token_ids) >= self.max_length:
+            self.status = SequenceStatus.LENGTH_CAPPED
+
+    def stamp(self, now: float) -> None:
+        """Note when a token was drawn."""
+        if self.first_token_at is None:
+            self.first_token_at = now
+        self.last_token_at = now
+
+    def usage(self, now: float) -> Usage:
+        """What it took until `now`; phases it did not reach are 0 s long."""
+        started = now if self.started_at is None else self.started_at
+        first = now if self.first_token_at is None else self.first_token_at
+        last = first if self.last_token_at is None else self.last_token_at
+        return Usage(
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            num_generated_tokens=self.num_generated_tokens,
+            queued_s=started - self.submitted_at,
+            prefill_s=first - started,
+            decode_s=last - first,
+        )
