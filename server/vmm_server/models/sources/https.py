@@ -1,0 +1,66 @@
+"""`https://host/model.gguf[#sha256=<hex>]`: one GGUF file at a URL. `http:` reaches this machine only."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+import httpx
+
+from vmm_server.models.sources.base import Listing, SourceFile, Transfer, invalid_uri
+from vmm_server.models.sources.download import RetryPolicy, fetch_verified
+
+_FRAGMENT = re.compile(r"sha256=([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpsSource:
+    """A URL."""
+
+    uri: str
+    url: str
+    sha256: str | None
+    retry: RetryPolicy
+
+    @classmethod
+    def parse(cls, uri: str, retry: RetryPolicy) -> "HttpsSource":
+        """Raises `InvalidRequest`."""
+        url, _, fragment = uri.partition("#")
+        parts = urlsplit(url)
+        match = _FRAGMENT.fullmatch(fragment.lower())
+        if fragment and not match:
+            raise invalid_uri(uri, "after # only sha256=<64 hex digits> is understood")
+        if not parts.hostname or not PurePosixPath(parts.path).name:
+            raise invalid_uri(uri, "this does not name a file")
+        if parts.scheme == "http" and not _is_loopback(parts.hostname):
+            raise invalid_uri(uri, "http: is for this machine only; use https:")
+        return cls(uri, url, match.group(1) if match else None, retry)
+
+    def look_up(self, transfer: Transfer) -> Listing:
+        """One HEAD request for size and version; a server that refuses it just tells less."""
+        name = unquote(PurePosixPath(urlsplit(self.url).path).name)
+        size_bytes, revision = None, self.sha256
+        try:
+            response = transfer.client.head(self.url)
+        except (httpx.TransportError, httpx.InvalidURL, httpx.TooManyRedirects):
+            response = None  # the fetch tries again and says what is wrong
+        if response and response.is_success:
+            length = response.headers.get("content-length", "")
+            size_bytes = int(length) if length.isdigit() else None
+            revision = revision or response.headers.get("etag")
+        file = SourceFile(name, self.url, size_bytes=size_bytes, sha256=self.sha256)
+        return Listing(name=PurePosixPath(name).stem, revision=revision, files=(file,))
+
+    def fetch(self, file: SourceFile, target: Path, transfer: Transfer) -> str:
+        """Download, resumed."""
+        return fetch_verified(file, target, transfer, self.retry)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
