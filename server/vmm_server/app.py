@@ -11,7 +11,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
-from litestar.types import Receive, Scope, Send
+from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
 
 import vmm_server
 from vmm_server.api.body import MAX_BODY_BYTES
@@ -51,12 +51,11 @@ class Parts:
 class App(Litestar):
     """The ASGI app; every HTTP request, found or not, runs inside `logged`."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(
+        self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
+    ) -> None:
         """One connection, as ASGI has it."""
-        if scope["type"] == "http":
-            await logged(super().__call__, scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+        await logged(super().__call__, scope, receive, send)
 
 
 def create_app(settings: Settings) -> App:

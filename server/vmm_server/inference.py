@@ -6,7 +6,7 @@ whoever holds it closes it, finished or not.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -160,10 +160,15 @@ def _with_defaults(params: SamplingParams, unset: frozenset[str], defaults: Samp
 
 
 def _check_token_ids(params: SamplingParams, vocab_size: int) -> None:
-    for param, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
-        wrong = [token for token in ids if not 0 <= token < vocab_size]
-        if wrong:
-            raise InvalidRequest(f"{param}: token id {wrong[0]} is not in 0..{vocab_size - 1}", param=param)
+    _check_ids("logit_bias", params.logit_bias, vocab_size)
+    _check_ids("stop_token_ids", params.stop_token_ids, vocab_size)
+
+
+def _check_ids(param: str, ids: Iterable[int], vocab_size: int) -> None:
+    """Raise `InvalidRequest` for the first id that is no token of the model."""
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise InvalidRequest(f"{param}: token id {token} is not in 0..{vocab_size - 1}", param=param)
 
 
 def _tokenize(request: GenerateRequest, model: InstalledModel, ready: ReadyModel, now: datetime) -> tuple[int, ...]:
@@ -171,17 +176,14 @@ def _tokenize(request: GenerateRequest, model: InstalledModel, ready: ReadyModel
     prompt = request.prompt
     if isinstance(prompt, ChatPrompt):
         text = _render(prompt, request.model, model, ready.template, now)
+        _check_ids("context", prompt.context, ready.vocab_size)
         # the template writes the special tokens itself
-        tokens = tuple(ready.tokenizer.encode(text, add_special_tokens=False).ids)
+        tokens = (*prompt.context, *ready.tokenizer.encode(text, add_special_tokens=False).ids)
     elif isinstance(prompt.text, str):
         tokens = tuple(ready.tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens).ids)
     else:
         tokens = prompt.text
-        wrong = [token for token in tokens if not 0 <= token < ready.vocab_size]
-        if wrong:
-            raise InvalidRequest(
-                f"{prompt.param}: token id {wrong[0]} is not in 0..{ready.vocab_size - 1}", param=prompt.param
-            )
+        _check_ids(prompt.param, tokens, ready.vocab_size)
     if not tokens:
         raise InvalidRequest(f"{prompt.param} is empty", param=prompt.param)
     return tokens

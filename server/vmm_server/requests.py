@@ -33,6 +33,8 @@ class ChatPrompt:
     template: str | None = None
     """A Jinja template that replaces the model's own for this request."""
     template_variables: Mapping[str, object] = field(default_factory=dict)
+    context: tuple[int, ...] = ()
+    """Token ids of an earlier exchange, put before the rendered messages (Ollama's `context`)."""
     param: str = "messages"
     """The request field the messages came in; errors name it."""
 

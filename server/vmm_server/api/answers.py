@@ -1,7 +1,7 @@
 """What both dialects do with a completion: gather its deltas, and say in headers who answered."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -80,7 +80,7 @@ async def open_all(inference: Inference, requests: Sequence[GenerateRequest]) ->
         yield [await stack.enter_async_context(await inference.generate(request)) for request in requests]
 
 
-async def interleaved(completions: Sequence[Completion]) -> AsyncIterator[tuple[int, Delta]]:
+async def interleaved(completions: Sequence[Completion]) -> AsyncGenerator[tuple[int, Delta]]:
     """Deltas of several completions as they come, each with the index of its completion."""
     if len(completions) == 1:
         async for delta in completions[0]:
@@ -93,11 +93,10 @@ async def interleaved(completions: Sequence[Completion]) -> AsyncIterator[tuple[
             done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 index = pending.pop(task)
-                delta = task.result()
-                if delta is None:
+                if (following := task.result()) is None:
                     continue
                 pending[asyncio.ensure_future(anext(iterators[index], None))] = index
-                yield index, delta
+                yield index, following
     finally:
         for task in pending:
             task.cancel()

@@ -4,9 +4,10 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
-from litestar.types import Message, Receive, Scope, Send
+from litestar.types import Message
 
 from vmm_server.logs import request_id
 
@@ -19,15 +20,18 @@ _CLIENT_LEFT = 499
 
 
 async def logged(
-    app: Callable[[Scope, Receive, Send], Awaitable[None]],
-    scope: Scope,
-    receive: Receive,
-    send: Send,
+    app: Callable[[Any, Any, Any], Awaitable[None]],
+    scope: Any,
+    receive: Any,
+    send: Any,
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Run one HTTP request. The client's own `x-request-id` is kept when it is short and plain."""
-    chosen = _request_id(scope)
+    """Run one ASGI connection. The client's own `x-request-id` is kept when it is short and plain."""
+    if scope["type"] != "http":
+        await app(scope, receive, send)
+        return
+    chosen = _request_id(scope["headers"])
     status, started = _CLIENT_LEFT, clock()
 
     async def send_with_id(message: Message) -> None:
@@ -47,8 +51,8 @@ async def logged(
         request_id.reset(token)
 
 
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    for name, value in headers:
         if name == HEADER and _SANE_ID.fullmatch(value):
             return value.decode()
     return f"req-{secrets.token_hex(8)}"

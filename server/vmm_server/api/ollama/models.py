@@ -1,6 +1,6 @@
 """Models under `/api`: version, tags, show, ps, pull, delete; and `/`, which says that somebody is there."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ async def _pull_stream(puller: Puller, reference: str) -> AsyncIterator[ChunkStr
         yield ChunkStream(lines)
 
 
-async def _pull_lines(puller: Puller, reference: str) -> AsyncIterator[bytes]:
+async def _pull_lines(puller: Puller, reference: str) -> AsyncGenerator[bytes]:
     async for event in puller.pull(reference):
         yield json_line(_event_fields(event))
 

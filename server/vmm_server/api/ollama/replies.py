@@ -1,6 +1,6 @@
 """What `/api/generate` and `/api/chat` do once they know what was asked: stream it, answer it, load or unload."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 
@@ -71,7 +71,7 @@ async def _stream(inference: Inference, asked: GenerateRequest, reply: MakeReply
         yield ChunkStream(lines, provenance(completion))
 
 
-async def _lines(completion: Completion, reply: MakeReply) -> AsyncIterator[bytes]:
+async def _lines(completion: Completion, reply: MakeReply) -> AsyncGenerator[bytes]:
     lines = Lines(reply(completion))
     async for delta in completion:
         if line := lines.lines(delta):

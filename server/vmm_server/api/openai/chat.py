@@ -1,7 +1,7 @@
 """`POST /v1/chat/completions`."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -68,7 +68,7 @@ async def _stream(inference: Inference, asked: GenerateRequest, include_usage: b
             yield ChunkStream(events, provenance(completion))
 
 
-async def _events(completion: Completion, chunks: ChatChunks) -> AsyncIterator[bytes]:
+async def _events(completion: Completion, chunks: ChatChunks) -> AsyncGenerator[bytes]:
     async for delta in completion:
         if events := chunks.events(delta):
             yield events

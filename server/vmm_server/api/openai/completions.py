@@ -1,7 +1,7 @@
 """`POST /v1/completions`: text goes on where the prompt ends."""
 
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -76,7 +76,7 @@ async def _stream(
             yield ChunkStream(events, provenance(first))
 
 
-async def _events(completions: Sequence[Completion], chunks: CompletionChunks) -> AsyncIterator[bytes]:
+async def _events(completions: Sequence[Completion], chunks: CompletionChunks) -> AsyncGenerator[bytes]:
     async with aclosing(interleaved(completions)) as deltas:
         async for index, delta in deltas:
             if events := chunks.events(index, delta):
