@@ -1,0 +1,70 @@
+"""The server under test: the one at `VMM_BASE_URL`, else a `vmm serve` of this environment on a free port.
+
+These tests know a base URL and nothing else of VMM. Our own server keeps its models in `.cache/vmm`, so that they are
+fetched once.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+START_TIMEOUT_S = 400  # a first start fetches 98 MB
+STOP_TIMEOUT_S = 60
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(ROOT / "compat_tests"):
+            item.add_marker(pytest.mark.runtime)
+
+
+@pytest.fixture(scope="session")
+def base_url() -> Iterator[str]:
+    """Where the server is, without a slash at the end. Its end is a test too: SIGTERM must leave with 0."""
+    if url := os.environ.get("VMM_BASE_URL"):
+        yield url.rstrip("/")
+        return
+    home = ROOT / ".cache" / "vmm"
+    home.mkdir(parents=True, exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("VMM_", "OLLAMA_"))}
+    log_path = home / "compat_tests.log"
+    with log_path.open("w") as log:
+        server = subprocess.Popen(
+            [Path(sys.executable).with_name("vmm"), "serve", "--port", "0", "--home", home],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            text=True,
+        )
+    assert server.stdout is not None
+    watchdog = threading.Timer(START_TIMEOUT_S, server.kill)
+    watchdog.start()
+    try:
+        first_line = server.stdout.readline()
+        watchdog.cancel()
+        found = re.search(r"http://[^ ,]+", first_line)
+        assert found, f"the server did not start:\n{log_path.read_text()}"
+        yield found.group()
+        server.send_signal(signal.SIGTERM)
+        status = server.wait(STOP_TIMEOUT_S)
+        assert status == 0, f"the server left with {status}:\n{log_path.read_text()[-4000:]}"
+    finally:
+        watchdog.cancel()
+        server.kill()
+        server.stdout.close()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def model() -> str:
+    """The default model, by its short name."""
+    return "smollm2"

@@ -1,0 +1,52 @@
+"""Every snippet of the README's first screen runs as it stands, against the real server."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FIRST_SCREEN = (ROOT / "README.md").read_text().partition("\n## ")[0]
+SNIPPETS = re.findall(r"^```(\w+)\n(.*?)^```", FIRST_SCREEN, re.M | re.S)
+DEFAULT_URL = "http://127.0.0.1:11434"
+
+
+def run(base_url: str, *command: str | Path) -> str:
+    """What a command prints, with the server found as its user would have it found."""
+    environment = os.environ | {
+        "OLLAMA_HOST": base_url,
+        "NO_PROXY": "*",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, cwd=ROOT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def looks_like_an_answer(text: str) -> bool:
+    return len(text.split()) >= 10 and bool(re.search(r"\b(sky|blue|light|atmosphere|scatter\w*)\b", text))
+
+
+def test_the_first_screen_has_one_of_each() -> None:
+    first_words = [code.split()[0] for _, code in SNIPPETS]
+    assert first_words == ["make", ".venv/bin/vmm", "curl", "from", "from", "from"]
+    modules = [code.split()[1] for language, code in SNIPPETS if language == "python"]
+    assert modules == ["openai", "ollama", "langchain_ollama"]
+
+
+@pytest.mark.parametrize(("language", "code"), [snippet for snippet in SNIPPETS if not snippet[1].startswith("make")])
+def test_a_snippet_gets_a_sensible_answer(language: str, code: str, base_url: str) -> None:
+    code = code.replace(DEFAULT_URL, base_url).replace(".venv/bin/vmm", str(Path(sys.executable).with_name("vmm")))
+    shell = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    output = run(base_url, *shell, code)
+    assert looks_like_an_answer(output), output
+
+
+def test_make_serve_is_a_target() -> None:
+    (code,) = [code for _, code in SNIPPETS if code.startswith("make")]
+    assert "vmm serve" in run(DEFAULT_URL, "make", "--dry-run", *code.split()[1:])
