@@ -26,7 +26,7 @@ from vmm_server.api.ops import HealthController, Readiness
 from vmm_server.api.request_log import logged
 from vmm_server.errors import VMMError
 from vmm_server.inference import Inference
-from vmm_server.models.loading import load_model
+from vmm_server.models.loading import ModelLoader, load_model
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.pull import Puller
 from vmm_server.models.registry import Registry, read_cards
@@ -58,9 +58,9 @@ class App(Litestar):
         await logged(super().__call__, scope, receive, send)
 
 
-def create_app(settings: Settings) -> App:
-    """Build the app. Raises `SettingsError`, `StoreError` before anything listens."""
-    parts = build_parts(settings)
+def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:
+    """Build the app. `load` stands in for `load_model`. Raises `SettingsError` before anything listens."""
+    parts = build_parts(settings, load or partial(load_model, settings=settings))
     return App(
         route_handlers=[
             ChatController,
@@ -81,11 +81,11 @@ def create_app(settings: Settings) -> App:
     )
 
 
-def build_parts(settings: Settings) -> Parts:
+def build_parts(settings: Settings, load: ModelLoader) -> Parts:
     """The parts, wired to each other."""
     store = Store(settings.store_dir)
     registry = Registry(store, read_cards(settings.card_dirs))
-    pool = ModelPool(settings, partial(load_model, settings=settings))
+    pool = ModelPool(settings, load)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
     return Parts(settings, registry, Puller(store, registry), pool, Inference(registry, pool), readiness)
 
@@ -109,6 +109,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+        await parts.puller.aclose()
         await parts.pool.aclose()
 
 

@@ -1,5 +1,6 @@
 """Models under `/api`: version, tags, show, ps, pull, delete; and `/`, which says that somebody is there."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -71,7 +72,7 @@ class ModelsController(Controller):
         """Unload and uninstall a model."""
         name = _required(await read_body(request, NamedModel))
         await pool.unload(registry.resolve(name))
-        registry.remove(name)
+        await asyncio.to_thread(registry.remove, name)
         return Response(None)
 
 

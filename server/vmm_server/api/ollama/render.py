@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 import msgspec
 
 from vmm_adapters.types import TokenLogprob
-from vmm_server.api.answers import Gathered, completed
 from vmm_server.api.framing import json_line
+from vmm_server.api.gathered import Gathered, completed
 from vmm_server.engine.stream import Delta, Usage
 
 TokenText = Callable[[int], bytes]

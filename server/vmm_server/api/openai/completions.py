@@ -8,9 +8,10 @@ from typing import Any
 from litestar import Controller, Request, post
 from litestar.types import ASGIApp
 
-from vmm_server.api.answers import Gathered, cache_header, interleaved, open_all, provenance
+from vmm_server.api.answers import cache_header, interleaved, open_all, provenance
 from vmm_server.api.body import read_body
 from vmm_server.api.errors import openai_body
+from vmm_server.api.gathered import Gathered
 from vmm_server.api.openai.convert import completion_requests
 from vmm_server.api.openai.render import CompletionChunks, Identity, text_completion
 from vmm_server.api.openai.wire import CompletionRequest

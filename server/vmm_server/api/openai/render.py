@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from vmm_adapters.types import TokenLogprob
-from vmm_server.api.answers import Gathered, completed
 from vmm_server.api.framing import sse_event
+from vmm_server.api.gathered import Gathered, completed
 from vmm_server.engine.stream import Delta, Usage
 
 DONE = b"data: [DONE]\n\n"

@@ -1,0 +1,163 @@
+"""The echo model behind a real server on a free port."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+import uvicorn
+from tokenizers import Tokenizer
+
+from vmm_adapters.card import SamplingDefaults
+from vmm_adapters.echo import END, VOCAB_SIZE, EchoRunner, Gate, write_echo_model
+from vmm_adapters.types import Batch
+from vmm_server.app import Parts, create_app
+from vmm_server.engine.engine import Engine, EngineOptions, EngineStats
+from vmm_server.models.loading import ReadyModel
+from vmm_server.models.router import Placement
+from vmm_server.models.store import InstalledModel, Store
+from vmm_server.prompt.chat import read_chat_template
+from vmm_server.prompt.token_bytes import TokenBytes
+from vmm_server.settings import Settings
+
+Result = TypeVar("Result")
+
+
+def install_echo(store: Store, folder: Path, **changes: Any) -> InstalledModel:
+    """Write the echo model and install it under `echo:latest`."""
+    write_echo_model(folder)
+    fields: dict[str, Any] = {
+        "name": "echo:latest",
+        "aliases": ("parrot:latest",),
+        "digest": "e" * 64,
+        "size_bytes": 1000,
+        "modified_at": datetime(2026, 11, 21, tzinfo=UTC),
+        "adapter": "echo",
+        "folder": folder,
+        "format": "onnx",
+        "family": "echo",
+        "parameter_size": "1M",
+        "quantization": "F32",
+        "context_length": 512,
+        "embedding_length": None,
+        "capabilities": ("completion",),
+        "license": "Apache-2.0",
+        "title": "Echo",
+        "system": None,
+        "sampling": SamplingDefaults(temperature=0.0, repetition_penalty=1.1),
+        "source": "file:echo",
+    }
+    return store.install(InstalledModel(**(fields | changes)))
+
+
+@dataclass
+class EchoLoader:
+    """Loads the echo model, behind a gate if there is one."""
+
+    gate: Callable[[Batch], None] | None = None
+    options: EngineOptions = field(default_factory=EngineOptions)
+    context_length: int = 512
+    num_blocks: int = 64
+
+    def __call__(self, model: InstalledModel, kv_cache_bytes: int) -> ReadyModel:
+        runner = EchoRunner(num_blocks=self.num_blocks, context_length=self.context_length, gate=self.gate)
+        tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
+        engine = Engine(
+            runner,
+            tokenizer,
+            eos_token_ids=frozenset((END,)),
+            options=self.options,
+            context_length=self.context_length,
+        )
+        return ReadyModel(
+            engine=engine,
+            tokenizer=tokenizer,
+            token_bytes=TokenBytes(tokenizer),
+            template=read_chat_template(model.folder),
+            placement=Placement("echo", "CPU"),
+            context_length=engine.context_length,
+            vocab_size=VOCAB_SIZE,
+            memory_bytes=runner.memory_bytes,
+        )
+
+
+class LiveServer:
+    """A real uvicorn in a thread, serving the echo model on a free port."""
+
+    def __init__(self, settings: Settings, loader: EchoLoader) -> None:
+        self.loader = loader
+        app = create_app(settings, load=loader)
+        self.parts: Parts = app.state.parts
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        config = uvicorn.Config(app, http="httptools", ws="none", lifespan="on", log_config=None, access_log=False)
+        self.uvicorn = uvicorn.Server(config)
+        self._runner = asyncio.Runner(loop_factory=config.get_loop_factory())
+        self._thread = threading.Thread(target=self._serve, name="live-server")
+        self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def start(self) -> None:
+        """Returns when it takes requests: connections wait in the socket's backlog until then."""
+        self._thread.start()
+        self.client.get("/health/live").raise_for_status()
+
+    def stop(self) -> None:
+        self.client.close()
+        if isinstance(self.loader.gate, Gate):
+            self.loader.gate.open()
+        self.uvicorn.should_exit = True
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        self._socket.close()
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine on the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._runner.get_loop()).result(30)
+
+    def stats(self) -> EngineStats:
+        """Of the one model that is loaded."""
+        (loaded,) = self.parts.pool.loaded()
+        return loaded.ready.engine.stats
+
+    def _serve(self) -> None:
+        with self._runner as runner:
+            runner.run(self.uvicorn.serve(sockets=[self._socket]))
+
+
+@pytest.fixture
+def start_server(settings: Callable[..., Settings], tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
+    """Starts servers that stop when the test ends: `start_server({"max_queue": 0}, gate=gate, num_blocks=8)`."""
+    servers: list[LiveServer] = []
+
+    def start(
+        changes: dict[str, object] | None = None, *, model: dict[str, Any] | None = None, **loader: Any
+    ) -> LiveServer:
+        chosen = settings(**(changes or {}))
+        install_echo(Store(chosen.store_dir), tmp_path / "echo", **(model or {}))
+        server = LiveServer(chosen, EchoLoader(**loader))
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def live_server(start_server: Callable[..., LiveServer]) -> LiveServer:
+    """The server that most tests need."""
+    return start_server()
+
+
+@pytest.fixture
+def gate() -> Gate:
+    """Holds the echo model before each of its steps."""
+    return Gate()

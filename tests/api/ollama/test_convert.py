@@ -1,0 +1,230 @@
+"""Ollama's requests → `GenerateRequest`."""
+
+import json
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmm_adapters.types import SamplingParams
+from vmm_server.api.body import parse_body
+from vmm_server.api.ollama.convert import (
+    chat_request,
+    check_chat_model,
+    check_generate_model,
+    check_thinking,
+    generate_request,
+)
+from vmm_server.api.ollama.wire import ChatBody, GenerateBody
+from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedCapability, UnsupportedParameter
+from vmm_server.requests import ChatPrompt, GenerateRequest, KeepAlive, Message, TextPrompt
+
+
+def generate(**fields: object) -> GenerateRequest:
+    return generate_request(parse_body(json.dumps({"model": "m", "prompt": "hi"} | fields).encode(), GenerateBody))
+
+
+def chat(*messages: object, **fields: object) -> GenerateRequest:
+    return chat_request(parse_body(json.dumps({"model": "m", "messages": messages} | fields).encode(), ChatBody))
+
+
+def test_a_bare_request_has_ollamas_defaults() -> None:
+    assert generate() == GenerateRequest(
+        model="m",
+        prompt=ChatPrompt((Message("user", "hi"),), param="prompt"),
+        sampling=SamplingParams(temperature=0.8, top_p=0.9, top_k=40, repetition_window=64),
+        unset=frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}),
+    )
+
+
+def test_options_arrive_under_our_names() -> None:
+    options = {
+        "num_ctx": 4096,
+        "num_predict": 12,
+        "seed": 5,
+        "temperature": 0,
+        "top_k": 3,
+        "top_p": 0.5,
+        "min_p": 0.1,
+        "repeat_last_n": 32,
+        "repeat_penalty": 1.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.25,
+        "stop": ["a", "b"],
+    }
+    request = generate(options=options, keep_alive="10m", logprobs=True, top_logprobs=2)
+    assert request.sampling == SamplingParams(
+        temperature=0.0,
+        top_p=0.5,
+        top_k=3,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        repetition_window=32,
+        presence_penalty=0.5,
+        frequency_penalty=0.25,
+        seed=5,
+        max_tokens=12,
+        stop=("a", "b"),
+        logprobs=2,
+    )
+    assert (request.num_ctx, request.keep_alive, request.unset) == (4096, KeepAlive(600.0), frozenset())
+
+
+def test_integral_floats_are_integers() -> None:
+    request = generate(options={"num_ctx": 8192.0, "num_predict": 5.0, "top_k": 2.0})
+    assert (request.num_ctx, request.sampling.max_tokens, request.sampling.top_k) == (8192, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "expected"),
+    [
+        ({"num_predict": -1}, "max_tokens", None),
+        ({"num_predict": 0}, "max_tokens", None),
+        ({"seed": -1}, "seed", None),
+        ({"seed": -2}, "seed", 2**64 - 2),
+        ({"top_k": 0}, "top_k", None),
+        ({"top_p": 7}, "top_p", 1.0),
+        ({"min_p": -1}, "min_p", 0.0),
+        ({"temperature": -1}, "temperature", 0.0),
+        ({"repeat_last_n": -1}, "repetition_window", None),
+        ({"repeat_last_n": 0, "repeat_penalty": 1.5}, "repetition_penalty", 1.0),
+        ({"repeat_last_n": 0, "presence_penalty": 1.5}, "presence_penalty", 0.0),
+    ],
+)
+def test_special_values_mean_what_they_mean_to_ollama(options: dict[str, object], name: str, expected: object) -> None:
+    assert getattr(generate(options=options).sampling, name) == expected
+
+
+def test_options_of_other_versions_are_ignored() -> None:
+    extras = {"num_batch": 512, "num_gpu": -1, "mirostat": 0, "tfs_z": 1.0, "penalize_newline": True, "unheard": "x"}
+    assert generate(options=extras) == generate()
+
+
+def test_raw_goes_to_the_model_as_it_is() -> None:
+    assert generate(raw=True).prompt == TextPrompt("hi")
+
+
+@pytest.mark.parametrize("fields", [{"system": "s"}, {"template": "t"}, {"context": [1]}])
+def test_raw_excludes_template_system_and_context(fields: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest, match="raw mode does not support template, system, or context"):
+        generate(raw=True, **fields)
+
+
+def test_system_context_and_a_jinja_template_arrive() -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert generate(system="be brief", context=[1, 2], template=template, think=False).prompt == ChatPrompt(
+        (Message("system", "be brief"), Message("user", "hi")),
+        template=template,
+        template_variables={"enable_thinking": False},
+        context=(1, 2),
+        param="prompt",
+    )
+
+
+@pytest.mark.parametrize("template", ["{{ .Prompt }}", "{{- if .System }}{{ .System }}{{ end }}", "{{ range $i }}"])
+def test_go_templates_are_refused(template: str) -> None:
+    with pytest.raises(UnsupportedParameter) as refused:
+        generate(template=template)
+    assert refused.value.param == "template"
+
+
+def test_chat_messages_arrive() -> None:
+    request = chat(
+        {"role": "SYSTEM", "content": "s"},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "a", "thinking": "t"},
+        {"role": "tool", "content": "r", "tool_name": "f"},
+    )
+    assert request.prompt == ChatPrompt(
+        (
+            Message("system", "s"),
+            Message("user", "u"),
+            Message("assistant", "a", thinking="t"),
+            Message("tool", "r", name="f"),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"options": {"temperature": "hot"}}, "options.temperature"),
+        ({"options": {"num_ctx": 1.5}}, "options.num_ctx"),
+        ({"options": {"num_ctx": 0}}, "options.num_ctx"),
+        ({"options": {"stop": [""]}}, "options.stop"),
+        ({"options": {"stop": [5]}}, "options.stop[0]"),
+        ({"options": {"repeat_penalty": 0}}, "options.repeat_penalty"),
+        ({"options": 5}, "options"),
+        ({"think": "loud"}, "think"),
+        ({"think": 5}, "think"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"keep_alive": True}, "keep_alive"),
+        ({"prompt": 5}, "prompt"),
+        ({"context": ["x"]}, "context[0]"),
+    ],
+)
+def test_wrong_fields_are_refused_by_name(fields: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        generate(**fields)
+    assert refused.value.param == param
+    assert param.split("[")[0] in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "fields", [{"images": ["aGk="]}, {"suffix": "x"}, {"format": "json"}, {"format": {"type": "object"}}]
+)
+def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, object]) -> None:
+    with pytest.raises(UnsupportedParameter) as refused:
+        generate(**fields)
+    assert refused.value.param == next(iter(fields))
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "user", "content": "x", "images": ["aGk="]}, "messages[0].images"),
+        ({"role": "assistant", "tool_calls": [{}]}, "messages[0].tool_calls"),
+        ({"role": "wizard", "content": "x"}, "messages[0].role"),
+        ({"content": "x"}, "messages[0].role"),
+        ({"role": "user", "content": ["x"]}, "messages[0].content"),
+    ],
+)
+def test_wrong_messages_are_refused_by_name(message: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        chat(message)
+    assert refused.value.param == param
+
+
+def test_chat_refuses_tools_and_accepts_none() -> None:
+    with pytest.raises(UnsupportedParameter, match="tools"):
+        chat({"role": "user", "content": "x"}, tools=[{"type": "function"}])
+    assert chat({"role": "user", "content": "x"}, tools=[], format="") == chat({"role": "user", "content": "x"})
+
+
+def test_a_blank_model_is_400_for_chat_and_404_for_generate() -> None:
+    with pytest.raises(InvalidRequest, match="model is required"):
+        check_chat_model(ChatBody())
+    with pytest.raises(ModelNotFound, match="model '' not found"):
+        check_generate_model(GenerateBody())
+
+
+def test_thinking_needs_a_model_that_thinks() -> None:
+    with pytest.raises(UnsupportedCapability, match='"m" does not support thinking'):
+        check_thinking(ChatBody(model="m", think=True), ("completion",))
+    with pytest.raises(UnsupportedParameter, match="think"):
+        check_thinking(ChatBody(model="m", think="high"), ("completion", "thinking"))
+    check_thinking(ChatBody(model="m", think=False), ("completion",))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(GenerateBody.model_fields)), JSON, max_size=5))
+def test_any_fields_convert_or_are_refused(fields: dict[str, object]) -> None:
+    with suppress(InvalidRequest):
+        generate(**fields)
