@@ -17,6 +17,7 @@ from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
 
 from vmm_adapters.errors import UnsupportedModel
+from vmm_adapters.openvino.rotary import integer, ints, rotary_rows, rotate
 
 REFUSED_UNLESS: Mapping[str, object] = {
     "causal": True,
@@ -84,7 +85,7 @@ class StatefulAttention:
     def __init__(self, input_ids: Any, attention_mask: Any, position_ids: Any, beam_idx: Any) -> None:
         self._position_ids = position_ids
         self._beam_idx = beam_idx
-        self._batch = op.gather(op.shape_of(input_ids, "i64"), _ints(0), _int(0))
+        self._batch = op.gather(op.shape_of(input_ids, "i64"), ints(0), integer(0))
         self._mask = attention_mask
         self._biases: dict[str, Any] = {}
         self._rotary_rows: dict[str, Any] = {}
@@ -99,16 +100,25 @@ class StatefulAttention:
         if attributes.rotary:
             cos, sin = (self._rotary(node.input_value(index)) for index in (7, 8))
             size = 2 * node.input_value(7).get_partial_shape()[1].get_length()
-            query = _rotate(query, cos, sin, size, attributes)
-            key = _rotate(key, cos, sin, size, attributes)
+            query, key = (
+                rotate(
+                    each,
+                    cos,
+                    sin,
+                    rotary_size=size,
+                    head_size=attributes.head_size,
+                    interleaved=attributes.rotary_interleaved,
+                )
+                for each in (query, key)
+            )
         keys = self._remember(key, past_key, attributes)
         values = self._remember(value, past_value, attributes)
         dtype = query.get_element_type()
         scale = op.convert(op.constant(np.float32(attributes.scale)), dtype.get_type_name())
         attended = op.scaled_dot_product_attention(query, keys, values, self._bias(dtype), scale, causal=False)
         merged = op.reshape(
-            op.transpose(attended, _ints(0, 2, 1, 3)),
-            _ints(0, 0, attributes.num_heads * attributes.head_size),
+            op.transpose(attended, ints(0, 2, 1, 3)),
+            ints(0, 0, attributes.num_heads * attributes.head_size),
             special_zero=True,
         )
         node.output(0).replace(merged.output(0))
@@ -122,8 +132,7 @@ class StatefulAttention:
                 raise UnsupportedModel(f"rotary cache {name!r}: its shape {shape} is not static")
             rows = shape[0].get_length()
             self.max_positions = min(rows, self.max_positions or rows)
-            half = op.gather(cache, self._position_ids, _int(0))
-            self._rotary_rows[name] = op.unsqueeze(op.concat([half, half], axis=-1), _int(1))
+            self._rotary_rows[name] = rotary_rows(cache, self._position_ids)
         return self._rotary_rows[name]
 
     def _bias(self, dtype: Any) -> Any:
@@ -132,7 +141,7 @@ class StatefulAttention:
         if name not in self._biases:
             hidden = op.subtract(op.constant(np.float32(1)), op.convert(self._mask, "f32"))
             bias = op.convert(op.multiply(hidden, op.constant(np.float32(-65504))), name)
-            self._biases[name] = op.unsqueeze(bias, _ints(1, 2))
+            self._biases[name] = op.unsqueeze(bias, ints(1, 2))
         return self._biases[name]
 
     def _remember(self, current: Any, past: Any, attributes: AttentionAttributes) -> Any:
@@ -144,44 +153,14 @@ class StatefulAttention:
         description.variable_id = past.get_node().get_friendly_name()
         variable = Variable(description)
         zero = op.convert(op.constant(np.float32(0)), dtype.get_type_name())
-        empty = op.broadcast(zero, op.concat([self._batch, _ints(heads, 0, size)], axis=0))
-        state = op.gather(opset6.read_value(empty, variable), self._beam_idx, _int(0))
+        empty = op.broadcast(zero, op.concat([self._batch, ints(heads, 0, size)], axis=0))
+        state = op.gather(opset6.read_value(empty, variable), self._beam_idx, integer(0))
         whole = op.concat([state, current], axis=2)
         self.assigns.append(opset6.assign(whole, variable))
         if attributes.num_heads == heads:
             return whole.output(0)
         shape = op.shape_of(whole, "i64")
-        front, back = (op.gather(shape, _ints(*axes), _int(0)) for axes in ((0, 1), (2, 3)))
-        target = op.concat([front, _ints(attributes.num_heads // heads), back], axis=0)
-        repeated = op.broadcast(op.unsqueeze(whole, _int(2)), target, "BIDIRECTIONAL")
-        return op.reshape(repeated, _ints(0, attributes.num_heads, -1, size), special_zero=True).output(0)
-
-
-def _rotate(x: Any, cos: Any, sin: Any, rotary_size: int, attributes: AttentionAttributes) -> Any:
-    """Rotary embedding (Su et al., arXiv 2104.09864) of `x [B, heads, S, D]`, in the half-rotation form.
-
-    The interleaved form pairs neighbours (2i, 2i+1). Moving the even dimensions in front of the odd ones turns it
-    into the half-rotation form, and as queries and keys move alike, their products stay the same.
-    """
-    size, half = attributes.head_size, rotary_size // 2
-    rotated, rest = x, None
-    if rotary_size < size:
-        rotated = op.slice(x, [0], [rotary_size], [1], [3])
-        rest = op.slice(x, [rotary_size], [size], [1], [3])
-    if attributes.rotary_interleaved:
-        order = [*range(0, rotary_size, 2), *range(1, rotary_size, 2)]
-        rotated = op.gather(rotated, _ints(*order), _int(3))
-    first = op.slice(rotated, [0], [half], [1], [3])
-    second = op.slice(rotated, [half], [rotary_size], [1], [3])
-    minus = op.convert(op.constant(np.float32(-1)), first.get_element_type().get_type_name())
-    turned = op.concat([op.multiply(second, minus), first], axis=-1)
-    result = op.add(op.multiply(rotated, cos), op.multiply(turned, sin))
-    return (result if rest is None else op.concat([result, rest], axis=-1)).output(0)
-
-
-def _ints(*values: int) -> Any:
-    return op.constant(np.array(values, np.int64))
-
-
-def _int(value: int) -> Any:
-    return op.constant(np.int64(value))
+        front, back = (op.gather(shape, ints(*axes), integer(0)) for axes in ((0, 1), (2, 3)))
+        target = op.concat([front, ints(attributes.num_heads // heads), back], axis=0)
+        repeated = op.broadcast(op.unsqueeze(whole, integer(2)), target, "BIDIRECTIONAL")
+        return op.reshape(repeated, ints(0, attributes.num_heads, -1, size), special_zero=True).output(0)

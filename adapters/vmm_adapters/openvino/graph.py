@@ -6,6 +6,8 @@
 3. Only the rows named by `sampled_tokens_indices` reach the lm_head, the largest product of a small model.
 """
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 from openvino._offline_transformations import paged_attention_transformation
+from openvino.frontend.onnx import ConversionExtension
 from openvino.op import Parameter
 
 from vmm_adapters.errors import UnsupportedModel, runtime_errors
 from vmm_adapters.openvino.attention import StatefulAttention, read_attributes
+from vmm_adapters.openvino.ir_folder import IRCache, MappedWeights, read_ir
+from vmm_adapters.openvino.rotary import translate_rotary_embedding
 
 STEP_INPUTS = frozenset(
     {
@@ -35,24 +40,57 @@ STEP_INPUTS = frozenset(
 MAX_POSITIONS = ["vmm", "max_positions"]
 """Where the model's `rt_info` keeps the rows of its rotary caches."""
 
+WINDOWS = ["vmm", "windows"]
+"""Where it keeps each layer's sliding window, in the order of the layers, as JSON."""
+
 SLIDING_WINDOW_INPUT = 10
 """Of PagedAttentionExtension: an i32 scalar, 0 for none."""
 
 
-def read_paged_model(core: Any, decoder: Path) -> Any:
-    """Read a `.onnx` or `.xml` decoder into a paged `ov.Model`. Raises `UnsupportedModel`."""
+@dataclass(frozen=True)
+class PagedModel:
+    """What `read_paged_model` returns."""
+
+    model: Any
+    """The paged `ov.Model`."""
+    weights: MappedWeights | None
+    """Must outlive the compiled model; `None` where the weights are on the heap."""
+    max_positions: int | None
+    """Rows of the shortest rotary cache; `None` where positions are computed."""
+    weight_bytes: int
+
+
+def read_paged_model(core: Any, decoder: Path, cache_dir: Path | None) -> PagedModel:
+    """Read a `.onnx` or `.xml` decoder and make it a paged one. Raises `UnsupportedModel`."""
+    if decoder.suffix == ".onnx":
+        model, weights = _read_onnx(core, decoder, cache_dir)
+    else:
+        model, weights = read_ir(core, decoder)
+    max_positions = model.get_rt_info(MAX_POSITIONS).astype(int) if model.has_rt_info(MAX_POSITIONS) else None
+    windows = json.loads(model.get_rt_info(WINDOWS).astype(str)) if model.has_rt_info(WINDOWS) else []
+    weight_bytes = weights.num_bytes if weights else sum(each.stat().st_size for each in decoder.parent.glob("*.onnx*"))
+    return PagedModel(paged(model, windows), weights, max_positions, weight_bytes)
+
+
+def _read_onnx(core: Any, decoder: Path, cache_dir: Path | None) -> tuple[Any, MappedWeights | None]:
+    cache = IRCache(cache_dir) if cache_dir else None
+    if cache and (found := cache.read(core, decoder)):
+        return found
+    core.add_extension(ConversionExtension("RotaryEmbedding", "com.microsoft", translate_rotary_embedding))
     try:
         model = core.read_model(decoder)
     except RuntimeError as error:
         raise UnsupportedModel(f"OpenVINO cannot read {decoder}: {error}") from error
-    windows: list[int | None] = []
-    if decoder.suffix == ".onnx":
-        model, windows = stateful(model)
-    return paged(model, windows)
+    model = stateful(model)
+    if cache:
+        cache.write(decoder, model)
+        if found := cache.read(core, decoder):
+            return found
+    return model, None
 
 
-def stateful(model: Any) -> tuple[Any, list[int | None]]:
-    """ONNX decoder → stateful decoder, and each layer's sliding window in the order of the layers."""
+def stateful(model: Any) -> Any:
+    """ONNX decoder → stateful decoder; sliding windows and rotary cache sizes go into its `rt_info`."""
     nodes = [node for node in model.get_ordered_ops() if node.get_type_name() == "GroupQueryAttention"]
     if not nodes:
         raise UnsupportedModel("the model has no GroupQueryAttention node", hint="see docs/openvino-runner.md")
@@ -72,9 +110,10 @@ def stateful(model: Any) -> tuple[Any, list[int | None]]:
         raise UnsupportedModel("the model has no output 'logits'")
     with runtime_errors("rewriting the decoder", RuntimeError):
         rewritten = ov.Model(logits, attention.assigns, [ids, mask, positions, beams], "decoder")
-        if attention.max_positions is not None:
-            rewritten.set_rt_info(attention.max_positions, MAX_POSITIONS)
-    return rewritten, windows
+    rewritten.set_rt_info(json.dumps(windows), WINDOWS)
+    if attention.max_positions is not None:
+        rewritten.set_rt_info(attention.max_positions, MAX_POSITIONS)
+    return rewritten
 
 
 def paged(model: Any, windows: list[int | None]) -> Any:

@@ -48,9 +48,10 @@ def read_layout(compiled: Any) -> BlockLayout:
     return BlockLayout(block_sizes.pop(), tuple(found))
 
 
-def count_blocks(layout: BlockLayout, kv_cache_bytes: int, max_positions: int) -> int:
-    """Blocks that fit the budget, but no more than `max_positions` positions need. Raises `OutOfMemory`."""
-    count = min(kv_cache_bytes // layout.block_bytes, -(-max_positions // layout.block_size))
+def count_blocks(layout: BlockLayout, kv_cache_bytes: int, *, num_sequences: int, context_length: int) -> int:
+    """Blocks that fit the budget, but no more than that many full sequences need. Raises `OutOfMemory`."""
+    useful = num_sequences * -(-context_length // layout.block_size)
+    count = min(kv_cache_bytes // layout.block_bytes, useful)
     if count < 1:
         raise OutOfMemory(
             f"kv_cache_bytes={kv_cache_bytes} holds no KV block; one takes {layout.block_bytes} bytes",

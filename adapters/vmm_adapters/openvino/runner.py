@@ -1,6 +1,6 @@
 """`CausalLMRunner` on OpenVINO's PagedAttention: one compiled model, one infer request, KV blocks as plain tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,9 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from vmm_adapters.errors import RuntimeFailed, runtime_errors
+from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
 from vmm_adapters.openvino.batching import pack
-from vmm_adapters.openvino.graph import MAX_POSITIONS, read_paged_model
+from vmm_adapters.openvino.graph import PagedModel, read_paged_model
 from vmm_adapters.openvino.kv_cache import KVCache, count_blocks, read_layout
 from vmm_adapters.openvino.model_folder import read_model_folder
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
@@ -20,25 +20,32 @@ class OpenVINORunner:
     """Implements `vmm_adapters.base.CausalLMRunner`. Built by `load_runner`."""
 
     def __init__(
-        self, core: Any, compiled: Any, options: RunnerOptions, *, context_length: int, weight_bytes: int
+        self, core: Any, paged: PagedModel, options: RunnerOptions, *, context_length: int, properties: dict[str, Any]
     ) -> None:
+        with runtime_errors(f"compiling for {options.device}", RuntimeError):
+            compiled = core.compile_model(paged.model, options.device, properties)
         layout = read_layout(compiled)
         self.block_size = layout.block_size
         self.context_length = context_length
         self.device = options.device
-        self.vocab_size = compiled.output("logits").get_partial_shape()[-1].get_length()
-        self.num_blocks = count_blocks(layout, options.kv_cache_bytes, options.max_sequences * context_length)
+        self.vocab_size = compiled.output(0).get_partial_shape()[-1].get_length()
+        self.num_blocks = count_blocks(
+            layout, options.kv_cache_bytes, num_sequences=options.max_sequences, context_length=context_length
+        )
         self._options = options
-        self._cache: KVCache | None = KVCache(core, options.device, layout, self.num_blocks)
-        self.memory_bytes = self._cache.num_bytes + weight_bytes
-        self._request: Any = compiled.create_infer_request()
-        for name, tensor in self._cache.tensors.items():
-            self._request.set_tensor(name, tensor)
-        names = {port.get_any_name() for port in compiled.inputs}
-        self._unused = {"position_ids"} - names
+        self._inputs = {port.get_any_name() for port in compiled.inputs}
+        self._weights = paged.weights
+        with runtime_errors("allocating KV blocks", RuntimeError):
+            self._cache: KVCache | None = KVCache(core, options.device, layout, self.num_blocks)
+            self._request: Any = compiled.create_infer_request()
+            for name, tensor in self._cache.tensors.items():
+                self._request.set_tensor(name, tensor)
+        self.memory_bytes = self._cache.num_bytes + paged.weight_bytes
 
     def execute(self, batch: Batch) -> NDArray[np.float32]:
         """See `CausalLMRunner.execute`."""
+        if self._request is None:
+            raise RuntimeFailed("the runner is closed")
         if not batch.chunks:
             return np.empty((0, self.vocab_size), np.float32)
         arrays = pack(
@@ -50,7 +57,7 @@ class OpenVINORunner:
         )
         with runtime_errors("computing a batch", RuntimeError):
             for name, array in arrays.items():
-                if name not in self._unused:
+                if name in self._inputs:
                     self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
             self._request.infer()
             logits: NDArray[np.float32] = self._request.get_output_tensor(0).data
@@ -64,28 +71,44 @@ class OpenVINORunner:
             self._cache.copy(pairs)
 
     def warm_up(self) -> None:
-        """See `CausalLMRunner.warm_up`."""
-        counts = [1, 2, 4, 8, 16, self._options.max_sequences]
-        for count in counts:
-            self.execute(Batch(tuple(Chunk([0], 0, [0]) for _ in range(count))))
+        """See `CausalLMRunner.warm_up`. The first call packs the weights; the file's pages are then let go."""
+        self.execute(Batch((Chunk([0], 0, [0]),)))
         longest = min(self._options.max_batched_tokens, self.context_length, self.num_blocks * self.block_size)
         table = range(-(-longest // self.block_size))
         self.execute(Batch((Chunk([0] * longest, 0, table),)))
+        if self._weights is not None:
+            self._weights.release()
 
     def close(self) -> None:
         """See `CausalLMRunner.close`."""
         self._request = None
         self._cache = None
+        self._weights = None
 
 
-def load_runner(folder: Path, options: RunnerOptions) -> OpenVINORunner:
-    """Load a genai ONNX folder or an OpenVINO IR folder. Raises `AdapterError`."""
+def load_runner(folder: Path, options: RunnerOptions, *, properties: Mapping[str, Any] | None = None) -> OpenVINORunner:
+    """Load a genai ONNX folder or an OpenVINO IR folder. Raises `AdapterError`.
+
+    `properties` are OpenVINO's own and win over what the runner chooses.
+    """
     described = read_model_folder(folder)
     core = ov.Core()
-    model = read_paged_model(core, described.decoder)
-    with runtime_errors(f"compiling for {options.device}", RuntimeError):
-        compiled = core.compile_model(model, options.device, {})
-    limits = [described.context_length]
-    if model.has_rt_info(MAX_POSITIONS):
-        limits.append(int(model.get_rt_info(MAX_POSITIONS).value))
-    return OpenVINORunner(core, compiled, options, context_length=min(x for x in limits if x), weight_bytes=0)
+    _check_device(core, options.device)
+    paged = read_paged_model(core, described.decoder, options.cache_dir)
+    lengths = [length for length in (described.context_length, paged.max_positions) if length]
+    if not lengths:
+        raise UnsupportedModel(f"{folder}: no config names the context length")
+    chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if options.num_threads is not None and options.device.startswith("CPU"):
+        chosen["INFERENCE_NUM_THREADS"] = options.num_threads
+    return OpenVINORunner(
+        core, paged, options, context_length=min(lengths), properties={**chosen, **(properties or {})}
+    )
+
+
+def _check_device(core: Any, device: str) -> None:
+    with runtime_errors("listing devices", RuntimeError):
+        available = core.available_devices
+    family, _, index = device.partition(".")
+    if not any(found == device or (found.partition(".")[0] == family and not index) for found in available):
+        raise RuntimeFailed(f"OpenVINO has no device {device!r} here", hint=f"it has {', '.join(available)}")
