@@ -1,0 +1,198 @@
+"""What a file or folder on disk is, and what a model folder that needs no conversion holds.
+
+Two kinds of folder are used as they are: onnxruntime-genai's (genai_config.json beside the ONNX file) and OpenVINO IR
+(openvino_model.xml and .bin beside config.json). Sizes and extents are checked, so that a half-fetched folder is
+refused when it is pulled and not when it is first run.
+"""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
+from vmm_server.models.importers.gguf_reader import MAGIC
+from vmm_server.models.importers.imported import ImportedModel, guess_capabilities, parameter_size
+from vmm_server.models.importers.onnx_weights import count_onnx_weights
+
+Format = Literal["gguf", "onnx", "openvino"]
+
+_IR_FILES = ("openvino_model.xml", "openvino_language_model.xml")
+_FAMILIES = {"gemma3_text": "gemma3"}
+"""Where onnxruntime-genai or transformers have another name for a family than GGUF."""
+_MAX_CONFIG_BYTES = 64 * 1024**2
+_IR_INTEGERS = {"u2": "int2", "i2": "int2", "u4": "int4", "i4": "int4", "nf4": "nf4", "u8": "int8", "i8": "int8"}
+_IR_FLOATS = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
+_IR_BITS = {"u2": 2, "i2": 2, "u4": 4, "i4": 4, "nf4": 4, "u8": 8, "i8": 8, "f16": 16, "bf16": 16, "f32": 32}
+
+
+def detect_format(path: Path) -> Format:
+    """Say what `path` is. Raises `ImportFailed` when it is nothing that is known, `CorruptFile` for an empty file."""
+    if path.is_dir():
+        if (path / "genai_config.json").is_file():
+            return "onnx"
+        if any((path / name).is_file() for name in _IR_FILES):
+            return "openvino"
+        raise ImportFailed(
+            f"{path}: holds neither genai_config.json nor openvino_model.xml",
+            hint="name a GGUF file, an onnxruntime-genai folder or an OpenVINO IR folder",
+        )
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+    except OSError as error:
+        raise ImportFailed(f"{path}: {error.strerror}", hint="check the path and its permissions") from error
+    if start == MAGIC:
+        return "gguf"
+    if not start:
+        raise CorruptFile(f"{path}: is empty", hint="fetch the file again")
+    raise ImportFailed(
+        f"{path}: is no GGUF file (it starts with {start!r})",
+        hint="name a GGUF file, an onnxruntime-genai folder or an OpenVINO IR folder",
+    )
+
+
+def describe_folder(folder: Path) -> ImportedModel:
+    """Read what an ONNX or OpenVINO IR folder holds and check that all of it is there.
+
+    Raises `CorruptFile` naming the file that is missing, unreadable or too short, `ImportFailed` for a folder that is
+    neither, `UnsupportedArchitecture` for one that is no text model.
+    """
+    kind = detect_format(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise ImportFailed(
+            f"{folder}: has no tokenizer.json", hint="save it with transformers' save_pretrained beside the model"
+        )
+    return _describe_onnx(folder) if kind == "onnx" else _describe_ir(folder)
+
+
+def _describe_onnx(folder: Path) -> ImportedModel:
+    path = folder / "genai_config.json"
+    model = _object(_read_json(path), "model", path)
+    decoder = _object(model, "decoder", path)
+    filename = decoder.get("filename")
+    if not isinstance(filename, str) or not filename or Path(filename).name != filename:
+        raise UnsupportedArchitecture(f"{path}: model.decoder.filename does not name one decoder file")
+    count, quantization = count_onnx_weights(folder / filename)
+    return _imported(
+        folder,
+        family=model.get("type"),
+        count=count,
+        quantization=quantization,
+        context_length=_positive(model.get("context_length"), path, "model.context_length"),
+        embedding_length=decoder.get("hidden_size"),
+    )
+
+
+def _describe_ir(folder: Path) -> ImportedModel:
+    graph = next(folder / name for name in _IR_FILES if (folder / name).is_file())
+    path = folder / "config.json"
+    config = _read_json(path)
+    text_config = config.get("text_config")
+    sizes = text_config if isinstance(text_config, dict) else config
+    count, quantization = _count_ir_weights(graph)
+    return _imported(
+        folder,
+        family=sizes.get("model_type", config.get("model_type")),
+        count=count,
+        quantization=quantization,
+        context_length=_positive(sizes.get("max_position_embeddings"), path, "max_position_embeddings"),
+        embedding_length=sizes.get("hidden_size"),
+    )
+
+
+def _imported(
+    folder: Path,
+    *,
+    family: object,
+    count: int | None,
+    quantization: str,
+    context_length: int,
+    embedding_length: object,
+) -> ImportedModel:
+    template = _chat_template(folder)
+    name = family if isinstance(family, str) and family else "unknown"
+    return ImportedModel(
+        family=_FAMILIES.get(name, name),
+        parameter_count=count,
+        parameter_size=parameter_size(count),
+        quantization=quantization,
+        context_length=context_length,
+        embedding_length=embedding_length if isinstance(embedding_length, int) else None,
+        capabilities=guess_capabilities(template),
+        has_chat_template=template is not None,
+        license=None,
+        name=None,
+    )
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise CorruptFile(f"{path}: is larger than any configuration", hint="fetch it again")
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CorruptFile(f"{path}: is missing", hint="fetch the whole folder") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: cannot be read: {error}", hint="fetch it again") from error
+    if not isinstance(content, dict):
+        raise CorruptFile(f"{path}: is no JSON object", hint="fetch it again")
+    return content
+
+
+def _object(parent: dict[str, object], key: str, path: Path) -> dict[str, object]:
+    value = parent.get(key)
+    if not isinstance(value, dict):
+        raise UnsupportedArchitecture(f"{path}: has no {key!r}: it is not the configuration of a text model")
+    return value
+
+
+def _positive(value: object, path: Path, key: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CorruptFile(
+            f"{path}: {key} is {value!r}, a positive number is expected", hint=f"add {key} to {path.name}"
+        )
+    return value
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The template of its own file, else the one in tokenizer_config.json."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text("utf-8", errors="replace")
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    template = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _count_ir_weights(graph: Path) -> tuple[int, str]:
+    """(weights, what most of them are stored as) of an IR, whose constants all must lie inside its .bin."""
+    weights = graph.with_suffix(".bin")
+    if not weights.is_file():
+        raise CorruptFile(f"{weights}: is missing", hint="fetch the whole folder")
+    size, stored = weights.stat().st_size, Counter[str]()
+    try:
+        for _, element in ElementTree.iterparse(graph):
+            if element.tag != "layer":
+                continue
+            constant = element.find("data")
+            if element.get("type") == "Const" and constant is not None:
+                if int(constant.get("offset", 0)) + int(constant.get("size", 0)) > size:
+                    raise CorruptFile(f"{weights}: is cut off at byte {size}", hint="fetch it again")
+                stored += _constant_weights(constant)
+            element.clear()
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        raise CorruptFile(f"{graph}: cannot be read: {error}", hint="fetch it again") from error
+    return stored.total(), stored.most_common(1)[0][0] if stored else "unknown"
+
+
+def _constant_weights(constant: ElementTree.Element) -> Counter[str]:
+    """A constant's weights by type; scales and zero points (a last dimension of 1) and indices count for nothing."""
+    kind = constant.get("element_type", "")
+    name = _IR_INTEGERS.get(kind) or _IR_FLOATS.get(kind)
+    shape = [int(size) for size in constant.get("shape", "").split(",") if size.strip()]
+    if name is None or not shape or shape[-1] == 1:
+        return Counter()
+    return Counter({name: int(constant.get("size", 0)) * 8 // _IR_BITS[kind]})
