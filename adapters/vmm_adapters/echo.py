@@ -73,7 +73,7 @@ class Gate:
 
 
 class EchoRunner:
-    """See the module. `on_step` is called with every batch before it is computed; it may block (`Gate`) or raise."""
+    """See the module. `gate` is called with every batch before it is computed; it may block (`Gate`) or raise."""
 
     def __init__(
         self,
@@ -91,15 +91,15 @@ class EchoRunner:
         self.device = "CPU"
         self.memory_bytes = num_blocks * block_size * _BYTES_PER_POSITION
         self.is_closed = False
-        self._gate = gate
+        self.gate = gate
         self._tokens = np.zeros((num_blocks, block_size), np.int32)
         self._hashes = np.zeros((num_blocks, block_size), np.uint64)
         self._columns = np.arange(1, vocab_size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
     def execute(self, batch: Batch) -> NDArray[np.float32]:
         """See `CausalLMRunner.execute`. Raises `RuntimeFailed` when a block table cannot be right."""
-        if self._gate is not None:
-            self._gate(batch)
+        if self.gate is not None:
+            self.gate(batch)
         expected: list[int] = []
         states: list[np.uint64] = []
         for chunk in batch.chunks:
@@ -170,6 +170,11 @@ def next_token(tokens: NDArray[np.int32]) -> int:
     length = int(ends[0]) if len(ends) else len(question)
     spoken = len(tokens) - answer - 1
     return int(question[spoken]) if spoken < length else END
+
+
+def list_devices() -> tuple[str, ...]:
+    """It computes on the CPU."""
+    return ("CPU",)
 
 
 def load_runner(folder: Path, options: RunnerOptions) -> EchoRunner:

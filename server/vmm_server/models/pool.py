@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from vmm_server.errors import ModelLoadFailed, ShuttingDown
 from vmm_server.models.loading import ModelLoader, ReadyModel
@@ -90,7 +91,6 @@ class ModelPool:
         self._room = asyncio.Lock()
         self._changed = asyncio.Event()
         self._closing = False
-        self._reaper: asyncio.Task[None] | None = None
         self.budget_bytes = int(settings.memory_budget or _physical_memory_bytes() // 2)
 
     async def acquire(self, model: InstalledModel, keep_alive: KeepAlive | None) -> Lease:
@@ -104,13 +104,13 @@ class ModelPool:
             if task is None:
                 task = asyncio.create_task(self._load_cold(model), name=f"load {model.name}")
                 self._loading[model.digest] = task
-                task.add_done_callback(lambda _: self._loading.pop(model.digest, None))
+                task.add_done_callback(partial(self._load_ended, model.digest))
             # shielded: one client that gives up must not stop the load that others wait for
             loaded = await asyncio.shield(task)
             load_s = self._clock() - started
         else:
             load_s = 0.0
-        if self._loaded.get(model.digest) is not loaded:  # unloaded between the load and our turn
+        if self._closing or self._loaded.get(model.digest) is not loaded:  # closed between the load and our turn
             return await self.acquire(model, keep_alive)
         loaded.num_leases += 1
         loaded.last_used = self._clock()
@@ -176,6 +176,11 @@ class ModelPool:
         loaded.num_leases -= 1
         loaded.last_used = self._clock()
         self._changed.set()
+
+    def _load_ended(self, digest: str, task: asyncio.Task[LoadedModel]) -> None:
+        del self._loading[digest]
+        if not task.cancelled() and (error := task.exception()) is not None:  # also when nobody waits any more
+            logger.error("%s", error)
 
     async def _load_cold(self, model: InstalledModel) -> LoadedModel:
         async with self._room:  # one load at a time, so that two cannot both take the same free memory

@@ -1,0 +1,343 @@
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from vmm_adapters.echo import END, EchoRunner, write_echo_model
+from vmm_server.engine.engine import Engine, EngineOptions
+from vmm_server.errors import ModelLoadFailed, ShuttingDown
+from vmm_server.models.loading import ReadyModel, load_model
+from vmm_server.models.pool import ModelPool
+from vmm_server.models.router import Placement
+from vmm_server.models.store import InstalledModel
+from vmm_server.prompt.token_bytes import TokenBytes
+from vmm_server.requests import KeepAlive
+from vmm_server.settings import Settings
+
+MB = 1 << 20
+Install = Callable[..., InstalledModel]
+
+
+class Runner(EchoRunner):
+    """An echo runner one can wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = threading.Event()
+
+    def close(self) -> None:
+        super().close()
+        self.closed.set()
+
+
+class Machine:
+    """Loads echo models that claim to take as much memory as their card says; counts, holds and fails loads."""
+
+    def __init__(self, folder: Path) -> None:
+        write_echo_model(folder)
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.loads: list[tuple[str, int]] = []
+        self.is_loading = threading.Event()
+        self.may_load = threading.Event()
+        self.may_load.set()
+        self.failure: ModelLoadFailed | None = None
+        self.now = 1000.0
+        self.runners: dict[str, Runner] = {}
+
+    def load(self, model: InstalledModel, kv_cache_bytes: int) -> ReadyModel:
+        self.loads.append((model.name, kv_cache_bytes))
+        self.is_loading.set()
+        assert self.may_load.wait(10)
+        if self.failure:
+            raise self.failure
+        runner = self.runners[model.name] = Runner()
+        engine = Engine(
+            runner, self.tokenizer, eos_token_ids=frozenset({END}), options=EngineOptions(), context_length=512
+        )
+        return ReadyModel(
+            engine=engine,
+            tokenizer=self.tokenizer,
+            token_bytes=TokenBytes(self.tokenizer),
+            template=None,
+            placement=Placement("echo", "CPU"),
+            context_length=512,
+            vocab_size=runner.vocab_size,
+            memory_bytes=model.size_bytes + kv_cache_bytes,
+        )
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "echo")
+
+
+@pytest.fixture
+def with_pool(machine: Machine, tmp_path: Path) -> Callable[..., None]:
+    """Run `body(pool)` on an event loop and close the pool; flags become settings."""
+
+    def run(body: Callable[[ModelPool], Coroutine[Any, Any, None]], **flags: Any) -> None:
+        async def bounded() -> None:
+            settings = Settings(home=tmp_path, **flags)
+            pool = ModelPool(settings, machine.load, clock=lambda: machine.now)
+            try:
+                await asyncio.wait_for(body(pool), 20)
+            finally:
+                machine.may_load.set()
+                await pool.aclose()
+
+        asyncio.run(bounded())
+
+    return run
+
+
+@pytest.fixture
+def model(install: Install) -> Callable[..., InstalledModel]:
+    def make(name: str, megabytes: int = 1) -> InstalledModel:
+        digest = name.encode().hex().ljust(64, "0")
+        return install(f"{name}:latest", digest=digest, size_bytes=megabytes * MB, key=name)
+
+    return make
+
+
+def names(pool: ModelPool) -> set[str]:
+    return {loaded.model.name for loaded in pool.loaded()}
+
+
+def test_two_requests_for_a_cold_model_load_it_once(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        first, second = await asyncio.gather(pool.acquire(model("a"), None), pool.acquire(model("a"), None))
+        assert first.loaded is second.loaded
+        assert first.loaded.num_leases == 2
+        assert len(machine.loads) == 1
+
+    with_pool(body)
+
+
+def test_a_client_that_gives_up_does_not_stop_a_load_that_others_wait_for(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        machine.may_load.clear()
+        impatient = asyncio.create_task(pool.acquire(model("a"), None))
+        patient = asyncio.create_task(pool.acquire(model("a"), None))
+        assert await asyncio.to_thread(machine.is_loading.wait, 10)
+        impatient.cancel()
+        await asyncio.gather(impatient, return_exceptions=True)
+        machine.may_load.set()
+        lease = await patient
+        assert lease.loaded.num_leases == 1
+
+    with_pool(body)
+
+
+def test_a_failed_load_is_told_to_all_who_wait_and_tried_again_later(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        machine.failure = ModelLoadFailed("no")
+        tasks = [asyncio.create_task(pool.acquire(model("a"), None)) for _ in range(2)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [str(result) for result in results] == ["no", "no"]
+        assert pool.loaded() == []
+        machine.failure = None
+        await pool.acquire(model("a"), None)
+        assert len(machine.loads) == 2
+
+    with_pool(body)
+
+
+def test_an_idle_model_leaves_when_its_keep_alive_is_over_and_a_leased_one_stays(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        idle = await pool.acquire(model("idle"), KeepAlive(60))
+        busy = await pool.acquire(model("busy"), KeepAlive(60))
+        pinned = await pool.acquire(model("pinned"), KeepAlive(None))
+        idle.release()
+        pinned.release()
+        assert await pool.expire() == 60
+        machine.now += 59
+        assert await pool.expire() == 1
+        machine.now += 1
+        assert await pool.expire() is None
+        assert names(pool) == {"busy:latest", "pinned:latest"}
+        assert machine.runners["idle:latest"].is_closed
+        busy.release()
+        machine.now += 3600
+        await pool.expire()
+        assert names(pool) == {"pinned:latest"}
+
+    with_pool(body)
+
+
+def test_the_clock_starts_when_the_last_lease_is_returned(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        first = await pool.acquire(model("a"), KeepAlive(10))
+        second = await pool.acquire(model("a"), KeepAlive(10))
+        first.release()
+        first.release()  # a second release is not counted
+        machine.now += 100
+        assert await pool.expire() is None
+        second.release()
+        assert await pool.expire() == 10
+
+    with_pool(body)
+
+
+def test_keep_alive_zero_unloads_at_the_release(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        reaper = asyncio.create_task(pool.run())
+        lease = await pool.acquire(model("a"), KeepAlive(0))
+        lease.release()
+        assert await asyncio.to_thread(machine.runners["a:latest"].closed.wait, 10)
+        assert pool.loaded() == []
+        reaper.cancel()
+        await asyncio.gather(reaper, return_exceptions=True)
+
+    with_pool(body)
+
+
+def test_unload_waits_for_the_last_lease(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        lease = await pool.acquire(model("a"), None)
+        assert await pool.unload(model("a"))
+        assert names(pool) == {"a:latest"}
+        lease.release()
+        await pool.expire()
+        assert pool.loaded() == []
+        assert not await pool.unload(model("a"))
+
+    with_pool(body)
+
+
+def test_room_is_made_by_the_least_recently_used_idle_model_only(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        held = await pool.acquire(model("held", 200), None)
+        for name in ("old", "new"):
+            (await pool.acquire(model(name, 200), None)).release()
+            machine.now += 1
+        (await pool.acquire(model("big", 200), None)).release()
+        assert names(pool) == {"held:latest", "new:latest", "big:latest"}
+        held.release()
+
+    with_pool(body, memory_budget=1000 * MB, kv_cache_size=100 * MB)
+
+
+def test_a_model_that_nearly_fits_gets_fewer_kv_blocks(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        await pool.acquire(model("held", 100), None)
+        await pool.acquire(model("tight", 100), None)
+        assert machine.loads == [("held:latest", 300 * MB), ("tight:latest", 100 * MB)]
+
+    with_pool(body, memory_budget=600 * MB, kv_cache_size=300 * MB)
+
+
+def test_a_model_that_cannot_fit_says_what_it_needs(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        lease = await pool.acquire(model("held", 100), None)
+        with pytest.raises(ModelLoadFailed, match=r"'big:latest': it needs 564 MB, 400 of 600 MB are free"):
+            await pool.acquire(model("big", 500), None)
+        assert names(pool) == {"held:latest"}
+        lease.release()
+
+    with_pool(body, memory_budget=600 * MB, kv_cache_size=100 * MB)
+
+
+def test_no_more_models_than_allowed(machine: Machine, model: Callable[..., InstalledModel], with_pool: Any) -> None:
+    async def body(pool: ModelPool) -> None:
+        (await pool.acquire(model("a"), None)).release()
+        lease = await pool.acquire(model("b"), None)
+        assert names(pool) == {"b:latest"}
+        with pytest.raises(ModelLoadFailed, match="1 loaded models are in use"):
+            await pool.acquire(model("c"), None)
+        lease.release()
+
+    with_pool(body, max_loaded_models=1)
+
+
+def test_the_list_begins_with_what_stays_longest(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        for name, seconds in (("short", 1.0), ("pinned", None), ("long", 100.0)):
+            (await pool.acquire(model(name), KeepAlive(seconds))).release()
+        loaded = pool.loaded()
+        assert [entry.model.name for entry in loaded] == ["pinned:latest", "long:latest", "short:latest"]
+        far, soon = loaded[0].expires_at(pool.now()), loaded[2].expires_at(pool.now())
+        assert far - datetime.now(UTC) > timedelta(days=36500)
+        assert abs(soon - datetime.now(UTC)) < timedelta(seconds=2)
+
+    with_pool(body)
+
+
+def test_a_closed_pool_loads_nothing(machine: Machine, model: Callable[..., InstalledModel], with_pool: Any) -> None:
+    async def body(pool: ModelPool) -> None:
+        await pool.acquire(model("a"), None)
+        await pool.aclose()
+        assert machine.runners["a:latest"].is_closed
+        with pytest.raises(ShuttingDown):
+            await pool.acquire(model("a"), None)
+
+    with_pool(body)
+
+
+def test_a_load_that_ends_while_the_pool_closes_is_closed_too(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        machine.may_load.clear()
+        waiting = asyncio.create_task(pool.acquire(model("a"), None))
+        assert await asyncio.to_thread(machine.is_loading.wait, 10)
+        closing = asyncio.create_task(pool.aclose())
+        await asyncio.sleep(0)
+        machine.may_load.set()
+        await closing
+        assert machine.runners["a:latest"].is_closed
+        with pytest.raises(ShuttingDown):
+            await waiting
+
+    with_pool(body)
+
+
+def test_loading_reads_the_folder(tmp_path: Path, install: Install) -> None:
+    write_echo_model(tmp_path / "echo")
+    model = install("echo:latest", folder=tmp_path / "echo", context_length=100)
+    ready = load_model(model, 1 * MB, Settings(home=tmp_path, context_length=80))
+    try:
+        assert (ready.context_length, str(ready.placement)) == (80, "echo/CPU")
+        assert ready.template is not None
+        assert ready.token_bytes(65) == b"A"
+    finally:
+        asyncio.run(ready.engine.aclose())
+
+
+def test_a_folder_without_a_tokenizer_is_refused_in_words(tmp_path: Path, install: Install) -> None:
+    write_echo_model(tmp_path / "echo")
+    (tmp_path / "echo" / "tokenizer.json").unlink()
+    with pytest.raises(ModelLoadFailed, match=r"tokenizer\.json is missing"):
+        load_model(install("echo:latest", folder=tmp_path / "echo"), 1 * MB, Settings(home=tmp_path))
+
+
+def test_a_device_that_is_not_there_is_refused_in_words(tmp_path: Path, install: Install) -> None:
+    write_echo_model(tmp_path / "echo")
+    with pytest.raises(ModelLoadFailed, match="no device 'GPU'"):
+        load_model(install("echo:latest", folder=tmp_path / "echo"), 1 * MB, Settings(home=tmp_path, device="GPU"))

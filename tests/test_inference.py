@@ -1,0 +1,231 @@
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmm_adapters.card import SamplingDefaults
+from vmm_adapters.echo import write_echo_model
+from vmm_adapters.types import FinishReason, SamplingParams
+from vmm_server.app import Parts, build_parts
+from vmm_server.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ShuttingDown,
+    UnsupportedCapability,
+)
+from vmm_server.inference import Completion
+from vmm_server.models.loading import load_model
+from vmm_server.models.store import InstalledModel, Store
+from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
+Body = Callable[[Parts], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def installed(settings: Any, tmp_path: Path) -> Callable[..., None]:
+    """Installs the echo model under `name`; `fields` replace what is said of it."""
+
+    def install(name: str = "echo:latest", **fields: Any) -> None:
+        folder = tmp_path / name.replace(":", "-")
+        write_echo_model(folder)
+        for gone in fields.pop("without", ()):
+            (folder / gone).unlink()
+        described: dict[str, Any] = {
+            "name": name,
+            "aliases": (),
+            "digest": name.encode().hex().ljust(64, "0"),
+            "size_bytes": 1,
+            "modified_at": datetime(2026, 1, 1, tzinfo=UTC),
+            "adapter": "echo",
+            "folder": folder,
+            "format": "onnx",
+            "family": "echo",
+            "parameter_size": "0",
+            "quantization": "F32",
+            "context_length": 512,
+            "embedding_length": None,
+            "capabilities": ("completion",),
+            "license": None,
+            "title": name,
+            "system": None,
+            "sampling": SamplingDefaults(),
+            "source": "file:/echo",
+        }
+        Store(settings().store_dir).install(InstalledModel(**described | fields))
+
+    return install
+
+
+@pytest.fixture
+def with_parts(settings: Any) -> Callable[[Body], None]:
+    """Run `body(parts)` on an event loop, at most 20 s, and close the pool."""
+
+    def run(body: Body) -> None:
+        async def bounded() -> None:
+            configured = settings()
+            parts = build_parts(configured, partial(load_model, settings=configured))
+            try:
+                await asyncio.wait_for(body(parts), 20)
+            finally:
+                await parts.pool.aclose()
+
+        asyncio.run(bounded())
+
+    return run
+
+
+def chat(text: str, model: str = "echo", **changes: Any) -> GenerateRequest:
+    prompt = ChatPrompt((Message("user", text),), **changes.pop("prompt", {}))
+    return GenerateRequest(**{"model": model, "prompt": prompt, "sampling": GREEDY} | changes)
+
+
+async def read(completion: Completion) -> str:
+    async with completion:
+        return "".join([delta.text async for delta in completion])
+
+
+def test_a_chat_is_rendered_run_and_accounted_for(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        completion = await parts.inference.generate(chat("hello"))
+        assert parts.pool.loaded()[0].num_leases == 1
+        assert await read(completion) == "hello"
+        assert completion.usage is not None
+        assert completion.usage.num_prompt_tokens == len(completion.prompt_tokens) == len("hello") + 3
+        assert completion.placement == "echo/CPU"
+        assert parts.pool.loaded()[0].num_leases == 0
+
+    installed()
+    with_parts(body)
+
+
+def test_what_the_client_left_out_is_what_the_card_recommends(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        given = await parts.inference.generate(chat("hello"))
+        assert await read(given) == "hello"
+        left_out = await parts.inference.generate(chat("hello", unset=frozenset({"repetition_penalty"})))
+        assert "h" not in await read(left_out)
+
+    # every token of the message was said before: such a penalty sinks them all below the noise
+    installed(sampling=SamplingDefaults(repetition_penalty=1000.0))
+    with_parts(body)
+
+
+def test_a_system_message_of_the_model_gives_way_to_the_clients(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        async with await parts.inference.generate(chat("x")) as with_own:
+            assert len(with_own.prompt_tokens) == len("x") + 3 + len("be kind") + 2
+        messages = (Message("system", "no"), Message("user", "x"))
+        request = GenerateRequest("echo", ChatPrompt(messages), GREEDY)
+        async with await parts.inference.generate(request) as with_given:
+            assert len(with_given.prompt_tokens) == len("x") + 3 + len("no") + 2
+
+    installed(system="be kind")
+    with_parts(body)
+
+
+def test_an_answer_goes_on_from_an_assistant_message_at_the_end(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        messages = (Message("user", "hello"), Message("assistant", "he"))
+        request = GenerateRequest("echo", ChatPrompt(messages), GREEDY)
+        assert await read(await parts.inference.generate(request)) == "llo"
+
+    installed()
+    with_parts(body)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "named"),
+    [
+        (chat("x", model="nobody"), ModelNotFound, "model"),
+        (chat("x" * 600), ContextLengthExceeded, "messages"),
+        (chat("x" * 60, num_ctx=50), ContextLengthExceeded, "messages"),
+        (chat("x", sampling=SamplingParams(logit_bias={9999: 1.0})), InvalidRequest, "logit_bias"),
+        (GenerateRequest("echo", TextPrompt((1, -1)), GREEDY), InvalidRequest, "prompt"),
+        (GenerateRequest("echo", TextPrompt(""), GREEDY), InvalidRequest, "prompt"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_runs_and_leaves_no_lease(
+    request_: GenerateRequest, error: type[Exception], named: str, installed: Any, with_parts: Any
+) -> None:
+    async def body(parts: Parts) -> None:
+        with pytest.raises(error) as raised:
+            await parts.inference.generate(request_)
+        assert raised.value.param == named  # type: ignore[attr-defined]
+        assert all(loaded.num_leases == 0 for loaded in parts.pool.loaded())
+
+    installed()
+    with_parts(body)
+
+
+def test_a_model_without_a_template_completes_but_does_not_chat(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        with pytest.raises(UnsupportedCapability, match='"echo" does not support chat'):
+            await parts.inference.generate(chat("x"))
+        request = GenerateRequest("echo", TextPrompt("abc"), SamplingParams(temperature=0.0, max_tokens=3))
+        assert await read(await parts.inference.generate(request)) == "def"
+
+    installed(without=("chat_template.jinja",))
+    with_parts(body)
+
+
+def test_a_model_that_does_not_complete_is_refused_before_it_is_loaded(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        with pytest.raises(UnsupportedCapability, match="does not support chat"):
+            await parts.inference.generate(chat("x"))
+        assert parts.pool.loaded() == []
+
+    installed(capabilities=("embedding",))
+    with_parts(body)
+
+
+def test_draining_refuses_new_work_and_waits_for_what_runs(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        completion = await parts.inference.generate(chat("hello"))
+        draining = asyncio.create_task(parts.inference.drain(10))
+        await asyncio.sleep(0)
+        with pytest.raises(ShuttingDown):
+            await parts.inference.generate(chat("hello"))
+        assert not draining.done()
+        await read(completion)
+        assert await draining
+
+    installed()
+    with_parts(body)
+
+
+def test_draining_gives_up_after_its_time(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        async with await parts.inference.generate(chat("hello")):
+            assert not await parts.inference.drain(0)
+
+    installed()
+    with_parts(body)
+
+
+def test_closing_early_aborts(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        completion = await parts.inference.generate(chat("hello", sampling=SamplingParams(temperature=0.0)))
+        await completion.aclose()
+        await completion.aclose()
+        assert [delta async for delta in completion] == []
+        assert parts.pool.loaded()[0].num_leases == 0
+
+    installed()
+    with_parts(body)
+
+
+def test_the_last_delta_says_why(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        async with await parts.inference.generate(chat("hello", sampling=GREEDY)) as completion:
+            deltas = [delta async for delta in completion]
+        assert deltas[-1].finish_reason is FinishReason.STOP
+        assert sum(delta.finish_reason is not None for delta in deltas) == 1
+
+    installed()
+    with_parts(body)
