@@ -78,7 +78,7 @@ class BlockPool:
 
     def register(self, block: int, key: bytes) -> None:
         """Say that a held block is full now and what is in it. The first block with a key keeps it."""
-        if key not in self._cached:
+        if key not in self._cached and self._keys[block] is None:
             self._cached[key] = block
             self._keys[block] = key
 

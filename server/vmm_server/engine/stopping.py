@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 _REPLACEMENT = "\ufffd"
 _NUM_CONTEXT_TOKENS = 8
 _MAX_WINDOW_TOKENS = 24
+_MAX_HELD_TOKENS = 8  # a character has 4 bytes: what is not whole after 8 tokens never will be
 
 
 def special_token_ids(tokenizer: Tokenizer) -> frozenset[int]:
@@ -20,40 +21,56 @@ class Detokenizer:
 
     Only a window of the last tokens is decoded, and what of its text was given out is remembered by length.
     The window begins with tokens that are out already, because a token's text can depend on the ones before it:
-    SentencePiece drops a space at the start of a text only. A character whose bytes are not all there yet decodes as
-    U+FFFD at the very end, so that one is held back. UTF-8 finds its place again after any 4 bytes, so cutting the
-    window to `_NUM_CONTEXT_TOKENS` tokens (special ones, which have no bytes, left out) never changes what follows.
+    SentencePiece drops the space at the start of a text, and only there. Bytes that do not make a character yet
+    decode as U+FFFD, and with byte fallback so do all the bytes right before them: trailing ones are held back.
     """
 
     def __init__(self, tokenizer: Tokenizer, special: frozenset[int], prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._special = special
         self._window = [i for i in prompt[-2 * _NUM_CONTEXT_TOKENS :] if i not in special][-_NUM_CONTEXT_TOKENS:]
-        self._num_shown = len(self._decode())
+        while _REPLACEMENT in self._decode(self._window):  # begins or ends inside a character
+            del self._window[0]
+        self._num_shown = len(self._decode(self._window))
+        self._num_held_tokens = 0
 
     def push(self, token_id: int) -> str:
         """The text that has become certain with this token; may be empty."""
         if token_id in self._special:
             return ""
         self._window.append(token_id)
-        text = self._decode()
-        end = len(text) - text.endswith(_REPLACEMENT)
+        text = self._decode(self._window)
+        if not text.endswith(_REPLACEMENT):
+            self._num_held_tokens, end = 0, len(text)
+        elif self._num_held_tokens < _MAX_HELD_TOKENS:
+            self._num_held_tokens, end = self._num_held_tokens + 1, len(text.rstrip(_REPLACEMENT))
+        else:
+            end = len(text) - 1  # broken for good, but the last byte may begin something new
         piece = text[self._num_shown : end]
         self._num_shown = max(end, self._num_shown)
-        if len(self._window) >= _MAX_WINDOW_TOKENS:
-            del self._window[:-_NUM_CONTEXT_TOKENS]
-            self._num_shown = len(self._decode()) - (len(text) - self._num_shown)
+        if len(self._window) >= _MAX_WINDOW_TOKENS and self._num_held_tokens in (0, _MAX_HELD_TOKENS):
+            self._shorten(text)
         return piece
+
+    def _shorten(self, text: str) -> None:
+        """Drop tokens from the front of the window, where that does not cut a character in two."""
+        num_held = len(text) - self._num_shown
+        for start in range(len(self._window) - _NUM_CONTEXT_TOKENS, 0, -1):
+            rest = self._decode(self._window[start:])
+            if text.endswith(rest) and len(rest) > num_held:
+                del self._window[:start]
+                self._num_shown = len(rest) - num_held
+                return
 
     def flush(self) -> str:
         """What is still held back: a character that never became whole."""
-        text = self._decode()
+        text = self._decode(self._window)
         piece = text[self._num_shown :]
         self._num_shown = len(text)
         return piece
 
-    def _decode(self) -> str:
-        return self._tokenizer.decode(self._window, skip_special_tokens=False)
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
 
 class StopStrings:

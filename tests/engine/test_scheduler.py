@@ -1,0 +1,323 @@
+"""The scheduler on the echo runner, without threads: it checks every block it reads."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from vmm_adapters.echo import EchoRunner
+from vmm_adapters.types import SamplingParams
+from vmm_server.engine.block_pool import BlockPool
+from vmm_server.engine.scheduler import Scheduler, Step
+from vmm_server.engine.sequence import Sequence, SequenceStatus
+
+
+class Bench:
+    """A scheduler and its runner, stepped by hand, greedily."""
+
+    def __init__(
+        self, num_blocks: int = 16, *, block_size: int = 4, max_batched_tokens: int = 8, max_sequences: int = 4
+    ) -> None:
+        self.runner = EchoRunner(num_blocks=num_blocks, block_size=block_size)
+        self.pool = BlockPool(num_blocks, block_size)
+        self.scheduler = Scheduler(self.pool, max_batched_tokens=max_batched_tokens, max_sequences=max_sequences)
+        self.num_computed = 0
+        self.num_copied = 0
+
+    def add(self, text: str, max_tokens: int | None = 4, *, priority: int = 0, salt: bytes = b"") -> Sequence:
+        sequence = Sequence(
+            list(text.encode()),
+            SamplingParams(max_tokens=max_tokens),
+            max_length=self.pool.num_positions,
+            priority=priority,
+            salt=salt,
+        )
+        self.scheduler.add(sequence)
+        return sequence
+
+    def compute(self, step: Step) -> None:
+        self.runner.copy_blocks(list(step.block_copies))
+        logits = self.runner.execute(step.batch)
+        self.scheduler.update(step, [int(row.argmax()) for row in logits])
+        self.num_computed += step.batch.num_tokens
+        self.num_copied += len(step.block_copies)
+
+    def step(self) -> Step:
+        step = self.scheduler.schedule()
+        self.compute(step)
+        return step
+
+    def drain(self, max_steps: int = 10_000) -> None:
+        for _ in range(max_steps):
+            if not self.scheduler.has_work:
+                return
+            assert self.step().sequences, "a step without progress"
+        pytest.fail(f"still busy after {max_steps} steps")
+
+
+def answer(sequence: Sequence) -> str:
+    return bytes(sequence.token_ids[sequence.num_prompt_tokens :]).decode()
+
+
+def alphabet_after(text: str, count: int) -> str:
+    """What the echo model says after a text that ends in a small letter."""
+    start = ord(text[-1]) - ord("a") + 1
+    return "".join(chr(ord("a") + (start + i) % 26) for i in range(count))
+
+
+def shape(step: Step) -> list[tuple[Sequence, int]]:
+    return [(s, len(chunk.token_ids)) for s, chunk in zip(step.sequences, step.batch.chunks, strict=True)]
+
+
+def test_a_prompt_is_computed_in_chunks_of_the_budget_and_sampled_at_its_end() -> None:
+    bench = Bench(max_batched_tokens=8)
+    sequence = bench.add("a" * 19)
+    steps = [bench.step() for _ in range(3)]
+    assert [shape(step) for step in steps] == [[(sequence, 8)], [(sequence, 8)], [(sequence, 3)]]
+    assert [step.batch.num_logits for step in steps] == [0, 0, 1]
+    assert answer(sequence) == "b"
+
+
+def test_decodes_go_before_prompt_chunks_and_new_sequences_fill_the_budget() -> None:
+    bench = Bench(max_batched_tokens=8)
+    first = bench.add("abc", 9)
+    bench.step()
+    second, third = bench.add("x" * 10), bench.add("hi")
+    assert shape(bench.step()) == [(first, 1), (second, 7)]
+    assert shape(bench.step()) == [(first, 1), (second, 3), (third, 2)]
+
+
+def test_lower_priority_value_goes_first_and_equals_in_order_of_arrival() -> None:
+    bench = Bench(max_sequences=1)
+    order = [bench.add("a", 1, priority=priority) for priority in (1, 0, 1, 0)]
+    seen = [bench.step().sequences[0] for _ in order]
+    assert seen == [order[1], order[3], order[0], order[2]]
+
+
+def test_lower_priority_makes_room_for_higher() -> None:
+    bench = Bench(max_sequences=1)
+    low = bench.add("abc", priority=5)
+    bench.step()
+    high = bench.add("xyz", priority=1)
+    assert bench.step().sequences == (high,)
+    assert low.status is SequenceStatus.PREEMPTED
+    bench.drain()
+    assert (answer(high), answer(low)) == ("abcd", "defg")
+
+
+def test_when_blocks_run_out_the_youngest_is_preempted_and_still_answers_the_same() -> None:
+    bench = Bench(num_blocks=6, max_batched_tokens=16)
+    old, young = bench.add("abcd", 16), bench.add("mnop", 16)
+    bench.drain()
+    assert bench.scheduler.num_preempted > 0
+    assert old.num_preemptions == 0
+    assert (answer(old), answer(young)) == (alphabet_after("d", 16), alphabet_after("p", 16))
+
+
+def test_a_repeated_prefix_is_looked_up() -> None:
+    bench = Bench()
+    bench.add("abcdefgh" + "xyz", 1)
+    bench.drain()
+    bench.num_computed = 0
+    again = bench.add("abcdefgh" + "klm", 1)
+    bench.drain()
+    assert again.num_cached_tokens == 8
+    assert bench.num_computed == 3
+
+
+def test_an_answer_is_a_prefix_too() -> None:
+    bench = Bench()
+    bench.add("abcd", 9)
+    bench.drain()
+    again = bench.add("abcd" + alphabet_after("d", 9) + "!", 1)
+    bench.drain()
+    assert again.num_cached_tokens == 12
+
+
+def test_a_wholly_cached_prompt_copies_its_last_block_and_computes_one_token() -> None:
+    bench = Bench()
+    bench.add("abcdefgh", 1)
+    bench.drain()
+    bench.num_computed = 0
+    again = bench.add("abcdefgh", 4)
+    step = bench.scheduler.schedule()
+    cached = bench.pool.lookup(again.block_keys[1])
+    assert step.block_copies == ((cached, again.block_table[1]),)
+    bench.compute(step)
+    bench.drain()
+    assert (again.num_cached_tokens, bench.num_computed, answer(again)) == (7, 4, "ijkl")
+
+
+def test_a_wholly_cached_prompt_that_fills_all_blocks_takes_its_last_one_over() -> None:
+    bench = Bench(num_blocks=2)
+    bench.add("abcdefgh", 1)
+    bench.drain()
+    again = bench.add("abcdefgh", 1)
+    step = bench.step()
+    assert step.block_copies == ()
+    assert (again.num_cached_tokens, answer(again)) == (7, "i")
+
+
+def test_sequences_that_run_together_share_a_prompt_as_soon_as_blocks_are_full() -> None:
+    bench = Bench(max_batched_tokens=12, num_blocks=32)
+    prompt = "abcdefghijklmnopqrstuvwx"
+    first = bench.add(prompt + "a", 1)
+    second = bench.add(prompt + "b", 1)
+    bench.step()  # 12 tokens of the first
+    bench.step()  # the other 13 take 12: the budget is gone
+    bench.step()
+    assert first.is_finished
+    bench.drain()
+    assert second.num_cached_tokens == 24
+
+
+def test_a_sequence_in_the_middle_of_its_prompt_takes_what_another_has_computed_meanwhile() -> None:
+    bench = Bench(max_batched_tokens=8, num_blocks=32)
+    prompt = "abcdefghijklmnopqrstuvwx"
+    first = bench.add(prompt, 1)
+    bench.step()
+    bench.step()
+    second = bench.add(prompt, 1)
+    bench.step()  # the first ends here, so the second has only what was there before
+    assert first.is_finished
+    assert second.num_cached_tokens == 0
+    bench.num_computed = 0
+    bench.drain()
+    assert (second.num_cached_tokens, bench.num_computed) == (23, 1)
+
+
+def test_salts_do_not_share() -> None:
+    bench = Bench()
+    bench.add("abcdefgh" + "x", 1, salt=b"one")
+    bench.drain()
+    again = bench.add("abcdefgh" + "x", 1, salt=b"two")
+    bench.drain()
+    assert again.num_cached_tokens == 0
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 4], ids=["queue", "prefill", "decode"])
+def test_abort_frees_blocks_at_once(num_steps: int) -> None:
+    bench = Bench(max_batched_tokens=8)
+    sequence = bench.add("a" * 20, 20)
+    for _ in range(num_steps):
+        bench.step()
+    assert (bench.pool.num_free < 16) == (num_steps > 0)
+    bench.scheduler.finish(sequence, SequenceStatus.ABORTED)
+    assert bench.pool.num_free == 16
+    assert not bench.scheduler.has_work
+    bench.scheduler.finish(sequence, SequenceStatus.ABORTED)
+    assert bench.pool.num_free == 16
+
+
+def test_a_token_that_could_not_be_drawn_fails_only_its_sequence() -> None:
+    bench = Bench()
+    bad, good = bench.add("abc"), bench.add("xyz")
+    step = bench.scheduler.schedule()
+    bench.runner.execute(step.batch)
+    bench.scheduler.update(step, [None, ord("a")])
+    assert bad.status is SequenceStatus.FAILED
+    bench.drain()
+    assert answer(good) == "abcd"
+    assert bench.pool.num_free == 16
+
+
+def test_more_sequences_than_budget_never_starve_a_decode() -> None:
+    bench = Bench(num_blocks=64, max_batched_tokens=2, max_sequences=8)
+    sequences = [bench.add(letter, 5) for letter in "abcdefgh"]
+    bench.drain()
+    assert [answer(s) for s in sequences] == [alphabet_after(letter, 5) for letter in "abcdefgh"]
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random traffic on pools of random size. After each step the books must balance."""
+
+    @initialize(
+        num_blocks=st.integers(2, 12),
+        budget=st.integers(1, 12),
+        max_sequences=st.integers(1, 5),
+    )
+    def start(self, num_blocks: int, budget: int, max_sequences: int) -> None:
+        self.bench = Bench(num_blocks, max_batched_tokens=budget, max_sequences=max_sequences)
+        self.scheduler, self.pool = self.bench.scheduler, self.bench.pool
+        self.sequences: list[Sequence] = []
+
+    @rule(
+        prompt=st.text(alphabet="ab", min_size=1, max_size=48),
+        max_tokens=st.integers(1, 20),
+        priority=st.integers(0, 2),
+        salt=st.sampled_from([b"", b"s"]),
+    )
+    def add(self, prompt: str, max_tokens: int, priority: int, salt: bytes) -> None:
+        prompt = prompt[: self.pool.num_positions]
+        self.sequences.append(self.bench.add(prompt, max_tokens, priority=priority, salt=salt))
+
+    @precondition(lambda self: any(not s.is_finished for s in self.sequences))
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from([s for s in self.sequences if not s.is_finished]))
+        self.scheduler.finish(sequence, SequenceStatus.ABORTED)
+        assert sequence.block_table == []
+
+    @precondition(lambda self: self.scheduler.has_work)
+    @rule(num_steps=st.integers(1, 5))
+    def step(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            if self.scheduler.has_work:
+                self._step()
+
+    def _step(self) -> None:
+        decoding = [s for s in self.scheduler.running if s.num_pending_tokens == 1]
+        step = self.scheduler.schedule()
+        assert 0 < step.batch.num_tokens <= self.scheduler.max_batched_tokens
+        assert len(set(step.sequences)) == len(step.sequences) <= self.scheduler.max_sequences
+        assert self.scheduler.running[0] in step.sequences, "the first in rank must advance"
+        assert step.batch.num_logits == len(step.sampled)
+        targets = [target for _, target in step.block_copies]
+        for sequence, chunk in zip(step.sequences, step.batch.chunks, strict=True):
+            assert chunk.start == sequence.num_computed_tokens
+            written = range(chunk.start // 4, -(-(chunk.start + len(chunk.token_ids)) // 4))
+            for block in (chunk.block_table[i] for i in written):
+                assert self.pool.num_holders(block) == 1, "a block is written that others read"
+                assert block not in self._registered(), "a full block is written"
+        assert all(self.pool.num_holders(target) == 1 for target in targets)
+        for sequence in decoding:
+            stalled = sequence.num_computed_tokens == 4 * len(sequence.block_table) and not self.pool.num_free
+            preempted = sequence.status is SequenceStatus.PREEMPTED or sequence.num_computed_tokens == 0
+            assert sequence in step.sequences or stalled or preempted, "a decode starves"
+        self.bench.compute(step)
+
+    def _registered(self) -> set[int]:
+        keys = {key for s in self.sequences for key in s.block_keys}
+        return {block for key in keys if (block := self.pool.lookup(key)) is not None}
+
+    @invariant()
+    def books_balance(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        held = [block for s in self.sequences for block in s.block_table]
+        holders = [self.pool.num_holders(block) for block in range(self.pool.num_blocks)]
+        assert holders == [held.count(block) for block in range(self.pool.num_blocks)]
+        assert self.pool.num_free == holders.count(0)
+        queues = self.scheduler.waiting + self.scheduler.running
+        assert {id(s) for s in queues} == {id(s) for s in self.sequences if not s.is_finished}
+        assert len(queues) == len(set(queues))
+        for queue in (self.scheduler.waiting, self.scheduler.running):
+            assert [s.rank for s in queue] == sorted(s.rank for s in queue)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        for _ in range(5_000):
+            if not self.scheduler.has_work:
+                break
+            self._step()
+        assert not self.scheduler.has_work, "livelock"
+        assert self.pool.num_free == self.pool.num_blocks
+        for sequence in self.sequences:
+            assert sequence.is_finished
+            text = bytes(sequence.token_ids[: sequence.num_prompt_tokens]).decode()
+            assert answer(sequence) == alphabet_after(text, sequence.num_generated_tokens)
+
+
+SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestRandomTraffic = SchedulerMachine.TestCase
