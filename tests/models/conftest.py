@@ -1,11 +1,22 @@
-from collections.abc import Callable
+import base64
+import hashlib
+import json
+import re
+import runpy
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from vmm_adapters.card import SamplingDefaults
+from vmm_server.models.installer import Importer
+from vmm_server.models.sources import Transfer, make_client
 from vmm_server.models.store import InstalledModel, Store
 
 Install = Callable[..., InstalledModel]
@@ -62,3 +73,228 @@ def install(store: Store) -> Install:
         return store.install(InstalledModel(**described | fields), blobs=blobs, revision=revision)
 
     return make
+
+
+@pytest.fixture
+def pull_script() -> Path:
+    """A program that pulls once."""
+    return Path(__file__).with_name("pull_once.py")
+
+
+@pytest.fixture
+def make_importer(pull_script: Path) -> Callable[..., Importer]:
+    """An importer that copies: `make_importer(version="1")`."""
+    made: Callable[..., Importer] = runpy.run_path(str(pull_script))["make_importer"]
+    return made
+
+
+@pytest.fixture
+def transfer() -> Iterator[Transfer]:
+    """Reports to nobody, never cancelled, room for everything."""
+    with make_client(timeout_s=5.0) as client:
+        yield Transfer(client, threading.Event(), lambda completed, total: None, lambda needed: None)
+
+
+@dataclass
+class Resource:
+    """What the test server says at one path. Every quirk is off unless asked for."""
+
+    content: bytes = b""
+    etag: str | None = None
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    ranges: bool = True
+    head: bool = True
+    claimed_length: int | None = None
+    chunked: bool = False
+    """Told no length."""
+    cut_after: list[int] = field(default_factory=list)
+    """The next replies stop after so many bytes and close the connection."""
+    hold_after: int | None = None
+    """Replies stop after so many bytes until `Web.go_on` is set."""
+    ignores_if_range: bool = False
+    needs_token: str | None = None
+    needs_login: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    range: str | None
+    headers: dict[str, str]
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are what many of these tests are about."""
+
+
+class Web:
+    """A server on the loopback, its resources by path (with query), and the requests it got."""
+
+    def __init__(self) -> None:
+        self.resources: dict[str, Resource] = {}
+        self.requests: list[Request] = []
+        self.go_on = threading.Event()
+        self.holding = threading.Event()
+        self.bytes_sent = 0
+        self.mutex = threading.Lock()
+        web = self
+
+        class Handler(_Handler):
+            pass
+
+        Handler.web = web
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def serve(self, path: str, content: bytes = b"", **quirks: Any) -> str:
+        """Offer something; returns its URL."""
+        self.resources[path] = Resource(content, **quirks)
+        return f"{self.url}{path}"
+
+    def ranges(self, method: str = "GET") -> list[str | None]:
+        """The Range headers of the requests so far."""
+        return [request.range for request in self.requests if request.method == method]
+
+    def close(self) -> None:
+        self.go_on.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    web: Web
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        asked = self.headers.get("Range")
+        path = unquote(self.path)
+        self.web.requests.append(Request(self.command, path, asked, dict(self.headers)))
+        resource = self.web.resources.get(path) or self.web.resources.get(urlsplit(path).path)
+        if resource is None:
+            return self._send(404, {"X-Error-Code": "EntryNotFound"}, b"", body=body)
+        if resource.needs_token and self.headers.get("Authorization") != f"Bearer {resource.needs_token}":
+            return self._send(401, {"X-Error-Code": "GatedRepo"}, b"", body=body)
+        login = base64.b64encode((resource.needs_login or "").encode()).decode()
+        if resource.needs_login and self.headers.get("Authorization") != f"Basic {login}":
+            return self._send(401, {"WWW-Authenticate": 'Basic realm="x"'}, b"", body=body)
+        if resource.status != 200 or (not body and not resource.head):
+            return self._send(resource.status if body else 405, resource.headers, resource.content, body=body)
+        headers = dict(resource.headers)
+        if resource.etag:
+            headers["ETag"] = resource.etag
+        content, status = resource.content, 200
+        if_range = self.headers.get("If-Range")
+        match = re.fullmatch(r"bytes=(\d+)-", asked or "")
+        same = resource.ignores_if_range or if_range in (None, resource.etag)
+        if body and match and resource.ranges and same:
+            start, total = int(match.group(1)), len(content)
+            if start >= total:
+                return self._send(416, {"Content-Range": f"bytes */{total}"}, b"", body=True)
+            headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
+            content, status = content[start:], 206
+        return self._send(status, headers, content, body=body, resource=resource)
+
+    def _send(
+        self, status: int, headers: dict[str, str], content: bytes, *, body: bool, resource: Resource | None = None
+    ) -> None:
+        self.send_response(status)
+        length = len(content) if resource is None or resource.claimed_length is None else resource.claimed_length
+        if resource and resource.chunked:
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(length))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if not body:
+            return
+        if resource and body and resource.cut_after:
+            content = content[: resource.cut_after.pop(0)]
+            self.close_connection = True
+        if resource and (resource.claimed_length is not None):
+            self.close_connection = True
+        hold = resource.hold_after if resource else None
+        try:
+            if hold is not None and hold < len(content):
+                self.wfile.write(content[:hold])
+                self.wfile.flush()
+                self.web.holding.set()
+                self.web.go_on.wait(30)
+                content = content[hold:]
+            self.wfile.write(content)
+            self.wfile.flush()
+        except OSError:
+            self.close_connection = True  # the client went away
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    server = Web()
+    yield server
+    server.close()
+
+
+class Hub:
+    """The routes of a model hub that a pull uses, on a `Web`."""
+
+    def __init__(self, web: Web) -> None:
+        self.web = web
+
+    def repo(
+        self,
+        repo: str,
+        files: dict[str, bytes],
+        *,
+        revision: str = "main",
+        commit: str = "c0ffee" * 6 + "c0ff",
+        lfs: tuple[str, ...] = (".gguf", ".onnx", ".data", ".bin"),
+        token: str | None = None,
+    ) -> None:
+        """Offer a repository; files with these endings are kept as large files, with a sha256."""
+        siblings: list[dict[str, Any]] = []
+        for path, content in files.items():
+            sha256 = hashlib.sha256(content).hexdigest()
+            oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            sibling: dict[str, Any] = {"rfilename": path, "size": len(content), "blobId": oid}
+            etag = oid
+            if path.endswith(lfs):
+                sibling["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
+                etag = sha256
+            siblings.append(sibling)
+            headers = {"X-Repo-Commit": commit, "X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{etag}"'}
+            self.web.serve(
+                f"/{repo}/resolve/{commit}/{path}", content, etag=f'"{etag}"', headers=headers, needs_token=token
+            )
+        answer = {"id": repo, "modelId": repo, "sha": commit, "private": False, "tags": [], "siblings": siblings}
+        for ref in (revision, commit):
+            self.web.serve(
+                f"/api/models/{repo}/revision/{ref}",
+                json.dumps(answer).encode(),
+                headers={"Content-Type": "application/json"},
+                needs_token=token,
+            )
+
+
+@pytest.fixture
+def hub(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    """A hub that `hf:` sources go to; no token is known."""
+    monkeypatch.setenv("HF_ENDPOINT", web.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    return Hub(web)

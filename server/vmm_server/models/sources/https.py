@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
+from vmm_server.errors import SourceError
 from vmm_server.models.sources.base import Listing, SourceFile, Transfer, invalid_uri
 from vmm_server.models.sources.download import RetryPolicy, fetch_verified
 
@@ -38,14 +39,16 @@ class HttpsSource:
         return cls(uri, url, match.group(1) if match else None, retry)
 
     def look_up(self, transfer: Transfer) -> Listing:
-        """One HEAD request for size and version; a server that refuses it just tells less."""
+        """One HEAD request for size and version; a server that refuses it (status 4xx) just tells less."""
         name = unquote(PurePosixPath(urlsplit(self.url).path).name)
         size_bytes, revision = None, self.sha256
         try:
             response = transfer.client.head(self.url)
-        except (httpx.TransportError, httpx.InvalidURL, httpx.TooManyRedirects):
-            response = None  # the fetch tries again and says what is wrong
-        if response and response.is_success:
+        except (httpx.TransportError, httpx.InvalidURL, httpx.TooManyRedirects) as error:
+            host = urlsplit(self.url).netloc
+            hint = "check the address, the network and the proxy settings"
+            raise SourceError(f"cannot reach {host}: {str(error) or type(error).__name__}", hint=hint) from error
+        if response.is_success:
             length = response.headers.get("content-length", "")
             size_bytes = int(length) if length.isdigit() else None
             revision = revision or response.headers.get("etag")

