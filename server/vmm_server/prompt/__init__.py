@@ -1,0 +1,1 @@
+"""Messages ↔ text: the model's chat template."""

@@ -1,0 +1,184 @@
+"""Chat messages → the text that the model was trained to see, by the model's own Jinja template.
+
+Renders as transformers does (its `apply_chat_template`: white-space control, `raise_exception`, `strftime_now`,
+`tojson`, loop controls, `{% generation %}`, the special tokens' texts), in the bounded sandbox of `sandbox.py`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+from jinja2 import TemplateError, TemplateSyntaxError
+
+from vmm_server.errors import CorruptFile, ImportFailed, InvalidRequest
+from vmm_server.prompt.sandbox import MAX_TEXT, ChatEnvironment
+from vmm_server.requests import Message
+
+MAX_SOURCE = 2**20
+"""Characters a template may have; the longest of today's have about 20,000."""
+
+_END_OF_MESSAGE = "\ue000end-of-final-message\ue001"  # private-use characters: no template writes them
+_RENDER_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, RecursionError)
+_COMPILE_ERRORS = (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError)
+
+
+class TemplateRefusal(TemplateError):
+    """The template itself said no, by `raise_exception`."""
+
+
+class ChatTemplate:
+    """One compiled chat template. Rendering changes nothing here and may happen in several threads at once."""
+
+    def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
+        """Compile `source`. The token texts are empty for a model that has none.
+
+        Raises `InvalidRequest` (param `template`) with the line and Jinja's words if it is not a template.
+        """
+        if len(source) > MAX_SOURCE:
+            raise InvalidRequest(
+                f"the template has {len(source)} characters, the limit is {MAX_SOURCE}", param="template"
+            )
+        self.source = source
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._environment = ChatEnvironment()
+        self._environment.globals["raise_exception"] = _raise_exception
+        try:
+            self._template = self._environment.from_string(source)
+        except _COMPILE_ERRORS as error:
+            line = f" in line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+            raise InvalidRequest(
+                f"the template cannot be compiled{line}: {_first_line(error)}", param="template"
+            ) from error
+
+    def replaced(self, source: str) -> "ChatTemplate":
+        """Another template with the same special tokens. Raises `InvalidRequest` (param `template`)."""
+        return ChatTemplate(source, **self._tokens)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        now: datetime,
+        variables: Mapping[str, object],
+    ) -> str:
+        """The prompt's text.
+
+        `continue_final_message` ends it where the last message's content ends, so that the model goes on writing
+        that message; it excludes `add_generation_prompt`. `variables` (plain JSON values) are seen by the template
+        as globals; they cannot replace the messages. `now` is what `strftime_now` formats.
+
+        Raises `InvalidRequest` (param `messages`) with the template's own words when it refuses the messages, or
+        with what went wrong when it fails or does too much.
+        """
+        if continue_final_message and (add_generation_prompt or not messages):
+            raise ValueError("continue_final_message needs a message and excludes add_generation_prompt")
+        turns = [_as_mapping(message) for message in messages]
+        if continue_final_message:
+            turns[-1]["content"] += _END_OF_MESSAGE + " "
+        text = self._render(
+            {
+                "tools": None,
+                "documents": None,
+                **{name: text for name, text in self._tokens.items() if text},
+                **variables,
+                "messages": turns,
+                "add_generation_prompt": add_generation_prompt,
+                "strftime_now": now.strftime,
+            }
+        )
+        return _cut_after_final_message(text) if continue_final_message else text
+
+    def _render(self, variables: Mapping[str, object]) -> str:
+        try:
+            with self._environment.bounded():
+                text = self._template.render(variables)
+        except TemplateRefusal as error:
+            raise InvalidRequest(f"the chat template refuses the messages: {error}", param="messages") from error
+        except (TemplateError, *_RENDER_ERRORS) as error:
+            _fail(f"the chat template failed on the messages: {_first_line(error)}", error)
+        if len(text) > MAX_TEXT:
+            _fail(f"the chat template makes more than {MAX_TEXT} characters of the messages")
+        return text
+
+
+def read_chat_template(folder: Path) -> ChatTemplate | None:
+    """The template of a model folder: chat_template.jinja, else tokenizer_config.json's. `None`: it has none.
+
+    Of several named templates it is the one named `default`. Raises `ImportFailed` naming the file.
+    """
+    config = _read_config(folder / "tokenizer_config.json")
+    path = folder / "chat_template.jinja"
+    try:
+        source = path.read_text(encoding="utf-8") if path.is_file() else _default_template(config.get("chat_template"))
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"{path} is not UTF-8") from error
+    except OSError as error:
+        raise ImportFailed(f"{path} cannot be read: {error.strerror}") from error
+    if source is None:
+        return None
+    tokens = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token")}
+    try:
+        return ChatTemplate(source, **tokens)
+    except InvalidRequest as error:
+        raise ImportFailed(f"{folder}: {error.message}") from error
+
+
+def _as_mapping(message: Message) -> dict[str, str]:
+    """A message as templates know it. Reasoning goes by two names: most read one, gpt-oss the other."""
+    turn = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.thinking is not None:
+        turn["reasoning_content"] = turn["thinking"] = message.thinking
+    return turn
+
+
+def _cut_after_final_message(text: str) -> str:
+    """Everything up to the marker. A template that trims takes the space after it away: then trim here as well."""
+    before, marker, after = text.rpartition(_END_OF_MESSAGE)
+    if not marker:
+        _fail("the chat template leaves the last message out, so it cannot be continued")
+    return before if after.startswith(" ") else before.rstrip()
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise TemplateRefusal(str(message))
+
+
+def _fail(message: str, error: Exception | None = None) -> NoReturn:
+    raise InvalidRequest(message, param="messages") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _read_config(path: Path) -> Mapping[str, object]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise CorruptFile(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise ImportFailed(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(config, dict):
+        raise CorruptFile(f"{path} is not a JSON object")
+    return config
+
+
+def _default_template(value: object) -> str | None:
+    """A text, or a list of `{"name": …, "template": …}`."""
+    if isinstance(value, list):
+        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None
+
+
+def _token_text(value: object) -> str:
+    """A special token is written as a text, or as an object with its text in `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
