@@ -60,5 +60,5 @@ done
 export_unless_set UV_FIND_LINKS "$find_links"
 
 uv() { "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@"; }
-uv --require-hashes -r "requirements/$profile.txt"
-if [ -n "$wheel" ]; then uv --no-deps "$wheel"; else uv --no-deps --no-build-isolation --editable .; fi
+uv --compile-bytecode --require-hashes -r "requirements/$profile.txt"
+if [ -n "$wheel" ]; then uv --compile-bytecode --no-deps "$wheel"; else uv --no-deps --no-build-isolation --editable .; fi

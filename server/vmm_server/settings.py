@@ -148,6 +148,7 @@ def read_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]).removeprefix("VMM_").lower()
-        raise SettingsError(f"setting {name}: {first['msg'].removeprefix('Value error, ')}", param=name) from error
+        message = f"setting {name}: {first['msg'].removeprefix('Value error, ')}"
+        raise SettingsError(message, param=name, hint="vmm help serve lists the settings") from error
     except (OSError, ValueError) as error:
         raise SettingsError(f"vmm.toml: {error}") from error

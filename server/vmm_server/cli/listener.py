@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from litestar import Litestar
 
+from vmm_server.app import App
 from vmm_server.errors import AddressInUse, SettingsError
 from vmm_server.logs import RequestIdFilter
 
@@ -83,7 +83,7 @@ class HTTPServer(uvicorn.Server):
         yield
 
 
-def http_server(app: Litestar) -> HTTPServer:
+def http_server(app: App) -> HTTPServer:
     """uvicorn for an app, logging through `logging` alone."""
     return HTTPServer(
         uvicorn.Config(
