@@ -17,10 +17,14 @@ class MakeSettings(Protocol):
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSettings:
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting comes from the variables of whoever runs the tests."""
     for name in [name for name in os.environ if name.startswith(("VMM_", "OLLAMA_"))]:
         monkeypatch.delenv(name)
 
+
+@pytest.fixture
+def settings(tmp_path: Path, no_environment: None) -> MakeSettings:
     def make(**changes: object) -> Settings:
         return Settings.model_validate({"home": tmp_path / "home", "default_model": "", **changes})
 

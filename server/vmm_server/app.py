@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
@@ -63,13 +63,11 @@ def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:
     parts = build_parts(settings, load or partial(load_model, settings=settings))
     return App(
         route_handlers=[
-            ChatController,
-            CompletionController,
-            ModelsController,
-            OllamaChatController,
-            GenerateController,
-            OllamaModelsController,
-            HealthController,
+            Router("/", route_handlers=[ChatController, CompletionController, ModelsController], tags=["OpenAI"]),
+            Router(
+                "/", route_handlers=[OllamaChatController, GenerateController, OllamaModelsController], tags=["Ollama"]
+            ),
+            Router("/", route_handlers=[HealthController], tags=["Health"]),
         ],
         dependencies={part.name: _provide(getattr(parts, part.name)) for part in fields(parts)},
         exception_handlers={Exception: respond},

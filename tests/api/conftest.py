@@ -1,9 +1,11 @@
 """The echo model behind a real server on a free port."""
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,30 +133,45 @@ class LiveServer:
             runner.run(self.uvicorn.serve(sockets=[self._socket]))
 
 
-@pytest.fixture
-def start_server(settings: Callable[..., Settings], tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
-    """Starts servers that stop when the test ends: `start_server({"max_queue": 0}, gate=gate, num_blocks=8)`."""
+StartServer = Callable[..., LiveServer]
+
+
+@contextmanager
+def servers_in(folder: Path) -> Iterator[StartServer]:
     servers: list[LiveServer] = []
 
     def start(
         changes: dict[str, object] | None = None, *, model: dict[str, Any] | None = None, **loader: Any
     ) -> LiveServer:
-        chosen = settings(**(changes or {}))
-        install_echo(Store(chosen.store_dir), tmp_path / "echo", **(model or {}))
-        server = LiveServer(chosen, EchoLoader(**loader))
+        home = folder / f"home-{len(servers)}"
+        settings = Settings.model_validate({"home": home, "default_model": "", **(changes or {})})
+        install_echo(Store(settings.store_dir), folder / "echo", **(model or {}))
+        server = LiveServer(settings, EchoLoader(**loader))
         servers.append(server)
         server.start()
         return server
 
-    yield start
-    for server in servers:
-        server.stop()
+    try:
+        yield start
+    finally:
+        for server in servers:
+            server.stop()
 
 
 @pytest.fixture
-def live_server(start_server: Callable[..., LiveServer]) -> LiveServer:
-    """The server that most tests need."""
-    return start_server()
+def start_server(tmp_path: Path, no_environment: None) -> Iterator[StartServer]:
+    """Starts servers that stop when the test ends: `start_server({"max_queue": 0}, gate=gate, num_blocks=8)`."""
+    with servers_in(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """The one server of all tests that leave it as it was."""
+    with pytest.MonkeyPatch.context() as patch, servers_in(tmp_path_factory.mktemp("live")) as start:
+        for name in [name for name in os.environ if name.startswith(("VMM_", "OLLAMA_"))]:
+            patch.delenv(name)
+        yield start()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from litestar import Controller, HttpMethod, Response, route
+from litestar.di import NamedDependency
 
 from vmm_server.inference import Inference
 
@@ -21,7 +22,6 @@ class HealthController(Controller):
     """`live`: the process answers. `ready`: it should get traffic. `/health` is `ready`."""
 
     path = "/health"
-    tags = ("Health",)
 
     @route("/live", http_method=_PROBE, sync_to_thread=False)
     def live(self) -> dict[str, str]:
@@ -29,7 +29,9 @@ class HealthController(Controller):
         return {"status": "ok"}
 
     @route(["/", "/ready"], http_method=_PROBE, sync_to_thread=False)
-    def ready(self, readiness: Readiness, inference: Inference) -> Response[dict[str, str]]:
+    def ready(
+        self, readiness: NamedDependency[Readiness], inference: NamedDependency[Inference]
+    ) -> Response[dict[str, str]]:
         """503 with the reason while the default model is not loaded, or while the server drains."""
         if inference.draining:
             return _unavailable("draining", "the server is shutting down")

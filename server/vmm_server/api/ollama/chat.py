@@ -3,6 +3,7 @@
 from typing import Any
 
 from litestar import Controller, Request, post
+from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from vmm_server.api.body import read_body
@@ -18,10 +19,14 @@ class ChatController(Controller):
     """A conversation."""
 
     path = "/api/chat"
-    tags = ("Ollama",)
 
     @post(status_code=200, operation_id="chat", summary="Answer a conversation")
-    async def create(self, request: Request[Any, Any, Any], inference: Inference, registry: Registry) -> ASGIApp:
+    async def create(
+        self,
+        request: Request[Any, Any, Any],
+        inference: NamedDependency[Inference],
+        registry: NamedDependency[Registry],
+    ) -> ASGIApp:
         """NDJSON, or one object with `"stream": false`. No messages load the model."""
         body = await read_body(request, ChatBody)
         check_chat_model(body)

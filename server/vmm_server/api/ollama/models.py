@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from litestar import Controller, HttpMethod, MediaType, Request, Response, delete, get, post, route
+from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 import vmm_server
@@ -28,7 +29,6 @@ class ModelsController(Controller):
     """Installed and loaded models."""
 
     path = "/"
-    tags = ("Ollama",)
 
     @route("/", http_method=[HttpMethod.GET, HttpMethod.HEAD], media_type=MediaType.TEXT, sync_to_thread=False)
     def root(self) -> str:
@@ -36,30 +36,30 @@ class ModelsController(Controller):
         return "Ollama is running"
 
     @route("/api/version", http_method=[HttpMethod.GET, HttpMethod.HEAD], sync_to_thread=False)
-    def version(self, settings: Settings) -> dict[str, str]:
+    def version(self, settings: NamedDependency[Settings]) -> dict[str, str]:
         """The Ollama version clients switch features on by, and VMM's own."""
         return {"version": settings.ollama_version, "vmm_version": vmm_server.__version__}
 
     @route("/api/tags", http_method=[HttpMethod.GET, HttpMethod.HEAD], sync_to_thread=True)
-    def tags_list(self, registry: Registry) -> dict[str, object]:
+    def tags_list(self, registry: NamedDependency[Registry]) -> dict[str, object]:
         """Installed models, newest first."""
         return {"models": [tag_fields(model) for model in registry.installed()]}
 
     @get("/api/ps", sync_to_thread=False)
-    def loaded(self, pool: ModelPool) -> dict[str, object]:
+    def loaded(self, pool: NamedDependency[ModelPool]) -> dict[str, object]:
         """Models in memory, the one that stays longest first."""
         now = pool.now()
         return {"models": [loaded_fields(loaded, loaded.expires_at(now)) for loaded in pool.loaded()]}
 
     @post("/api/show", status_code=200)
-    async def show(self, request: Request[Any, Any, Any], registry: Registry) -> dict[str, object]:
+    async def show(self, request: Request[Any, Any, Any], registry: NamedDependency[Registry]) -> dict[str, object]:
         """What a model is."""
         body = await read_body(request, ShowBody)
         model = registry.resolve(_required(body))
         return show_fields(model, _read_template(model.folder))
 
     @post("/api/pull", status_code=200)
-    async def pull(self, request: Request[Any, Any, Any], puller: Puller) -> ASGIApp:
+    async def pull(self, request: Request[Any, Any, Any], puller: NamedDependency[Puller]) -> ASGIApp:
         """Fetch and install a model: progress as NDJSON, or one object with `"stream": false`."""
         body = await read_body(request, PullBody)
         reference = _required(body)
@@ -68,12 +68,14 @@ class ModelsController(Controller):
         return ndjson_response(lambda: _pull_stream(puller, reference), ollama_body)
 
     @delete("/api/delete", status_code=200)
-    async def remove(self, request: Request[Any, Any, Any], registry: Registry, pool: ModelPool) -> Response[None]:
+    async def remove(
+        self, request: Request[Any, Any, Any], registry: NamedDependency[Registry], pool: NamedDependency[ModelPool]
+    ) -> Response[bytes]:
         """Unload and uninstall a model."""
         name = _required(await read_body(request, NamedModel))
         await pool.unload(registry.resolve(name))
         await asyncio.to_thread(registry.remove, name)
-        return Response(None)
+        return Response(b"", media_type=MediaType.TEXT)
 
 
 def _required(body: NamedModel) -> str:

@@ -6,6 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from litestar import Controller, Request, post
+from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from vmm_server.api.answers import cache_header, gather, provenance
@@ -24,10 +25,14 @@ class ChatController(Controller):
     """Chat completions."""
 
     path = "/v1/chat/completions"
-    tags = ("OpenAI",)
 
     @post(status_code=200, operation_id="createChatCompletion", summary="Answer a conversation")
-    async def create(self, request: Request[Any, Any, Any], inference: Inference, settings: Settings) -> ASGIApp:
+    async def create(
+        self,
+        request: Request[Any, Any, Any],
+        inference: NamedDependency[Inference],
+        settings: NamedDependency[Settings],
+    ) -> ASGIApp:
         """JSON, or server-sent events with `"stream": true`."""
         wire = await read_body(request, ChatCompletionRequest)
         asked = chat_request(wire)

@@ -6,6 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from litestar import Controller, Request, post
+from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from vmm_server.api.answers import cache_header, interleaved, open_all, provenance
@@ -25,10 +26,14 @@ class CompletionController(Controller):
     """Text completions, one choice a prompt."""
 
     path = "/v1/completions"
-    tags = ("OpenAI",)
 
     @post(status_code=200, operation_id="createCompletion", summary="Continue a text")
-    async def create(self, request: Request[Any, Any, Any], inference: Inference, settings: Settings) -> ASGIApp:
+    async def create(
+        self,
+        request: Request[Any, Any, Any],
+        inference: NamedDependency[Inference],
+        settings: NamedDependency[Settings],
+    ) -> ASGIApp:
         """JSON, or server-sent events with `"stream": true`."""
         wire = await read_body(request, CompletionRequest)
         asked = completion_requests(wire)

@@ -1,6 +1,8 @@
 """`GET /v1/models` and `GET /v1/models/{id}`."""
 
 from litestar import Controller, get
+from litestar.di import NamedDependency
+from litestar.params import FromPath
 
 from vmm_server.models.registry import Registry
 from vmm_server.models.store import InstalledModel
@@ -10,17 +12,16 @@ class ModelsController(Controller):
     """Installed models, in OpenAI's form."""
 
     path = "/v1/models"
-    tags = ("OpenAI",)
 
     @get(operation_id="listModels", summary="List installed models", sync_to_thread=True)
-    def list_models(self, registry: Registry) -> dict[str, object]:
+    def list_models(self, registry: NamedDependency[Registry]) -> dict[str, object]:
         """Newest first."""
         return {"object": "list", "data": [model_fields(model, model.name) for model in registry.installed()]}
 
     @get("/{model_id:path}", operation_id="retrieveModel", summary="One installed model", sync_to_thread=True)
-    def retrieve(self, registry: Registry, model_id: str) -> dict[str, object]:
+    def retrieve(self, registry: NamedDependency[Registry], model_id: FromPath[str]) -> dict[str, object]:
         """The id may hold `/` and `:`."""
-        name = str(model_id).lstrip("/")
+        name = model_id.lstrip("/")
         return model_fields(registry.resolve(name), name)
 
 
