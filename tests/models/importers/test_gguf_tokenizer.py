@@ -7,9 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from vmm_server.errors import CorruptFile, UnsupportedArchitecture
@@ -329,3 +331,63 @@ def test_smollm2_ids_are_llama_cpps(build: Build, smollm2_gguf: Path) -> None:
     assert (info.bos_token_id, info.eos_token_ids, info.pad_token_id) == (1, (2, 0, 4), 2)
     assert info.vocab_size == 49152
     assert not info.add_bos
+
+
+def _write_model_that_computes_nothing(folder: Path, vocab_size: int) -> None:
+    """The least that onnxruntime-genai loads; it opens a tokeniser only beside a model."""
+    floats, whole = TensorProto.FLOAT, TensorProto.INT64
+    zeros = helper.make_tensor("zeros", floats, [1, 1, 1], [0.0])
+    shape = helper.make_tensor("shape", whole, [3], [1, 1, vocab_size])
+    ids = helper.make_tensor_value_info("input_ids", whole, ["batch", "length"])
+    logits = helper.make_tensor_value_info("logits", floats, ["batch", "length", vocab_size])
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["unused"], to=floats),
+        helper.make_node("Expand", ["zeros", "shape"], ["logits"]),
+    ]
+    graph = helper.make_graph(nodes, "nothing", [ids], [logits], [zeros, shape])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "model.onnx"
+    )
+    decoder = {
+        "filename": "model.onnx",
+        "inputs": {"input_ids": "input_ids"},
+        "outputs": {"logits": "logits"},
+    } | dict.fromkeys(("head_size", "hidden_size", "num_attention_heads", "num_key_value_heads"), 1)
+    model = {"type": "llama", "vocab_size": vocab_size, "context_length": 64, "decoder": decoder}
+    model |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    (folder / "genai_config.json").write_text(json.dumps({"model": model, "search": {"max_length": 64}}))
+
+
+def _check_onnxruntime_genai(metadata: Mapping[str, object], texts: list[str], folder: Path) -> None:
+    genai = pytest.importorskip("onnxruntime_genai")
+    _write_model_that_computes_nothing(folder, write_tokenizer(metadata, folder).vocab_size)
+    theirs = genai.Tokenizer(genai.Model(str(folder)))
+    ours = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in texts:
+        expected = ours.encode(text, add_special_tokens=False).ids
+        assert [int(index) for index in theirs.encode(text)] == expected, text
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(
+    "pre", ["gpt-2", "llama-bpe", "qwen2", "qwen35", "refact", "dbrx", "gpt-4o", "tekken", "deepseek-v3"]
+)
+def test_onnxruntime_genai_reads_byte_level_folders_alike(pre: str, tmp_path: Path) -> None:
+    metadata = GOLDEN_BYTE_LEVEL["metadata"] | {"tokenizer.ggml.pre": pre}
+    _check_onnxruntime_genai(metadata, GOLDEN_BYTE_LEVEL["texts"], tmp_path)
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("prefix", [True, False])
+def test_onnxruntime_genai_reads_sentencepiece_folders_alike(prefix: bool, tmp_path: Path) -> None:
+    merged = ["▁h", "▁he", "ll", "▁hell", "▁hello", "▁w", "or", "▁wor"]
+    words = {word: -float(index) for index, word in enumerate(merged)}
+    metadata = sentencepiece(words | dict.fromkeys("▁helowr", -100.0), add_space_prefix=prefix)
+    texts = ["hello", "hello world", " hello  hello", "well, hello\nhow 2026 é 🙂?", "<s>hello</s> hello", "▁"]
+    _check_onnxruntime_genai(metadata, texts, tmp_path)
+
+
+@pytest.mark.runtime
+def test_onnxruntime_genai_reads_smollm2_alike(smollm2_gguf: Path, tmp_path: Path) -> None:
+    with GGUFFile(smollm2_gguf) as file:
+        _check_onnxruntime_genai(file.metadata, [text for text, _ in GOLDEN_SMOLLM2["ids"]], tmp_path)
