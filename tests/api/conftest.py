@@ -63,11 +63,14 @@ class EchoLoader:
     """Loads the echo model, behind a gate if there is one."""
 
     gate: Callable[[Batch], None] | None = None
+    load_gate: Gate | None = None
     options: EngineOptions = field(default_factory=EngineOptions)
     context_length: int = 512
     num_blocks: int = 64
 
     def __call__(self, model: InstalledModel, kv_cache_bytes: int) -> ReadyModel:
+        if self.load_gate is not None:
+            self.load_gate(Batch(()))
         runner = EchoRunner(num_blocks=self.num_blocks, context_length=self.context_length, gate=self.gate)
         tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
         engine = Engine(
@@ -112,16 +115,25 @@ class LiveServer:
 
     def stop(self) -> None:
         self.client.close()
-        if isinstance(self.loader.gate, Gate):
-            self.loader.gate.open()
+        for gate in (self.loader.gate, self.loader.load_gate):
+            if isinstance(gate, Gate):
+                gate.open()
         self.uvicorn.should_exit = True
+        self.join()
+        self._socket.close()
+
+    def join(self) -> None:
+        """Wait until it has stopped."""
         self._thread.join(30)
         assert not self._thread.is_alive()
-        self._socket.close()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._runner.get_loop()
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine on the server's event loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._runner.get_loop()).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
 
     def stats(self) -> EngineStats:
         """Of the one model that is loaded."""

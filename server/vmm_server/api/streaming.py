@@ -32,7 +32,7 @@ NDJSON = "application/x-ndjson"
 
 @dataclass(frozen=True, slots=True)
 class ChunkStream:
-    """An answer in pieces. A chunk is one SSE event or one NDJSON line (or several, sent together), framed."""
+    """An answer in pieces. A chunk is one SSE event or one NDJSON line, framed, and sent by itself."""
 
     chunks: AsyncIterator[bytes]
     headers: Mapping[str, str] = field(default_factory=dict)

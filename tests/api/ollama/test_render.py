@@ -42,7 +42,7 @@ def reply(**changes: Any) -> Reply:
 
 def lines(form: Reply, *deltas: Delta) -> list[Any]:
     stream = Lines(form)
-    raw = b"".join(stream.lines(delta) for delta in deltas)
+    raw = b"".join(line for delta in deltas for line in stream.lines(delta))
     assert raw.endswith(b"\n")
     assert b"\n\n" not in raw
     return [json.loads(line) for line in raw.splitlines()]

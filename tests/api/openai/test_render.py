@@ -44,7 +44,7 @@ def events(raw: bytes) -> list[Any]:
 
 def chat_events(*deltas: Delta, usage: bool = False, logprobs: bool = False) -> list[Any]:
     chunks = ChatChunks(IDENTITY, include_usage=usage, token_bytes=BYTES.__getitem__ if logprobs else None)
-    return events(b"".join(chunks.events(delta) for delta in deltas))
+    return events(b"".join(event for delta in deltas for event in chunks.events(delta)))
 
 
 def chunk(delta: dict[str, object], finish_reason: str | None = None) -> dict[str, object]:
@@ -63,7 +63,7 @@ def test_role_is_only_on_the_first_chunk() -> None:
 
 def test_nothing_is_sent_for_a_delta_without_text() -> None:
     chunks = ChatChunks(IDENTITY, include_usage=False, token_bytes=None)
-    assert chunks.events(Delta("", token_ids=(2,))) == b""
+    assert chunks.events(Delta("", token_ids=(2,))) == []
 
 
 def test_an_empty_answer_still_has_a_role() -> None:
@@ -136,7 +136,7 @@ def test_a_whole_chat_answer() -> None:
 
 def test_a_text_completion_streams_under_the_same_object_name() -> None:
     chunks = CompletionChunks(IDENTITY, 1, include_usage=False, token_bytes=None)
-    got = events(chunks.events(0, Delta("He")) + chunks.events(0, Delta("")) + chunks.events(0, LAST))
+    got = events(b"".join(event for delta in (Delta("He"), Delta(""), LAST) for event in chunks.events(0, delta)))
     texts = [{"index": 0, "text": text, "logprobs": None, "finish_reason": None} for text in ("He", "")]
     texts[1]["finish_reason"] = "stop"
     assert got == [{**SAME, "object": "text_completion", "choices": [choice]} for choice in texts] + ["[DONE]"]
@@ -144,9 +144,9 @@ def test_a_text_completion_streams_under_the_same_object_name() -> None:
 
 def test_done_and_usage_wait_for_the_last_choice() -> None:
     chunks = CompletionChunks(IDENTITY, 2, include_usage=True, token_bytes=None)
-    first = events(chunks.events(1, LAST))
+    first = events(b"".join(chunks.events(1, LAST)))
     assert [event["choices"][0]["index"] for event in first] == [1]
-    got = events(chunks.events(0, LAST))
+    got = events(b"".join(chunks.events(0, LAST)))
     assert got[0]["choices"][0] == {"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}
     assert got[1]["choices"] == []
     assert got[1]["usage"]["total_tokens"] == 26

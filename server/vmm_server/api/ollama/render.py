@@ -126,15 +126,16 @@ class Lines:
         self._before_text = b'",' + before[1:]
         self._after_text = after[:-1] + b',"done":false'
 
-    def lines(self, delta: Delta) -> bytes:
-        """The lines for one delta; empty while there is nothing to tell."""
+    def lines(self, delta: Delta) -> list[bytes]:
+        """The lines for one delta; none while there is nothing to tell."""
         self._token_ids.extend(delta.token_ids)
-        line = self._text_line(delta) if delta.text or (self.reply.token_bytes and delta.logprobs) else b""
-        if delta.finish_reason is None:
-            return line
-        reason = completed(delta.finish_reason).value
-        gathered = Gathered(last_usage=delta.usage)
-        return line + json_line(self.reply.last(reason, self._token_ids, gathered.usage))
+        has_text = delta.text or (self.reply.token_bytes and delta.logprobs)
+        lines = [self._text_line(delta)] if has_text else []
+        if delta.finish_reason is not None:
+            reason = completed(delta.finish_reason).value
+            usage = Gathered(last_usage=delta.usage).usage
+            lines.append(json_line(self.reply.last(reason, self._token_ids, usage)))
+        return lines
 
     def _text_line(self, delta: Delta) -> bytes:
         end = b"}\n"

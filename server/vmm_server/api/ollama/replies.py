@@ -74,5 +74,5 @@ async def _stream(inference: Inference, asked: GenerateRequest, reply: MakeReply
 async def _lines(completion: Completion, reply: MakeReply) -> AsyncGenerator[bytes]:
     lines = Lines(reply(completion))
     async for delta in completion:
-        if line := lines.lines(delta):
+        for line in lines.lines(delta):
             yield line

@@ -75,5 +75,5 @@ async def _stream(inference: Inference, asked: GenerateRequest, include_usage: b
 
 async def _events(completion: Completion, chunks: ChatChunks) -> AsyncGenerator[bytes]:
     async for delta in completion:
-        if events := chunks.events(delta):
-            yield events
+        for event in chunks.events(delta):
+            yield event

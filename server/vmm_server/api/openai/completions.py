@@ -85,5 +85,5 @@ async def _stream(
 async def _events(completions: Sequence[Completion], chunks: CompletionChunks) -> AsyncGenerator[bytes]:
     async with aclosing(interleaved(completions)) as deltas:
         async for index, delta in deltas:
-            if events := chunks.events(index, delta):
-                yield events
+            for event in chunks.events(index, delta):
+                yield event

@@ -147,17 +147,17 @@ class ChatChunks:
         self._before_content = start + b',"choices":[{"index":0,"delta":{"content":'
         self._after_content = b'},"logprobs":null,"finish_reason":null}]' + self._tail()
 
-    def events(self, delta: Delta) -> bytes:
-        """The events for one delta; empty while there is nothing to tell."""
-        events = b""
+    def events(self, delta: Delta) -> list[bytes]:
+        """The events for one delta; none while there is nothing to tell."""
+        events: list[bytes] = []
         if self._token_bytes is not None:
             if delta.text or delta.logprobs:
-                events = self._content_with_logprobs(delta, self._token_bytes)
+                events.append(self._content_with_logprobs(delta, self._token_bytes))
         elif delta.text:
-            events = self._content(delta.text)
-        if delta.finish_reason is None:
-            return events
-        return events + self._finish(delta, completed(delta.finish_reason))
+            events.append(self._content(delta.text))
+        if delta.finish_reason is not None:
+            events += self._finish(delta, completed(delta.finish_reason))
+        return events
 
     def _content(self, text: str) -> bytes:
         if self._role_sent:
@@ -172,13 +172,13 @@ class ChatChunks:
         first, self._role_sent = not self._role_sent, True
         return {"role": "assistant", "content": text} if first else {"content": text}
 
-    def _finish(self, delta: Delta, reason: str) -> bytes:
-        events = b"" if self._role_sent else self._choice(self._delta(""), None, None)
-        events += self._choice({}, None, reason)
+    def _finish(self, delta: Delta, reason: str) -> list[bytes]:
+        events = [] if self._role_sent else [self._choice(self._delta(""), None, None)]
+        events.append(self._choice({}, None, reason))
         if self._include_usage and delta.usage is not None:
             usage = {"choices": [], "usage": usage_fields([delta.usage])}
-            events += sse_event(self._identity.fields(self.KIND) | usage)
-        return events + DONE
+            events.append(sse_event(self._identity.fields(self.KIND) | usage))
+        return [*events, DONE]
 
     def _choice(self, delta: dict[str, object], logprobs: dict[str, object] | None, reason: str | None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
@@ -207,14 +207,14 @@ class CompletionChunks:
         self._before_text = [b'%b,"choices":[{"index":%d,"text":' % (start, index) for index in range(num_choices)]
         self._after_text = b',"logprobs":null,"finish_reason":null}]' + self._tail()
 
-    def events(self, index: int, delta: Delta) -> bytes:
+    def events(self, index: int, delta: Delta) -> list[bytes]:
         """The events for one delta of prompt `index`; the last one of all brings usage and `[DONE]`."""
         logprobs = self._logprobs[index]
         if delta.finish_reason is None:
             if not delta.text and not (logprobs and delta.logprobs):
-                return b""
+                return []
             if logprobs is None:
-                return self._before_text[index] + _encode(delta.text) + self._after_text
+                return [self._before_text[index] + _encode(delta.text) + self._after_text]
         reason = completed(delta.finish_reason) if delta.finish_reason else None
         choice = {
             "index": index,
@@ -223,18 +223,18 @@ class CompletionChunks:
             "finish_reason": reason,
         }
         event = sse_event(self._identity.fields(self.KIND) | {"choices": [choice]})[: -len(b"}\n\n")] + self._tail()
-        return event if reason is None else event + self._end(delta)
+        return [event] if reason is None else [event, *self._end(delta)]
 
-    def _end(self, delta: Delta) -> bytes:
+    def _end(self, delta: Delta) -> list[bytes]:
         self._num_open -= 1
         if delta.usage is not None:
             self._usages.append(delta.usage)
         if self._num_open:
-            return b""
+            return []
         if not self._include_usage:
-            return DONE
+            return [DONE]
         usage = {"choices": [], "usage": usage_fields(self._usages)}
-        return sse_event(self._identity.fields(self.KIND) | usage) + DONE
+        return [sse_event(self._identity.fields(self.KIND) | usage), DONE]
 
     def _tail(self) -> bytes:
         return b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
