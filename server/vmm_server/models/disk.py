@@ -86,9 +86,10 @@ def publish_folder(aside: Path, target: Path) -> None:
 
 
 def delete_folder(folder: Path) -> None:
-    """Delete a folder so that a crash half-way cannot leave it looking whole."""
+    """Delete a folder, if it is there, so that a crash half-way cannot leave it looking whole."""
     doomed = folder if folder.suffix == ".partial" else folder.with_name(f"{folder.name}.partial")
     if doomed != folder and folder.exists():
         shutil.rmtree(doomed, ignore_errors=True)
         folder.replace(doomed)
-    shutil.rmtree(doomed)
+    if doomed.exists():
+        shutil.rmtree(doomed)

@@ -5,7 +5,6 @@ manifest, written last, makes the model exist.
 """
 
 import hashlib
-import logging
 import os
 import shutil
 import threading
@@ -28,8 +27,6 @@ from vmm_server.models.plan import Plan
 from vmm_server.models.sources import Listing, SourceFile, Transfer
 from vmm_server.models.sources.base import hash_file
 from vmm_server.models.store import InstalledModel, Store
-
-logger = logging.getLogger(__name__)
 
 _DESCRIPTION = "vmm_import.json"
 _IMPORTED: TypeAdapter[ImportedModel] = TypeAdapter(ImportedModel)
@@ -110,6 +107,7 @@ class Installer:
         revision = promised or listing.revision
         if model := self._installed(name, revision):
             return model
+        self._store.discard_damaged(name)
         runnable = self._use_local(listing.local) if listing.local else self._fetch(listing)
         self._report("writing manifest")
         model = self._describe(name, runnable)
@@ -124,8 +122,7 @@ class Installer:
             return None
         try:
             self._store.check_files(manifest.model)
-        except ModelLoadFailed as error:
-            logger.warning("%s; pulling it again", error.message)
+        except ModelLoadFailed:
             return None
         return manifest.model
 
@@ -157,8 +154,11 @@ class Installer:
         if listing.is_folder:
             return self._link_folder({file.path: digest for file, digest in zip(files, digests, strict=True)})
         (digest,) = digests
-        runnable = self._import(self._store.blob(digest), digest)
-        return replace(runnable, blobs=(digest,))
+        try:
+            return replace(self._import(self._store.blob(digest), digest), blobs=(digest,))
+        except ImportFailed:
+            self._store.release_blob(digest)  # of no use until a later version can import it
+            raise
 
     def _needed_bytes(self, files: Iterable[SourceFile], listing: Listing) -> int:
         """What is still to be written, as far as sizes are known: the rest of the files, and the import's result."""
@@ -169,7 +169,7 @@ class Installer:
             if not blob.exists():
                 needed += max(0, size_bytes - (partial.stat().st_size if partial.exists() else 0))
             if not listing.is_folder and not self._imported_folder(file.sha256 or "unknown").exists():
-                needed += size_bytes
+                needed += size_bytes  # about; the importer tells exactly, when it has read the header
         return needed
 
     def _promised(self, file: SourceFile) -> SourceFile:
@@ -241,7 +241,13 @@ class Installer:
         folder = self._imported_folder(digest)
         transfer = self._transfer("importing")
 
+        room_checked = False
+
         def progress(completed: int, total: int) -> None:
+            nonlocal room_checked
+            if not room_checked:
+                transfer.reserve(total - completed)
+                room_checked = True
             transfer.check()
             transfer.progress(completed, total)
 

@@ -174,7 +174,7 @@ class _Throttle:
         self._emit = emit
         self._clock = clock
         self._last = PullEvent("")
-        self._last_at = 0.0
+        self._due_at = 0.0
         self._held: PullEvent | None = None
 
     def __call__(
@@ -186,7 +186,7 @@ class _Throttle:
             self._flush()
         elif event == last or (completed or 0) < (last.completed or 0):
             return
-        elif completed != total and self._clock() - self._last_at < _MIN_INTERVAL_S:
+        elif last.completed is not None and completed != total and self._clock() < self._due_at:
             self._held = event
             return
         self._send(event)
@@ -197,5 +197,5 @@ class _Throttle:
 
     def _send(self, event: PullEvent) -> None:
         self._held = None
-        self._last, self._last_at = event, self._clock()
+        self._last, self._due_at = event, self._clock() + _MIN_INTERVAL_S
         self._emit(event)

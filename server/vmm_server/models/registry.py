@@ -83,9 +83,10 @@ class Registry:
         """One line of help for a name that is not installed."""
         if wanted.key in self._cards:
             return f"vmm pull {wanted}"
-        known = {str(ModelName.parse(model.name)) for model in self.installed()} | {card.id for card in self.cards}
-        close = difflib.get_close_matches(wanted.key, sorted(known), n=3, cutoff=0.6)
-        if close:
+        known = sorted({model.name for model in self.installed()} | {card.id for card in self.cards})
+        models = {name: ModelName.parse(name).model.lower() for name in known}
+        similar = difflib.get_close_matches(wanted.model.lower(), set(models.values()), n=3, cutoff=0.6)
+        if close := [name for name in known if models[name] in similar][:3]:
             return f"did you mean {' or '.join(close)}?"
         offered = ", ".join(sorted(card.id for card in self.cards)) or "none"
         return f"models that can be pulled by name: {offered}; others by URI, such as hf:org/repo or file:./my.gguf"

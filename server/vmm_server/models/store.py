@@ -127,6 +127,23 @@ class Store:
                 hint=f"vmm pull {model.source} --name {model.name}",
             )
 
+    def release_blob(self, digest: str) -> None:
+        """Let the next collection take a fetched file, unless a manifest refers to it."""
+        with store_errors("release a file", self.root):
+            os.utime(self.blob(digest), (0, 0))
+
+    def discard_damaged(self, name: ModelName) -> None:
+        """Delete the folder of an installed model that `check_files` refuses, so that it is made anew."""
+        manifest = self.manifest(name)
+        if manifest is None or not self._owns(manifest.model.folder):
+            return
+        try:
+            self.check_files(manifest.model)
+        except ModelLoadFailed as error:
+            logger.warning("%s; making it anew", error.message)
+            with store_errors(f"replace {name}", self.root):
+                delete_folder(manifest.model.folder)
+
     @contextmanager
     def lease(
         self, key: str, *, cancelled: threading.Event, waiting: Callable[[], None] | None = None
