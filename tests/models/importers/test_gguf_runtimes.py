@@ -1,0 +1,250 @@
+"""What the imported models compute, on ONNX Runtime and on OpenVINO, against transformers and llama.cpp."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import gguf
+import numpy as np
+import onnxruntime as ort
+import onnxruntime_genai as og
+import openvino as ov
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+from onnx import TensorProto
+from tokenizers import Tokenizer
+
+from vmm_server.models.importers.gguf import import_gguf
+from vmm_server.models.importers.gguf_blocks import BLOCK_FORMATS
+from vmm_server.models.importers.gguf_reader import GGUFFile
+from vmm_server.models.importers.gguf_weights import FLOAT_TYPES, add_matrix
+from vmm_server.models.importers.onnx_matrix import add_product, add_row_lookup
+from vmm_server.models.importers.onnx_writer import ModelWriter
+
+pytestmark = pytest.mark.runtime
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+
+Floats = NDArray[np.float32]
+Feed = dict[str, NDArray[np.generic]]
+Run = Callable[[Feed], dict[str, Floats]]
+Load = Callable[[Path], Run]
+
+FAMILIES = ["llama", "llama3", "llama_linear", "mistral", "qwen2", "qwen2_yarn", "qwen3", "gemma3"]
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+"""OpenVINO otherwise rounds activations to 8 bits where zero points are integers."""
+LLAMA_CPP_PERPLEXITY = 17.505
+"""llama-perplexity (b11434) on the default model's file and tests/data/ppl.txt, 6 chunks of 512 tokens."""
+
+
+def _onnxruntime(path: Path) -> Run:
+    session = ort.InferenceSession(str(path))
+    names = [output.name for output in session.get_outputs()]
+    return lambda feed: dict(zip(names, session.run(names, feed), strict=True))
+
+
+def _openvino(path: Path) -> Run:
+    compiled = ov.Core().compile_model(path, "CPU", EXACT)
+    names = [output.any_name for output in compiled.outputs]
+
+    def run(feed: Feed) -> dict[str, Floats]:
+        results = compiled(feed)
+        return {name: results[name].copy() for name in names}
+
+    return run
+
+
+@pytest.fixture(params=[_onnxruntime, _openvino], ids=["onnxruntime", "openvino"])
+def load(request: pytest.FixtureRequest) -> Load:
+    """Load an ONNX file; a call then gives all outputs by name."""
+    loader: Load = request.param
+    return loader
+
+
+def _first_step(tokens: NDArray[np.int64], folder: Path) -> Feed:
+    """One sequence from its start, with the empty cache that genai_config.json tells of."""
+    decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
+    feed: Feed = {"input_ids": tokens[None], "attention_mask": np.ones((1, len(tokens)), np.int64)}
+    for layer in range(decoder["num_hidden_layers"]):
+        for kind in ("key", "value"):
+            shape = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
+            feed[f"past_key_values.{layer}.{kind}"] = np.zeros(shape, np.float32)
+    return feed
+
+
+@pytest.fixture
+def convert(tmp_path: Path, tiny_models: ModuleType) -> Callable[..., Path]:
+    """`convert("llama", **write_gguf's arguments)`: the folder of an imported tiny model."""
+
+    def run(name: str, **changes: object) -> Path:
+        source, folder = tmp_path / f"{name}.gguf", tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        tiny_models.write_gguf(source, tiny_models.MODELS[name], **changes)
+        import_gguf(source, folder)
+        return folder
+
+    return run
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_those_of_transformers(
+    name: str,
+    load: Load,
+    convert: Callable[..., Path],
+    tiny_models: ModuleType,
+    reference_logits: Mapping[str, Floats],
+) -> None:
+    folder = convert(name)
+    run = load(folder / "model.onnx")
+    for tokens, expected in zip(tiny_models.TOKENS, reference_logits[name], strict=True):
+        actual = run(_first_step(tokens, folder))["logits"][0]
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
+def test_every_tiny_model_has_a_reference(tiny_models: ModuleType, reference_logits: Mapping[str, Floats]) -> None:
+    assert set(FAMILIES) == set(tiny_models.MODELS) == set(reference_logits)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_the_cache_goes_on_where_the_prompt_ended(
+    name: str,
+    load: Load,
+    convert: Callable[..., Path],
+    tiny_models: ModuleType,
+    reference_logits: Mapping[str, Floats],
+) -> None:
+    folder = convert(name)
+    run = load(folder / "model.onnx")
+    tokens, expected = tiny_models.TOKENS[0], reference_logits[name][0]
+    results = run(_first_step(tokens[:12], folder))
+    for position in range(12, len(tokens)):
+        feed: Feed = {"input_ids": tokens[None, position : position + 1]}
+        feed["attention_mask"] = np.ones((1, position + 1), np.int64)
+        feed |= {key.replace("present", "past_key_values"): array for key, array in results.items() if key != "logits"}
+        results = run(feed)
+        np.testing.assert_allclose(
+            results["logits"][0, 0], expected[position], atol=1e-5 * np.abs(expected).max(), rtol=0
+        )
+
+
+def test_gemma3_scales_logits_down_softly_where_the_file_says_so(
+    load: Load, convert: Callable[..., Path], tiny_models: ModuleType, reference_logits: Mapping[str, Floats]
+) -> None:
+    folder = convert("gemma3", keys={"final_logit_softcapping": 8.0})
+    actual = load(folder / "model.onnx")(_first_step(tiny_models.TOKENS[0], folder))["logits"][0]
+    np.testing.assert_allclose(actual, 8 * np.tanh(reference_logits["gemma3"][0] / 8), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize("name", ["llama3", "qwen3"])  # tied, and with an lm_head of its own
+def test_quantised_logits_are_those_of_the_dequantised_file(
+    name: str, kind: str, load: Load, convert: Callable[..., Path], tiny_models: ModuleType
+) -> None:
+    quantization = GGMLQuantizationType[kind]
+    folder = convert(name, quantization=quantization)
+    tensors = {
+        each: array
+        if array.ndim == 1
+        else gguf.dequantize(gguf.quantize(array, quantization), quantization).reshape(array.shape)
+        for each, array in tiny_models.gguf_tensors(tiny_models.MODELS[name]).items()
+    }
+    reference = convert(name, tensors=tensors)
+    tokens = tiny_models.TOKENS[0]
+    expected = load(reference / "model.onnx")(_first_step(tokens, reference))["logits"]
+    actual = load(folder / "model.onnx")(_first_step(tokens, folder))["logits"]
+    np.testing.assert_allclose(actual, expected, atol=2e-5 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("kind", [*FLOAT_TYPES, *BLOCK_FORMATS], ids=lambda kind: kind.name)
+def test_products_and_row_lookups_are_exact(
+    kind: GGMLQuantizationType, load: Load, tmp_path: Path, random_blocks: Callable[..., NDArray[np.uint8]]
+) -> None:
+    rows, columns = 48, 512
+    rng = np.random.default_rng(0)
+    if kind in BLOCK_FORMATS:
+        raw = random_blocks(kind, rows * columns // GGML_QUANT_SIZES[kind][0]).reshape(rows, -1)
+    else:
+        raw = gguf.quantize(rng.standard_normal((rows, columns)).astype(np.float32), kind)
+    weights = gguf.dequantize(raw, kind).reshape(rows, columns).astype(np.float64)
+    source = tmp_path / "matrix.gguf"
+    file_writer = gguf.GGUFWriter(source, "llama")
+    file_writer.add_tensor("matrix", raw, raw_dtype=kind)
+    file_writer.write_header_to_file()
+    file_writer.write_kv_data_to_file()
+    file_writer.write_tensors_to_file()
+    file_writer.close()
+    writer = ModelWriter("test")
+    with GGUFFile(source) as file:
+        ids = writer.input("ids", TensorProto.INT64, ["batch", "sequence"])
+        value = writer.input("value", TensorProto.FLOAT, ["batch", "sequence", columns])
+        matrix = add_matrix(writer, file, file.tensors["matrix"], "matrix")
+        product = add_product(writer, "/product", value, matrix)
+        looked_up = add_row_lookup(writer, "/lookup", ids, matrix)
+        writer.output(product, TensorProto.FLOAT, ["batch", "sequence", rows])
+        writer.output(looked_up, TensorProto.FLOAT, ["batch", "sequence", columns])
+        writer.write(tmp_path, lambda done, total: None)
+    values = rng.standard_normal((1, 5, columns)).astype(np.float32)
+    chosen = np.array([[0, 7, 47, 7, 1]])
+    results = load(tmp_path / "model.onnx")({"ids": chosen, "value": values})
+    expected = values @ weights.T
+    np.testing.assert_allclose(results[product], expected, atol=3e-6 * np.abs(expected).max(), rtol=0)
+    np.testing.assert_allclose(results[looked_up], weights[chosen], atol=5e-7 * np.abs(weights).max(), rtol=0)
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default model, imported."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    import_gguf(smollm2_gguf, folder)
+    return folder
+
+
+def test_onnxruntime_genai_runs_the_folder(smollm2: Path) -> None:
+    model = og.Model(str(smollm2))
+    tokenizer = og.Tokenizer(model)
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=26)
+    generator = og.Generator(model, params)
+    generator.append_tokens(
+        tokenizer.encode("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
+    )
+    answer = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        answer.append(int(generator.get_next_tokens()[0]))
+    assert "Paris" in tokenizer.decode(np.array(answer, np.int32))
+
+
+def _chunks(folder: Path, count: int) -> list[NDArray[np.int64]]:
+    text = (DATA / "ppl.txt").read_text("utf-8")
+    tokens = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    return [np.array(tokens[512 * index : 512 * (index + 1)], np.int64) for index in range(count)]
+
+
+def _log_likelihoods(logits: Floats, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of each token of the chunk's second half, natural log (llama-perplexity scores only those)."""
+    scores = logits[len(tokens) // 2 : -1].astype(np.float64)
+    scores -= scores.max(axis=1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    targets = tokens[len(tokens) // 2 + 1 :]
+    return scores[np.arange(len(targets)), targets]
+
+
+def test_perplexity_is_that_of_llama_cpp(smollm2: Path) -> None:
+    run = _openvino(smollm2 / "model.onnx")
+    likelihoods = [
+        _log_likelihoods(run(_first_step(tokens, smollm2))["logits"][0], tokens) for tokens in _chunks(smollm2, 6)
+    ]
+    perplexity = np.exp(-np.concatenate(likelihoods).mean())
+    assert perplexity == pytest.approx(LLAMA_CPP_PERPLEXITY, rel=0.005)
+
+
+def test_both_runtimes_find_a_text_equally_likely(smollm2: Path) -> None:
+    (tokens,) = _chunks(smollm2, 1)
+    means = [
+        _log_likelihoods(loader(smollm2 / "model.onnx")(_first_step(tokens, smollm2))["logits"][0], tokens).mean()
+        for loader in (_onnxruntime, _openvino)
+    ]
+    assert means[0] == pytest.approx(means[1], abs=1e-4)
