@@ -24,6 +24,7 @@ from vmm_server.api.errors import Body, report
 from vmm_server.api.framing import json_line, sse_event
 
 FIRST_CHUNK_GRACE_S = 15.0
+"""How long a response waits for its first chunk."""
 PING_S = 15.0
 """Between two SSE comments on a silent stream. NDJSON has no such thing and gets none."""
 JSON = "application/json"
@@ -66,14 +67,16 @@ def json_response(work: Callable[[], Awaitable[WholeAnswer]], *, media_type: str
     return reply
 
 
-def ndjson_response(open_stream: OpenStream, failure: Callable[[Exception], Body]) -> ASGIApp:
+def ndjson_response(
+    open_stream: OpenStream, failure: Callable[[Exception], Body], *, grace_s: float = FIRST_CHUNK_GRACE_S
+) -> ASGIApp:
     """200 with one JSON object a line; a late failure is the last line, in `failure`'s words."""
 
     async def reply(scope: Scope, receive: Receive, send: Send) -> None:
         async def answer() -> None:
             async with (
                 open_stream() as stream,
-                aclosing(_guarded(stream.chunks, lambda e: json_line(failure(e)))) as lines,
+                aclosing(_guarded(stream.chunks, lambda e: json_line(failure(e)), grace_s)) as lines,
             ):
                 first = await anext(lines, b"")
                 await _start(send, {"content-type": NDJSON, **stream.headers})
@@ -88,7 +91,14 @@ def ndjson_response(open_stream: OpenStream, failure: Callable[[Exception], Body
     return reply
 
 
-def sse_response(open_stream: OpenStream, failure: Callable[[Exception], Body], *, drain_s: float) -> ASGIApp:
+def sse_response(
+    open_stream: OpenStream,
+    failure: Callable[[Exception], Body],
+    *,
+    drain_s: float,
+    grace_s: float = FIRST_CHUNK_GRACE_S,
+    ping_s: float = PING_S,
+) -> ASGIApp:
     """200 with server-sent events and pings; a late failure is the last event, in `failure`'s words.
 
     `drain_s` is how long a running stream may go on once the server is told to stop.
@@ -98,13 +108,13 @@ def sse_response(open_stream: OpenStream, failure: Callable[[Exception], Body], 
         async def answer() -> None:
             async with (
                 open_stream() as stream,
-                aclosing(_guarded(stream.chunks, lambda e: sse_event(failure(e)))) as events,
+                aclosing(_guarded(stream.chunks, lambda e: sse_event(failure(e)), grace_s)) as events,
             ):
                 first = await anext(events, b"")
                 response = EventSourceResponse(
                     _prepended(first, events),
                     headers=stream.headers,
-                    ping=PING_S,
+                    ping=ping_s,
                     ping_message_factory=_ping,
                     shutdown_grace_period=drain_s,
                 )
@@ -134,13 +144,15 @@ async def _prepended(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterato
         yield chunk
 
 
-async def _guarded(chunks: AsyncIterator[bytes], failure: Callable[[Exception], bytes]) -> AsyncGenerator[bytes]:
+async def _guarded(
+    chunks: AsyncIterator[bytes], failure: Callable[[Exception], bytes], grace_s: float
+) -> AsyncGenerator[bytes]:
     """`chunks`, with `b""` before them when the first takes long. An error before the first yield is the caller's;
     a later one becomes a last chunk."""
     first = asyncio.ensure_future(anext(chunks, None))
     started = False
     try:
-        done, _ = await asyncio.wait({first}, timeout=FIRST_CHUNK_GRACE_S)
+        done, _ = await asyncio.wait({first}, timeout=grace_s)
         if not done:
             started = True
             yield b""
