@@ -58,6 +58,9 @@ class TinyDecoder:
 
 BLOCK = 32
 
+PRECISE = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+"""OpenVINO properties that leave nothing rounded, whatever the CPU prefers."""
+
 
 class _Writer:
     def __init__(self, config: TinyDecoder, seed: int) -> None:

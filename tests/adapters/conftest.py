@@ -1,0 +1,55 @@
+"""Runners that the contract is held to, each built once a module from a model written on the spot."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vmm_adapters import echo
+from vmm_adapters.base import CausalLMRunner
+from vmm_adapters.types import RunnerOptions
+
+from .tiny_decoder import PRECISE, TinyDecoder, write_decoder
+
+OPTIONS = RunnerOptions(kv_cache_bytes=4 * 1024**2, max_batched_tokens=64, max_sequences=8)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An adapter under test."""
+
+    load: Callable[[], CausalLMRunner]
+    tolerance: float
+    """How far logits may be apart; 0 is not at all."""
+
+
+def _echo(folder: Path) -> CausalLMRunner:
+    echo.write_echo_model(folder)
+    return echo.load_runner(folder, OPTIONS)
+
+
+def _openvino(folder: Path) -> CausalLMRunner:
+    from vmm_adapters.openvino.runner import load_runner
+
+    write_decoder(folder, TinyDecoder(windows=(-1, 40), weight_bits=4))
+    return load_runner(folder, OPTIONS, properties=PRECISE)
+
+
+ADAPTERS = [
+    pytest.param((_echo, 0.0), id="echo"),
+    pytest.param((_openvino, 1e-4), id="openvino", marks=pytest.mark.runtime),
+]
+
+
+@pytest.fixture(scope="module", params=ADAPTERS)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    build, tolerance = request.param
+    return Subject(lambda: build(tmp_path_factory.mktemp("model")), tolerance)
+
+
+@pytest.fixture(scope="module")
+def runner(subject: Subject) -> Iterator[CausalLMRunner]:
+    loaded = subject.load()
+    yield loaded
+    loaded.close()
