@@ -199,6 +199,12 @@ def test_odd_rows_draw_something_allowed(params: SamplingParams, vocab_size: int
     assert (draws(huge, state, 20) == vocab_size - 1).all()
 
 
+def test_a_wide_nucleus_is_followed_to_its_end() -> None:
+    flat = np.linspace(0, 0.01, 3_000, dtype=np.float32)[::-1].copy()
+    drawn = draws(flat, SamplingState(SamplingParams(top_p=0.9, seed=1), [0]), 2_000)
+    assert 2_600 < drawn.max() <= 2_700
+
+
 @given(
     st.lists(st.one_of(st.integers(-3, 3), st.just(-np.inf), st.floats(-9, 9, width=32)), min_size=1, max_size=900),
     st.integers(1, 30),

@@ -98,11 +98,43 @@ def test_lower_priority_makes_room_for_higher() -> None:
     bench = Bench(max_sequences=1)
     low = bench.add("abc", priority=5)
     bench.step()
-    high = bench.add("xyz", priority=1)
-    assert bench.step().sequences == (high,)
+    high = bench.add("stuvwxyz", priority=1)
+    assert shape(bench.step()) == [(high, 8)], "the budget of the one that left is free again"
     assert low.status is SequenceStatus.PREEMPTED
     bench.drain()
     assert (answer(high), answer(low)) == ("abcd", "defg")
+
+
+def test_a_copy_is_not_made_for_a_sequence_that_had_to_leave_the_step() -> None:
+    bench = Bench(num_blocks=12, max_batched_tokens=16)
+    prompt = "abcdefghijklmnopqrstuvwxyzab"
+    bench.add(prompt, 1)
+    low = bench.add(prompt, 1, priority=5)
+    for _ in range(2):
+        bench.step()
+    assert low.num_pending_tokens == 8  # all of them cached by now
+    high = bench.add("x" * 44, 1)
+    step = bench.scheduler.schedule()
+    assert (step.sequences, step.block_copies) == ((high,), ())
+    assert low.num_preemptions == 1
+    bench.compute(step)
+    bench.drain()
+    assert answer(low) == "c"
+
+
+def test_a_new_sequence_leaves_a_block_for_each_running_one() -> None:
+    bench = Bench(num_blocks=4)
+    bench.add("abcd", 12)
+    bench.step()
+    tight = bench.add("abcdefghijk", 2)
+    bench.step()
+    assert tight.status is SequenceStatus.WAITING
+    bench.drain()
+    assert bench.scheduler.num_preempted == 0
+
+
+def test_there_are_never_more_sequences_than_tokens_in_a_step() -> None:
+    assert Bench(max_batched_tokens=2, max_sequences=8).scheduler.max_sequences == 2
 
 
 def test_when_blocks_run_out_the_youngest_is_preempted_and_still_answers_the_same() -> None:
@@ -111,6 +143,7 @@ def test_when_blocks_run_out_the_youngest_is_preempted_and_still_answers_the_sam
     bench.drain()
     assert bench.scheduler.num_preempted > 0
     assert old.num_preemptions == 0
+    assert young.num_cached_tokens == 0, "its own blocks, found again, are no cached prompt"
     assert (answer(old), answer(young)) == (alphabet_after("d", 16), alphabet_after("p", 16))
 
 
@@ -158,32 +191,18 @@ def test_a_wholly_cached_prompt_that_fills_all_blocks_takes_its_last_one_over() 
     assert (again.num_cached_tokens, answer(again)) == (7, "i")
 
 
-def test_sequences_that_run_together_share_a_prompt_as_soon_as_blocks_are_full() -> None:
-    bench = Bench(max_batched_tokens=12, num_blocks=32)
-    prompt = "abcdefghijklmnopqrstuvwx"
-    first = bench.add(prompt + "a", 1)
-    second = bench.add(prompt + "b", 1)
-    bench.step()  # 12 tokens of the first
-    bench.step()  # the other 13 take 12: the budget is gone
-    bench.step()
-    assert first.is_finished
-    bench.drain()
-    assert second.num_cached_tokens == 24
-
-
-def test_a_sequence_in_the_middle_of_its_prompt_takes_what_another_has_computed_meanwhile() -> None:
-    bench = Bench(max_batched_tokens=8, num_blocks=32)
-    prompt = "abcdefghijklmnopqrstuvwx"
-    first = bench.add(prompt, 1)
-    bench.step()
-    bench.step()
-    second = bench.add(prompt, 1)
-    bench.step()  # the first ends here, so the second has only what was there before
-    assert first.is_finished
-    assert second.num_cached_tokens == 0
-    bench.num_computed = 0
-    bench.drain()
-    assert (second.num_cached_tokens, bench.num_computed) == (23, 1)
+@pytest.mark.parametrize("prompt", ["abcdefghijklmnopqrstuvwxyzab", "abcdefghijklmnopqrstuvwxyzabcd"])
+def test_sequences_that_compute_the_same_prompt_share_blocks_as_they_fill(prompt: str) -> None:
+    bench = Bench(max_batched_tokens=16, num_blocks=32)
+    first, second, third = (bench.add(prompt, 1) for _ in range(3))
+    assert shape(bench.step()) == [(first, 16)]
+    left = 16 - (len(prompt) - 16)
+    assert shape(bench.step()) == [(first, len(prompt) - 16), (second, left)]  # shares the 16, computes 17th, …
+    rest = len(prompt) - 28 or 1  # … and shares the others, its own half-filled block given back
+    assert shape(bench.step()) == [(second, rest), (third, rest)]
+    assert answer(first) == answer(second) == answer(third)
+    assert (second.num_cached_tokens, third.num_cached_tokens) == (len(prompt) - rest - left, len(prompt) - rest)
+    assert bench.pool.num_free == 32
 
 
 def test_salts_do_not_share() -> None:

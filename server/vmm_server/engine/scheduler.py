@@ -192,29 +192,29 @@ class Scheduler:
         sequence.block_table = []
 
     def _reuse_cached(self, sequence: Sequence, step: "_StepBuilder") -> None:
-        """Skip the full blocks that are in the pool already, another sequence's of this moment included.
+        """Skip the full blocks that are in the pool already, one that another sequence filled just now included.
 
         One token must be left to compute, for its logits. Where everything is cached, the last block is
         copied, since a full block is never written, and its last position computed again.
         """
-        pool, size = self.pool, self.pool.block_size
-        if sequence.num_pending_tokens < size or sequence.num_computed_tokens % size:
+        if sequence.num_pending_tokens == 1:
             return
+        pool, table, before = self.pool, sequence.block_table, sequence.num_computed_tokens
         self._extend_keys(sequence)
-        start = sequence.num_computed_tokens
-        for key in sequence.block_keys[sequence.num_computed_tokens // size :]:
-            block = pool.lookup(key)
+        for i in range(before // pool.block_size, len(sequence.block_keys)):
+            block, end = pool.lookup(sequence.block_keys[i]), (i + 1) * pool.block_size
             if block is None:
                 break
-            if sequence.num_pending_tokens > size:
+            if end < len(sequence.token_ids):
                 pool.share(block)
-                sequence.block_table.append(block)
-                sequence.num_computed_tokens += size
-            elif self._make_room(sequence, len(sequence.token_ids), step) == len(sequence.token_ids):
+                pool.release(table[i:])  # its own, which it had begun to fill
+                table[i:] = [block]
+                sequence.num_computed_tokens = end
+            elif self._make_room(sequence, end, step) == end:
                 step.copy(sequence, block)
-                sequence.num_computed_tokens += size - 1
+                sequence.num_computed_tokens = end - 1
         if sequence.num_preemptions == 0:
-            sequence.num_cached_tokens += sequence.num_computed_tokens - start
+            sequence.num_cached_tokens += sequence.num_computed_tokens - before
 
     def _extend_keys(self, sequence: Sequence) -> None:
         keys, size = sequence.block_keys, self.pool.block_size

@@ -94,7 +94,7 @@ class Sequence:
         drawn is never computed, so it needs no place.
         """
         self.token_ids.append(token_id)
-        if self.ends_with(token_id) and self.num_generated_tokens > self.sampling.min_tokens:
+        if self.ends_with(token_id):  # the sampler draws none before `min_tokens`
             self.status = SequenceStatus.STOPPED
         elif len(self.token_ids) >= self.max_length:
             self.status = SequenceStatus.LENGTH_CAPPED
