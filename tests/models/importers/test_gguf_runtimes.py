@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from tokenizers import Tokenizer
 
+from vmm_server.models.importers import ImportedModel
 from vmm_server.models.importers.gguf import import_gguf
 from vmm_server.models.importers.gguf_blocks import BLOCK_FORMATS
 from vmm_server.models.importers.gguf_reader import GGUFFile
@@ -31,6 +32,7 @@ Floats = NDArray[np.float32]
 Feed = dict[str, NDArray[np.generic]]
 Run = Callable[[Feed], dict[str, Floats]]
 Load = Callable[[Path], Run]
+Convert = Callable[..., tuple[Path, ImportedModel]]
 
 FAMILIES = ["llama", "llama3", "llama_linear", "mistral", "qwen2", "qwen2_yarn", "qwen3", "gemma3"]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
@@ -74,29 +76,15 @@ def _first_step(tokens: NDArray[np.int64], folder: Path) -> Feed:
     return feed
 
 
-@pytest.fixture
-def convert(tmp_path: Path, tiny_models: ModuleType) -> Callable[..., Path]:
-    """`convert("llama", **write_gguf's arguments)`: the folder of an imported tiny model."""
-
-    def run(name: str, **changes: object) -> Path:
-        source, folder = tmp_path / f"{name}.gguf", tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        tiny_models.write_gguf(source, tiny_models.MODELS[name], **changes)
-        import_gguf(source, folder)
-        return folder
-
-    return run
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_are_those_of_transformers(
     name: str,
     load: Load,
-    convert: Callable[..., Path],
+    convert: Convert,
     tiny_models: ModuleType,
     reference_logits: Mapping[str, Floats],
 ) -> None:
-    folder = convert(name)
+    folder, _ = convert(name)
     run = load(folder / "model.onnx")
     for tokens, expected in zip(tiny_models.TOKENS, reference_logits[name], strict=True):
         actual = run(_first_step(tokens, folder))["logits"][0]
@@ -111,11 +99,11 @@ def test_every_tiny_model_has_a_reference(tiny_models: ModuleType, reference_log
 def test_the_cache_goes_on_where_the_prompt_ended(
     name: str,
     load: Load,
-    convert: Callable[..., Path],
+    convert: Convert,
     tiny_models: ModuleType,
     reference_logits: Mapping[str, Floats],
 ) -> None:
-    folder = convert(name)
+    folder, _ = convert(name)
     run = load(folder / "model.onnx")
     tokens, expected = tiny_models.TOKENS[0], reference_logits[name][0]
     results = run(_first_step(tokens[:12], folder))
@@ -130,9 +118,9 @@ def test_the_cache_goes_on_where_the_prompt_ended(
 
 
 def test_gemma3_scales_logits_down_softly_where_the_file_says_so(
-    load: Load, convert: Callable[..., Path], tiny_models: ModuleType, reference_logits: Mapping[str, Floats]
+    load: Load, convert: Convert, tiny_models: ModuleType, reference_logits: Mapping[str, Floats]
 ) -> None:
-    folder = convert("gemma3", keys={"final_logit_softcapping": 8.0})
+    folder, _ = convert("gemma3", keys={"final_logit_softcapping": 8.0})
     actual = load(folder / "model.onnx")(_first_step(tiny_models.TOKENS[0], folder))["logits"][0]
     np.testing.assert_allclose(actual, 8 * np.tanh(reference_logits["gemma3"][0] / 8), atol=1e-4)
 
@@ -140,17 +128,17 @@ def test_gemma3_scales_logits_down_softly_where_the_file_says_so(
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
 @pytest.mark.parametrize("name", ["llama3", "qwen3"])  # tied, and with an lm_head of its own
 def test_quantised_logits_are_those_of_the_dequantised_file(
-    name: str, kind: str, load: Load, convert: Callable[..., Path], tiny_models: ModuleType
+    name: str, kind: str, load: Load, convert: Convert, tiny_models: ModuleType
 ) -> None:
     quantization = GGMLQuantizationType[kind]
-    folder = convert(name, quantization=quantization)
+    folder, _ = convert(name, quantization=kind)
     tensors = {
         each: array
         if array.ndim == 1
         else gguf.dequantize(gguf.quantize(array, quantization), quantization).reshape(array.shape)
         for each, array in tiny_models.gguf_tensors(tiny_models.MODELS[name]).items()
     }
-    reference = convert(name, tensors=tensors)
+    reference, _ = convert(name, tensors=tensors)
     tokens = tiny_models.TOKENS[0]
     expected = load(reference / "model.onnx")(_first_step(tokens, reference))["logits"]
     actual = load(folder / "model.onnx")(_first_step(tokens, folder))["logits"]

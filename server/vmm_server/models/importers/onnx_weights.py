@@ -21,6 +21,8 @@ _NAMES = {
     TensorProto.INT4: "int4",
     TensorProto.UINT4: "int4",
 }
+_CONSTANTS = "/model/constants/"
+"""Where onnxruntime-genai's builder (and ours) puts shapes, indices and tables."""
 _PACKED_OPERATORS = ("MatMulNBits", "GatherBlockQuantized")
 
 
@@ -49,7 +51,9 @@ def count_onnx_weights(path: Path) -> tuple[int, str]:
         if tensor.name in packed:
             bits = packed[tensor.name]
             stored[f"int{bits}"] += math.prod(tensor.dims) * (8 // bits if tensor.data_type == TensorProto.UINT8 else 1)
-        elif tensor.dims and tensor.name not in no_weights and tensor.data_type in _NAMES:
+        elif tensor.name in no_weights or tensor.name.startswith(_CONSTANTS) or not tensor.dims:
+            continue
+        elif tensor.data_type in _NAMES:
             stored[_NAMES[tensor.data_type]] += math.prod(tensor.dims)
     return stored.total(), stored.most_common(1)[0][0] if stored else "unknown"
 
