@@ -1,9 +1,11 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import runpy
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -298,3 +300,34 @@ def hub(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     return Hub(web)
+
+
+class MakeWheel:
+    """Writes a wheel of `vmm-test-weights` 1.0 with these members; returns its bytes."""
+
+    metadata = b"Metadata-Version: 2.1\nName: vmm-test-weights\nVersion: 1.0\nRequires-Dist: no-such-thing\n"
+
+    def __call__(self, path: Path, members: dict[str, bytes]) -> bytes:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+            archive.writestr("vmm_test_weights-1.0.dist-info/METADATA", self.metadata)
+            archive.writestr("vmm_test_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            archive.writestr("vmm_test_weights-1.0.dist-info/RECORD", "")
+        return path.read_bytes()
+
+
+@pytest.fixture
+def make_wheel() -> MakeWheel:
+    return MakeWheel()
+
+
+@pytest.fixture
+def pip_settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """pip without anybody's settings."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    return monkeypatch

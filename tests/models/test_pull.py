@@ -470,6 +470,22 @@ def test_names_as_ollamas_clients_write_hub_models(hub: Any, store: Store, make_
     assert Registry(store).resolve("hf.co/org/tiny-gguf:q8_0") == only(store)
 
 
+def test_a_wheels_member_is_held_to_the_card(
+    tmp_path: Path, store: Store, make_puller: MakePuller, make_wheel: Any, pip_settings: pytest.MonkeyPatch
+) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    make_wheel(wheels / "vmm_test_weights-1.0-py3-none-any.whl", {"w/m.gguf": GGUF, "w/x.gguf": GGUF[:-1] + b"?"})
+    pip_settings.setenv("PIP_NO_INDEX", "1")
+    pip_settings.setenv("PIP_FIND_LINKS", str(wheels))
+    with pytest.raises(DigestMismatch):
+        pull(make_puller(card_for("pypi:vmm-test-weights==1.0#w/x.gguf")), "tiny")
+    assert names(store.blobs_dir) == names(store.models_dir) == []
+    pull(make_puller(card_for("pypi:vmm-test-weights==1.0#w/m.gguf")), "tiny")
+    assert only(store).digest == SHA256
+    assert names(store.blobs_dir) == [f"sha256-{SHA256}"]
+
+
 def test_a_card_and_the_hub_disagree(hub: Any, web: Any, make_puller: MakePuller) -> None:
     hub.repo("org/repo", {"m.gguf": GGUF + b"other"})
     with pytest.raises(DigestMismatch):

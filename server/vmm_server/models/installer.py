@@ -149,7 +149,10 @@ class Installer:
     def _fetch(self, listing: Listing) -> _Runnable:
         files = listing.files if listing.is_folder else [self._promised(file) for file in listing.files]
         self._store.ensure_free(self._needed_bytes(files, listing), self._plan.source.uri)
-        digests = [self._fetch_blob(file, listing.revision) for file in files]
+        listed = [file.size_bytes for file in listing.files]
+        digests = [
+            self._fetch_blob(file, size_bytes, listing.revision) for file, size_bytes in zip(files, listed, strict=True)
+        ]
         self._report("verifying sha256 digest")  # each was verified as it arrived
         if listing.is_folder:
             return self._link_folder({file.path: digest for file, digest in zip(files, digests, strict=True)})
@@ -181,14 +184,15 @@ class Installer:
             raise DigestMismatch(self._plan.source.uri, expected=source.sha256, actual=str(file.sha256))
         return replace(file, sha256=source.sha256 or file.sha256, size_bytes=source.size_bytes or file.size_bytes)
 
-    def _fetch_blob(self, file: SourceFile, revision: str | None) -> str:
-        """The file's digest, once it is in the store."""
+    def _fetch_blob(self, file: SourceFile, listed_bytes: int | None, revision: str | None) -> str:
+        """The file's digest, once it is in the store. `listed_bytes` is what will be transferred, if that is known."""
         partial = self._partial(file, revision)
         noted = partial.with_suffix(".digest")
         status = f"pulling {file.sha256[:12]}" if file.sha256 else f"pulling {file.path}"
         digest = f"sha256:{file.sha256}" if file.sha256 else None
-        transfer = self._transfer(status, digest=digest, size_bytes=file.size_bytes)
-        self._report(status, digest=digest, total=file.size_bytes)
+        transfer = self._transfer(status, digest=digest, size_bytes=listed_bytes)
+        if listed_bytes:  # clients take the first total they see
+            self._report(status, digest=digest, total=listed_bytes)
         with self._store.lock(f"blob-{partial.stem}", self._cancelled):
             known = file.sha256 or (noted.read_text() if revision and noted.exists() else "")
             if known and self._store.blob(known).exists():

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 from vmm_server.errors import RequestCancelled
 
 _POLL_S = 0.1
+_MOMENT = "store.lock"
 
 
 class Locks:
@@ -22,7 +23,7 @@ class Locks:
     def moment(self) -> Iterator[None]:
         """The one lock around short changes of state: manifests, deletions, taking a lease."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._folder / "store.lock"):
+        with FileLock(self._folder / _MOMENT):
             yield
 
     @contextmanager
@@ -43,9 +44,17 @@ class Locks:
         finally:
             lock.release()
 
-    def any_held(self, prefix: str) -> bool:
-        """Whether a lock whose name starts so is held. Ask inside `moment()`: then none is being taken."""
-        for path in self._folder.glob(f"{prefix}*.lock"):
+    def sweep(self) -> None:
+        """Delete the files of locks that nobody holds. Only inside `moment()`, and when `any_held()` is false."""
+        for path in self._folder.glob("*.lock"):
+            if path.name != _MOMENT:
+                path.unlink(missing_ok=True)
+
+    def any_held(self) -> bool:
+        """Whether a lock but `moment()` is held. Ask inside `moment()`: then none is being taken."""
+        for path in self._folder.glob("*.lock"):
+            if path.name == _MOMENT:
+                continue
             try:
                 FileLock(path).acquire(timeout=0).lock.release()
             except Timeout:

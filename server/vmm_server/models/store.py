@@ -167,8 +167,9 @@ class Store:
         """Delete what no manifest refers to and nobody will resume; nothing while a pull is at work."""
         self.prepare()
         with store_errors("clean up", self.root), self._locks.moment():
-            if self._locks.any_held("pull-"):
+            if self._locks.any_held():
                 return
+            self._locks.sweep()
             try:
                 kept = self._referenced(skip_unreadable=False)
             except UnreadableManifest:

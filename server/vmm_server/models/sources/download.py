@@ -64,15 +64,13 @@ def fetch_verified(
     """
     download = _Download(file, target, transfer, retry, hint)
     digest = download.run()
-    if download.resumed and file.sha256 not in (None, digest):
+    if download.resumed and not _is_as_promised(file, target, digest):
         target.unlink(missing_ok=True)  # perhaps the start was another version's
         digest = download.run()
-    expected, actual = file.sha256, digest
-    if file.git_oid and not file.sha256:
-        expected, actual = file.git_oid, _git_oid(target)
-    if expected not in (None, actual):
+    if not _is_as_promised(file, target, digest):
+        actual = digest if file.sha256 else _git_oid(target)
         target.unlink(missing_ok=True)
-        raise DigestMismatch(file.url, expected=str(expected), actual=actual)
+        raise DigestMismatch(file.url, expected=file.sha256 or str(file.git_oid), actual=actual)
     return digest
 
 
@@ -112,7 +110,8 @@ class _Download:
         with self._target.open("r+b", buffering=0) as out:
             self._resume(out)
             high_water, failures = self._completed, 0
-            while self._file.size_bytes is None or self._completed < self._file.size_bytes:
+            # without a digest even a whole file is asked about: it may have changed
+            while not self._has_digest or self._file.size_bytes is None or self._completed < self._file.size_bytes:
                 try:
                     self._attempt(out)
                     break
@@ -154,6 +153,7 @@ class _Download:
         self._sha256 = hashlib.sha256()
         self._completed = 0
         self._validator = None
+        self._sidecar.unlink(missing_ok=True)
 
     def _attempt(self, out: FileIO) -> None:
         """One request; returns when the file is whole. Raises `_Interrupted` when another may go on."""
@@ -212,7 +212,9 @@ class _Download:
             if limit is not None and self._completed > limit:
                 self._restart(out)
                 raise SourceError(f"{self._file.url} sends more than the {limit} bytes it has")
-            out.write(chunk)
+            rest = memoryview(chunk)
+            while rest:  # a disk that fills up takes a part first
+                rest = rest[out.write(rest) :]
             self._sha256.update(chunk)
             self._reported = max(self._reported, self._completed)  # a fetch that starts over does not go back
             self._transfer.progress(self._reported, limit)
@@ -255,6 +257,12 @@ def _validator(response: httpx.Response) -> str | None:
         return etag
     date: str | None = response.headers.get("last-modified")
     return date
+
+
+def _is_as_promised(file: SourceFile, target: Path, digest: str) -> bool:
+    if file.sha256:
+        return file.sha256 == digest
+    return file.git_oid is None or file.git_oid == _git_oid(target)
 
 
 def _git_oid(path: Path) -> str:

@@ -1,10 +1,12 @@
 """`https://host/model.gguf[#sha256=<hex>]`: one GGUF file at a URL. `http:` reaches this machine only."""
 
+import base64
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import httpx
 
@@ -22,13 +24,22 @@ class HttpsSource:
     uri: str
     url: str
     sha256: str | None
+    headers: Mapping[str, str]
+    """Credentials that stood in the URL; kept out of messages and manifests."""
     retry: RetryPolicy
 
     @classmethod
     def parse(cls, uri: str, retry: RetryPolicy) -> "HttpsSource":
         """Raises `InvalidRequest`."""
-        url, _, fragment = uri.partition("#")
+        url, hash_mark, fragment = uri.partition("#")
         parts = urlsplit(url)
+        login, at, host = parts.netloc.rpartition("@")
+        headers = {}
+        if at:
+            encoded = base64.b64encode(unquote(login).encode()).decode()
+            headers["Authorization"] = f"Basic {encoded}"
+            url = urlunsplit(parts._replace(netloc=host))
+            uri = f"{url}{hash_mark}{fragment}"
         match = _FRAGMENT.fullmatch(fragment.lower())
         if fragment and not match:
             raise invalid_uri(uri, "after # only sha256=<64 hex digits> is understood")
@@ -36,23 +47,23 @@ class HttpsSource:
             raise invalid_uri(uri, "this does not name a file")
         if parts.scheme == "http" and not _is_loopback(parts.hostname):
             raise invalid_uri(uri, "http: is for this machine only; use https:")
-        return cls(uri, url, match.group(1) if match else None, retry)
+        return cls(uri, url, match.group(1) if match else None, headers, retry)
 
     def look_up(self, transfer: Transfer) -> Listing:
         """One HEAD request for size and version; a server that refuses it (status 4xx) just tells less."""
         name = unquote(PurePosixPath(urlsplit(self.url).path).name)
         size_bytes, revision = None, self.sha256
         try:
-            response = transfer.client.head(self.url)
+            response = transfer.client.head(self.url, headers=self.headers)
         except (httpx.TransportError, httpx.InvalidURL, httpx.TooManyRedirects) as error:
             host = urlsplit(self.url).netloc
             hint = "check the address, the network and the proxy settings"
             raise SourceError(f"cannot reach {host}: {str(error) or type(error).__name__}", hint=hint) from error
         if response.is_success:
             length = response.headers.get("content-length", "")
-            size_bytes = int(length) if length.isdigit() else None
+            size_bytes = int(length) if length.isdigit() and length != "0" else None
             revision = revision or response.headers.get("etag")
-        file = SourceFile(name, self.url, size_bytes=size_bytes, sha256=self.sha256)
+        file = SourceFile(name, self.url, size_bytes=size_bytes, sha256=self.sha256, headers=self.headers)
         return Listing(name=PurePosixPath(name).stem, revision=revision, files=(file,))
 
     def fetch(self, file: SourceFile, target: Path, transfer: Transfer) -> str:
