@@ -119,9 +119,7 @@ def stateful(model: Any) -> Any:
 def paged(model: Any, windows: list[int | None]) -> Any:
     """Stateful decoder → paged decoder, in place. `windows` is empty where the pass finds them by itself."""
     if not model.get_sinks():
-        raise UnsupportedModel(
-            "the model keeps its KV cache in inputs and outputs", hint="export it as a stateful model"
-        )
+        raise UnsupportedModel("the decoder is not stateful", hint="export it with its KV cache as state")
     try:
         paged_attention_transformation(model)
     except RuntimeError as error:

@@ -98,12 +98,20 @@ def load_runner(folder: Path, options: RunnerOptions, *, properties: Mapping[str
     lengths = [length for length in (described.context_length, paged.max_positions) if length]
     if not lengths:
         raise UnsupportedModel(f"{folder}: no config names the context length")
-    chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if options.num_threads is not None and options.device.startswith("CPU"):
-        chosen["INFERENCE_NUM_THREADS"] = options.num_threads
     return OpenVINORunner(
-        core, paged, options, context_length=min(lengths), properties={**chosen, **(properties or {})}
+        core, paged, options, context_length=min(lengths), properties={**_properties(options), **(properties or {})}
     )
+
+
+def _properties(options: RunnerOptions) -> dict[str, Any]:
+    """Measured in docs/openvino-runner.md. Precision and KV type stay the device's choice."""
+    chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if options.device.startswith("CPU"):
+        # The event loop and the sampler share the cores: a pinned thread would wait for them at every operator.
+        chosen["ENABLE_CPU_PINNING"] = False
+        if options.num_threads is not None:
+            chosen["INFERENCE_NUM_THREADS"] = options.num_threads
+    return chosen
 
 
 def _check_device(core: Any, device: str) -> None:
