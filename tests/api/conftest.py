@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.echo import END, VOCAB_SIZE, EchoRunner, Gate, write_echo_model
 from vmm_adapters.types import Batch
-from vmm_server.app import Parts, create_app
+from vmm_server.app import App, Parts, create_app
 from vmm_server.engine.engine import Engine, EngineOptions, EngineStats
 from vmm_server.models.loading import ReadyModel
 from vmm_server.models.router import Placement
@@ -31,31 +31,32 @@ from vmm_server.settings import Settings
 Result = TypeVar("Result")
 
 
-def install_echo(store: Store, folder: Path, **changes: Any) -> InstalledModel:
+def install_echo(store: Store, folder: Path) -> InstalledModel:
     """Write the echo model and install it under `echo:latest`."""
     write_echo_model(folder)
-    fields: dict[str, Any] = {
-        "name": "echo:latest",
-        "aliases": ("parrot:latest",),
-        "digest": "e" * 64,
-        "size_bytes": 1000,
-        "modified_at": datetime(2026, 11, 21, tzinfo=UTC),
-        "adapter": "echo",
-        "folder": folder,
-        "format": "onnx",
-        "family": "echo",
-        "parameter_size": "1M",
-        "quantization": "F32",
-        "context_length": 512,
-        "embedding_length": None,
-        "capabilities": ("completion",),
-        "license": "Apache-2.0",
-        "title": "Echo",
-        "system": None,
-        "sampling": SamplingDefaults(temperature=0.0, repetition_penalty=1.1),
-        "source": "file:echo",
-    }
-    return store.install(InstalledModel(**(fields | changes)))
+    return store.install(
+        InstalledModel(
+            name="echo:latest",
+            aliases=("parrot:latest",),
+            digest="e" * 64,
+            size_bytes=1000,
+            modified_at=datetime(2026, 11, 21, tzinfo=UTC),
+            adapter="echo",
+            folder=folder,
+            format="onnx",
+            family="echo",
+            parameter_size="1M",
+            quantization="F32",
+            context_length=512,
+            embedding_length=None,
+            capabilities=("completion",),
+            license="Apache-2.0",
+            title="Echo",
+            system=None,
+            sampling=SamplingDefaults(temperature=0.0, repetition_penalty=1.1),
+            source="file:echo",
+        )
+    )
 
 
 @dataclass
@@ -95,9 +96,8 @@ class EchoLoader:
 class LiveServer:
     """A real uvicorn in a thread, serving the echo model on a free port."""
 
-    def __init__(self, settings: Settings, loader: EchoLoader) -> None:
+    def __init__(self, app: App, loader: EchoLoader) -> None:
         self.loader = loader
-        app = create_app(settings, load=loader)
         self.parts: Parts = app.state.parts
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._socket.getsockname()[1]
@@ -148,17 +148,19 @@ class LiveServer:
 StartServer = Callable[..., LiveServer]
 
 
+def echo_app(folder: Path, loader: EchoLoader, **changes: object) -> App:
+    settings = Settings.model_validate({"home": folder / "home", "default_model": "", **changes})
+    install_echo(Store(settings.store_dir), folder / "echo")
+    return create_app(settings, load=loader)
+
+
 @contextmanager
 def servers_in(folder: Path) -> Iterator[StartServer]:
     servers: list[LiveServer] = []
 
-    def start(
-        changes: dict[str, object] | None = None, *, model: dict[str, Any] | None = None, **loader: Any
-    ) -> LiveServer:
-        home = folder / f"home-{len(servers)}"
-        settings = Settings.model_validate({"home": home, "default_model": "", **(changes or {})})
-        install_echo(Store(settings.store_dir), folder / "echo", **(model or {}))
-        server = LiveServer(settings, EchoLoader(**loader))
+    def start(changes: dict[str, object] | None = None, **options: Any) -> LiveServer:
+        loader = EchoLoader(**options)
+        server = LiveServer(echo_app(folder, loader, **(changes or {})), loader)
         servers.append(server)
         server.start()
         return server
@@ -175,6 +177,16 @@ def start_server(tmp_path: Path, no_environment: None) -> Iterator[StartServer]:
     """Starts servers that stop when the test ends: `start_server({"max_queue": 0}, gate=gate, num_blocks=8)`."""
     with servers_in(tmp_path) as start:
         yield start
+
+
+@pytest.fixture
+def make_app(tmp_path: Path, no_environment: None) -> Callable[..., App]:
+    """The app alone: `make_app({"max_queue": 0}, gate=gate)`."""
+
+    def make(changes: dict[str, object] | None = None, **options: Any) -> App:
+        return echo_app(tmp_path, EchoLoader(**options), **(changes or {}))
+
+    return make
 
 
 @pytest.fixture(scope="session")

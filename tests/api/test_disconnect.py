@@ -176,3 +176,14 @@ def test_leaving_while_the_model_loads_leaves_no_lease(start_server: Any, connec
     gate.open()
     other.read_until(b'"done":true')
     assert_all_is_free(server)
+
+
+def test_leaving_in_the_middle_of_the_body_is_no_failure_of_ours(
+    live_server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"), socket.create_connection(("127.0.0.1", live_server.port)) as half:
+        half.sendall(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        half.shutdown(socket.SHUT_WR)
+        assert half.recv(1) == b""
+        wait_until(live_server, lambda: any("POST /api/chat 499" in line for line in caplog.messages))
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -207,15 +207,6 @@ def test_stopping_the_server_lets_a_stream_finish(start_server: Any, gate: Gate)
     assert server.parts.pool.loaded() == []
 
 
-def test_generations_that_outlast_the_drain_are_aborted(start_server: Any, gate: Gate) -> None:
-    server = start_server({"shutdown_timeout_s": 0.0}, gate=gate)
-    running = Background(server, "/api/generate", GENERATE)
-    gate.wait_entered()
-    assert server.run(server.parts.inference.drain(0.0)) is False
-    gate.open()
-    assert running.result().status_code == 200
-
-
 def test_the_openapi_document_names_every_route(live_server: Any) -> None:
     document = live_server.client.get("/schema/openapi.json").json()
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/api/chat", "/api/generate"} <= document[

@@ -3,10 +3,11 @@
 from typing import Annotated, Any, TypeVar
 
 from litestar import Request
+from litestar.exceptions import InternalServerException
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError
 
 from vmm_server.durations import parse_keep_alive
-from vmm_server.errors import InvalidRequest
+from vmm_server.errors import InvalidRequest, RequestCancelled
 from vmm_server.requests import KeepAlive
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -75,5 +76,12 @@ def parse_body(raw: bytes, shape: type[Shape]) -> Shape:
 
 
 async def read_body(request: Request[Any, Any, Any], shape: type[Shape]) -> Shape:
-    """Read and check a request's body; `curl -d` without a Content-Type is welcome."""
-    return parse_body(await request.body(), shape)
+    """Read and check a request's body; `curl -d` without a Content-Type is welcome.
+
+    Raises `InvalidRequest`; `RequestCancelled` when the client leaves in the middle of it.
+    """
+    try:
+        raw = await request.body()
+    except InternalServerException as error:  # Litestar's word for that, and for nothing else here
+        raise RequestCancelled from error
+    return parse_body(raw, shape)
