@@ -14,7 +14,7 @@ with `RuntimeFailed` or changes the answer.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Semaphore
 
@@ -109,7 +109,7 @@ class EchoRunner:
                 states.append(hashes[end - 1])
         return self._logits(expected, states)
 
-    def copy_blocks(self, pairs: "list[tuple[int, int]] | tuple[tuple[int, int], ...]") -> None:
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See `CausalLMRunner.copy_blocks`."""
         for source, target in pairs:
             self._tokens[target] = self._tokens[source]

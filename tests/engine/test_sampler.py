@@ -18,8 +18,8 @@ def reference(logits: Array, params: SamplingParams, prompt: list[int], generate
     """Probability of each token, float64."""
     row = logits.astype(np.float64).copy()
     seen = prompt + generated
-    if params.repetition_window:
-        seen = seen[-params.repetition_window :]
+    if params.repetition_window is not None:
+        seen = seen[len(seen) - params.repetition_window :]
     for token in set(seen):
         row[token] = (
             row[token] / params.repetition_penalty if row[token] > 0 else row[token] * params.repetition_penalty
@@ -77,9 +77,10 @@ def chi_square_per_degree(observed: NDArray[np.int64], probabilities: Array) -> 
         SamplingParams(temperature=1.3, top_k=12, top_p=0.9, min_p=0.02),
         SamplingParams(presence_penalty=0.7, frequency_penalty=0.4, repetition_penalty=1.3),
         SamplingParams(repetition_penalty=1.5, repetition_window=3),
+        SamplingParams(repetition_penalty=9.0, repetition_window=0),
         SamplingParams(logit_bias={1: 2.5, 3: -100.0}, top_k=8),
     ],
-    ids=["plain", "temperature", "top_k", "top_p", "min_p", "all", "penalties", "window", "bias"],
+    ids=["plain", "temperature", "top_k", "top_p", "min_p", "all", "penalties", "window", "no window", "bias"],
 )
 def test_draws_follow_the_reference(params: SamplingParams, vocab_size: int) -> None:
     logits = np.random.default_rng(7).normal(0, 2.5, vocab_size).astype(np.float32)

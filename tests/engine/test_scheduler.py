@@ -338,5 +338,5 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert answer(sequence) == alphabet_after(text, sequence.num_generated_tokens)
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestRandomTraffic = SchedulerMachine.TestCase

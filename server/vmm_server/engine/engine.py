@@ -110,7 +110,7 @@ class Engine:
         """
         if self._is_closing or not self._worker.is_alive():
             raise ShuttingDown
-        limit = min(context_length or self.context_length, self.context_length)
+        limit = self.context_length if context_length is None else min(context_length, self.context_length)
         self._check(prompt, sampling, limit, param)
         if self._num_submitted - self._worker.num_finished >= self._max_unfinished:
             raise Overloaded(retry_after_s=self._retry_after_s())
@@ -179,31 +179,32 @@ class Generation:
         self._worker = worker
         self._sequence = sequence
         self._stream = stream
-        self._dropped = weakref.finalize(self, _abort_dropped, worker, sequence)
-        self._dropped.atexit = False
+        # Alive while unfinished; detached by whatever ends the generation in an orderly way.
+        self._finalizer = weakref.finalize(self, _abort_dropped, worker, sequence)
+        self._finalizer.atexit = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Delta:
         """The next piece; all that came since the last one, if the reader was slow. Raises `GenerationFailed`."""
-        if not self._dropped.alive:
+        if not self._finalizer.alive:
             raise StopAsyncIteration
         try:
             delta = await self._stream.get()
         except VMMError:
-            self._dropped.detach()
+            self._finalizer.detach()
             raise
         if delta is None:
             raise StopAsyncIteration
         if delta.finish_reason is not None:
-            self._dropped.detach()
+            self._finalizer.detach()
             self.usage = delta.usage
         return delta
 
     async def aclose(self) -> None:
         """Abort if unfinished. Idempotent; blocks are free before the engine's next step."""
-        if self._dropped.detach() is not None:
+        if self._finalizer.detach() is not None:
             self._stream.close()
             self._worker.post(Abort(self._sequence))
 

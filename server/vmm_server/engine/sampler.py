@@ -47,7 +47,7 @@ class SamplingState:
         self._endings = np.union1d(self._eos, np.array(params.stop_token_ids, np.intp)).astype(np.intp)
         self._bias_ids = np.array(list(params.logit_bias), np.intp)
         self._biases = np.array(list(params.logit_bias.values()), np.float32)
-        self._seen = _TokenCounts() if params.repetition_penalty != 1 and not params.repetition_window else None
+        self._seen = _TokenCounts() if params.repetition_window is None else None
         self._generated = _TokenCounts(self.num_prompt_tokens) if self._penalises_answer else None
 
     @property
@@ -93,8 +93,8 @@ class SamplingState:
         """Distinct tokens in the repetition window."""
         if self._seen is not None:
             return self._seen.read(self.token_ids)[0]
-        window = self.params.repetition_window or 0
-        return np.array(list(set(self.token_ids[-window:])), np.intp)
+        start = max(0, len(self.token_ids) - (self.params.repetition_window or 0))
+        return np.array(list(set(self.token_ids[start:])), np.intp)
 
 
 class _TokenCounts:

@@ -108,7 +108,7 @@ class Scheduler:
         decoding = [sequence for sequence in self.running if sequence.num_pending_tokens == 1]
         catching_up = [sequence for sequence in self.running if sequence.num_pending_tokens > 1]
         for sequence in decoding + catching_up:
-            if sequence.status is SequenceStatus.RUNNING:  # not preempted for one before it
+            if step.budget > 0 and sequence.status is SequenceStatus.RUNNING:  # not preempted for one before it
                 self._advance(sequence, step)
         while self.waiting and step.budget > 0 and self._admit(self.waiting[0], step):
             self._advance(self.waiting.pop(0), step)
