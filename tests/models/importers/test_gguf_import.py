@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 import pytest
 from gguf import GGMLQuantizationType
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vmm_server.errors import CorruptFile, ImportFailed, StoreError, UnsupportedArchitecture
@@ -159,6 +161,9 @@ def test_a_variant_that_is_not_built_is_refused(convert: Convert, keys: dict[str
         ({"embedding_length": "wide"}, "embedding_length is 'wide'"),
         ({"rope.dimension_count": 15}, "an even number"),
         ({"rope.freq_base": 1.0}, "a number above 1"),
+        ({"embedding_length": 2}, "attention.key_length is 0"),
+        ({"attention.key_length": 2**31}, "attention.key_length is 2147483648"),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 1e-30}, "no usable rotation"),
         ({"attention.layer_norm_rms_epsilon": float("nan")}, "a positive number"),
     ],
 )
@@ -222,3 +227,25 @@ def test_rotary_tables_do_not_grow_with_absurd_contexts(write_tiny: Callable[...
         config = read_config(file)
     assert config.context_length == 2**30
     assert max_positions(config) == MAX_ROPE_TABLE_BYTES // (2 * 2 * 4 * 16)  # two layers' kinds, cosine and sine
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 8000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_file_is_imported_or_refused_never_a_crash(
+    tmp_path: Path, write_tiny: Callable[..., Path], changes: list[tuple[int, int]]
+) -> None:
+    original, source, folder = tmp_path / "gemma3.gguf", tmp_path / "damaged.gguf", tmp_path / "out"
+    if not original.exists():
+        write_tiny("gemma3", quantization="Q4_1")
+        folder.mkdir()
+    content = bytearray(original.read_bytes())
+    for position, value in changes:
+        content[position] = value
+    source.write_bytes(bytes(content))
+    message = str(source)
+    try:
+        import_gguf(source, folder)
+    except ImportFailed as error:
+        message = error.message
+    assert str(source) in message
+    assert "\n" not in message

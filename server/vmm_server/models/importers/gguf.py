@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gguf.constants import LlamaFileType
 
-from vmm_server.errors import CorruptFile, StoreError
+from vmm_server.errors import CorruptFile, ImportFailed, StoreError
 from vmm_server.models.importers.gguf_config import DecoderConfig, read_config
 from vmm_server.models.importers.gguf_graph import build_decoder, max_positions
 from vmm_server.models.importers.gguf_reader import GGUFFile
@@ -41,7 +41,7 @@ def import_gguf(source: Path, folder: Path, progress: Callable[[int, int], None]
         writer = ModelWriter(f"{config.family} decoder")
         vocab_size = build_decoder(writer, file, config)
         try:
-            tokenizer = write_tokenizer(file.metadata, folder)
+            tokenizer = _write_tokenizer(file, folder)
             if tokenizer.vocab_size > vocab_size:
                 raise CorruptFile(
                     f"{source}: has {tokenizer.vocab_size} tokens but embeddings for {vocab_size}",
@@ -51,9 +51,17 @@ def import_gguf(source: Path, folder: Path, progress: Callable[[int, int], None]
             writer.write(folder, progress)
         except OSError as error:
             raise StoreError(
-                f"{folder} cannot be written: {error.strerror}", hint="make room, or choose another models_dir"
+                f"{folder} cannot be written: {error.strerror or error}", hint="make room, or choose another models_dir"
             ) from error
         return _describe(file, config, tokenizer)
+
+
+def _write_tokenizer(file: GGUFFile, folder: Path) -> TokenizerInfo:
+    """Write the tokeniser's files; an error names the GGUF file besides the key."""
+    try:
+        return write_tokenizer(file.metadata, folder)
+    except ImportFailed as error:
+        raise type(error)(f"{file.path}: {error.message}", hint=error.hint) from error
 
 
 def _write_genai_config(folder: Path, config: DecoderConfig, tokenizer: TokenizerInfo, vocab_size: int) -> None:

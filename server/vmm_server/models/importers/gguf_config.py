@@ -13,6 +13,8 @@ from vmm_server.errors import CorruptFile, UnsupportedArchitecture
 from vmm_server.models.importers.gguf_reader import GGUFFile
 
 MAX_LAYERS = 1024
+MAX_HEAD_SIZE = 4096
+"""Both far above any model known: they bound what a hostile file can make us do."""
 Activation = Literal["silu", "gelu_tanh"]
 
 
@@ -29,13 +31,24 @@ class Family:
     """Every n-th layer attends to everything, the others to a window, where the file does not say."""
     local_rope_base: float | None = None
     """Rotary base of the layers with a window, where it is another and the file does not say."""
+    head_norms: bool = False
+    """Every head of Q and K is normalised before it is rotated."""
+    post_norms: bool = False
+    """What attention and MLP give is normalised before it is added."""
 
 
 FAMILIES = {
     "llama": Family(interleaved_rope=True),  # Mistral models, too, are called llama in GGUF
     "qwen2": Family(),
-    "qwen3": Family(),
-    "gemma3": Family(activation="gelu_tanh", scaled_embedding=True, window_period=6, local_rope_base=10000.0),
+    "qwen3": Family(head_norms=True),
+    "gemma3": Family(
+        activation="gelu_tanh",
+        scaled_embedding=True,
+        window_period=6,
+        local_rope_base=10000.0,
+        head_norms=True,
+        post_norms=True,
+    ),
 }
 
 
@@ -103,9 +116,7 @@ class _Keys:
 
     def integer(self, key: str, default: int | None = None, *, at_most: int = 2**31 - 1) -> int:
         """A positive integer. A list of equal ones (one a layer) counts as one."""
-        value = self.get(key)
-        if value is None and default is not None:
-            return default
+        value = default if (given := self.get(key)) is None else given
         if isinstance(value, list) and value and all(item == value[0] for item in value):
             value = value[0]
         if isinstance(value, list):
@@ -116,10 +127,8 @@ class _Keys:
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive finite number."""
-        value = self.get(key)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
+        value = default if (given := self.get(key)) is None else given
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
             raise self.wrong(key, value, "a positive number")
         return float(value)
 
@@ -141,7 +150,7 @@ def read_config(file: GGUFFile) -> DecoderConfig:
     num_kv_heads = keys.integer("attention.head_count_kv", num_heads)
     if num_heads % num_kv_heads:
         raise keys.wrong("attention.head_count_kv", num_kv_heads, f"a divisor of {num_heads}")
-    head_size = keys.integer("attention.key_length", hidden_size // num_heads)
+    head_size = keys.integer("attention.key_length", hidden_size // num_heads, at_most=MAX_HEAD_SIZE)
     if keys.integer("attention.value_length", head_size) != head_size:
         raise keys.unsupported("value heads of another size than key heads")
     context_length = keys.integer("context_length")

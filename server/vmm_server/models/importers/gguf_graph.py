@@ -18,10 +18,13 @@ from vmm_server.models.importers.gguf_reader import GGUFFile, TensorEntry
 from vmm_server.models.importers.gguf_weights import add_matrix, read_vector
 from vmm_server.models.importers.onnx_matrix import Matrix, add_product, add_row_lookup
 from vmm_server.models.importers.onnx_writer import MICROSOFT, ModelWriter, TensorSpec
-from vmm_server.models.importers.rope import rope_tables
+from vmm_server.models.importers.rope import inverse_frequencies, rope_magnitude, rope_tables
 
 MAX_ROPE_TABLE_BYTES = 256 * 1024**2
 """Bounds the context length: 131,072 positions of the largest heads known (256), with two tables."""
+MAX_FREQUENCY = 1000.0
+"""Radians a position; 1 is usual for the fastest pair."""
+MAX_MAGNITUDE = 100.0
 
 
 def max_positions(config: DecoderConfig) -> int:
@@ -118,13 +121,15 @@ class _DecoderBuilder:
         if rope is self._config.rope and "rope_freqs.weight" in self._file.tensors:
             entry = self._tensor("rope_freqs.weight", (rope.dimensions // 2,))
             factors = read_vector(self._file, entry)
-            if not (np.isfinite(factors) & (factors > 0)).all():
-                raise CorruptFile(
-                    f"{self._file.path}: rope_freqs.weight has factors that are not positive",
-                    hint="fetch the file again",
-                )
+        with np.errstate(all="ignore"):  # what is no number is refused below
+            frequencies, magnitude = inverse_frequencies(rope, factors), rope_magnitude(rope)
+        if not (frequencies >= 0).all() or frequencies.max() > MAX_FREQUENCY or not 0 < magnitude < MAX_MAGNITUDE:
+            raise CorruptFile(
+                f"{self._file.path}: its rope keys or rope_freqs.weight give no usable rotation",
+                hint="fetch the file again, or get one made by llama.cpp's converter",
+            )
         specs = [TensorSpec(name, TensorProto.FLOAT, (positions, rope.dimensions // 2)) for name in (cosines, sines)]
-        self._writer.stream(specs, lambda: rope_tables(rope, positions, factors))
+        self._writer.stream(specs, lambda: rope_tables(frequencies, magnitude, positions))
         return cosines, sines
 
     def _embed(self, ids: str, matrix: Matrix) -> str:
@@ -138,7 +143,7 @@ class _DecoderBuilder:
         base, block = f"/model/layers.{layer}", f"blk.{layer}"
         hidden, residual = self._add_and_norm(f"{base}/input_layernorm", f"{block}.attn_norm.weight", residual, delta)
         delta = self._attention(layer, hidden)
-        if f"{block}.post_attention_norm.weight" in self._file.tensors:
+        if self._config.traits.post_norms:
             delta, _ = self._add_and_norm(
                 f"{base}/post_attention_layernorm", f"{block}.post_attention_norm.weight", delta, ""
             )
@@ -147,7 +152,7 @@ class _DecoderBuilder:
             norm = f"{base}/post_attention_layernorm"
         hidden, residual = self._add_and_norm(norm, f"{block}.ffn_norm.weight", residual, delta)
         delta = self._mlp(layer, hidden)
-        if f"{block}.post_ffw_norm.weight" in self._file.tensors:
+        if self._config.traits.post_norms:
             delta, _ = self._add_and_norm(
                 f"{base}/post_feedforward_layernorm", f"{block}.post_ffw_norm.weight", delta, ""
             )
@@ -182,19 +187,11 @@ class _DecoderBuilder:
         query = self._linear(f"{base}/q_proj", f"{block}.attn_q", hidden, query_size, config.hidden_size, order)
         key = self._linear(f"{base}/k_proj", f"{block}.attn_k", hidden, kv_size, config.hidden_size, order)
         value = self._linear(f"{base}/v_proj", f"{block}.attn_v", hidden, kv_size, config.hidden_size)
-        query = self._head_norm(f"{base}/q_norm", f"{block}.attn_q_norm.weight", query, query_size)
-        key = self._head_norm(f"{base}/k_norm", f"{block}.attn_k_norm.weight", key, kv_size)
+        if config.traits.head_norms:
+            query = self._head_norm(f"{base}/q_norm", f"{block}.attn_q_norm.weight", query, query_size)
+            key = self._head_norm(f"{base}/k_norm", f"{block}.attn_k_norm.weight", key, kv_size)
         windowed = config.windowed_layers[layer]
-        cache_shape: tuple[str | int, ...] = (
-            "batch_size",
-            config.num_kv_heads,
-            "past_sequence_length",
-            config.head_size,
-        )
-        past = [
-            writer.input(f"past_key_values.{layer}.{kind}", TensorProto.FLOAT, cache_shape) for kind in ("key", "value")
-        ]
-        present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
+        past, present = self._cache(layer)
         attended = writer.node(
             "GroupQueryAttention",
             [query, key, value, *past, *self._lengths, *(self._local_tables if windowed else self._tables)],
@@ -208,18 +205,24 @@ class _DecoderBuilder:
             do_rotary=1,
             rotary_interleaved=0,
         )
-        for name in present:
-            writer.output(
-                name,
-                TensorProto.FLOAT,
-                ("batch_size", config.num_kv_heads, "total_sequence_length", config.head_size),
-            )
         return self._linear(f"{base}/o_proj", f"{block}.attn_output", attended, config.hidden_size, query_size)
 
+    def _cache(self, layer: int) -> tuple[list[str], list[str]]:
+        """Declare a layer's keys and values: (inputs, outputs), float32 `[batch, kv heads, positions, head]`."""
+        past, present = [], []
+        for kind in ("key", "value"):
+            heads, head_size = self._config.num_kv_heads, self._config.head_size
+            past.append(f"past_key_values.{layer}.{kind}")
+            present.append(f"present.{layer}.{kind}")
+            for declare, name, length in (
+                (self._writer.input, past[-1], "past_sequence_length"),
+                (self._writer.output, present[-1], "total_sequence_length"),
+            ):
+                declare(name, TensorProto.FLOAT, ["batch_size", heads, length, head_size])
+        return past, present
+
     def _head_norm(self, base: str, weight: str, value: str, size: int) -> str:
-        """RMS-normalise every head of Q or K, if the file has weights for it."""
-        if weight not in self._file.tensors:
-            return value
+        """RMS-normalise every head of Q or K."""
         writer, head_size = self._writer, self._config.head_size
         name = self._vector(weight, base[1:].replace("/", ".") + ".layernorm.weight", head_size, self._rope_row_order)
         heads = writer.constant(np.array([0, -1, head_size], np.int64))

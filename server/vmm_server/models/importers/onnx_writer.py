@@ -61,13 +61,14 @@ class ModelWriter:
         self._constants: set[str] = set()
 
     def input(self, name: str, dtype: int, shape: Sequence[str | int]) -> str:
-        """Declare a model input; a text in `shape` is a dynamic dimension."""
+        """Declare a model input and return its name; a text in `shape` is a dynamic dimension."""
         self._graph.input.append(helper.make_tensor_value_info(name, dtype, list(shape)))
         return name
 
-    def output(self, name: str, dtype: int, shape: Sequence[str | int]) -> None:
-        """Declare the value `name` a model output."""
+    def output(self, name: str, dtype: int, shape: Sequence[str | int]) -> str:
+        """Declare the value `name` a model output and return its name."""
         self._graph.output.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+        return name
 
     def node(
         self,

@@ -39,14 +39,16 @@ def _pair_with_turns(rope: RopeConfig, turns: float) -> float:
     )
 
 
+def rope_magnitude(rope: RopeConfig) -> float:
+    """What cosines and sines are multiplied by: yarn makes up for the entropy that stretching adds to attention."""
+    stretched = 1.0 + 0.1 * math.log(rope.factor) if rope.scaling == "yarn" else 1.0
+    return rope.attention_factor * stretched
+
+
 def rope_tables(
-    rope: RopeConfig, positions: int, factors: NDArray[np.float32] | None = None
+    frequencies: NDArray[np.float64], magnitude: float, positions: int
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Cosines and sines, float32 `[up to POSITIONS_PER_PIECE, dimensions / 2]` each, for positions 0 onwards."""
-    frequencies = inverse_frequencies(rope, factors)
-    magnitude = rope.attention_factor
-    if rope.scaling == "yarn":
-        magnitude *= 1.0 + 0.1 * math.log(rope.factor)
+    """Cosines and sines, float32 `[up to POSITIONS_PER_PIECE, len(frequencies)]` each, for positions 0 onwards."""
     for start in range(0, positions, POSITIONS_PER_PIECE):
         angles = np.outer(np.arange(start, min(start + POSITIONS_PER_PIECE, positions)), frequencies)
         yield (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)
