@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from vmm_server.models.registry import Registry
-from vmm_server.models.store import InstalledModel
 
 from bench.servers import Server, llama_server, vmm_server
 from bench.streams import Load, Measured, run_bare, run_engine, run_http
 from vmm_adapters import catalog
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 from vmm_server.models.loading import load_model
+from vmm_server.models.registry import Registry
+from vmm_server.models.store import InstalledModel
 from vmm_server.settings import Settings, read_settings
 
 KV_TOKENS = 8192

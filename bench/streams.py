@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from vmm_server.engine.engine import Engine
 
 from vmm_adapters.base import CausalLMRunner
 from vmm_adapters.types import Batch, Chunk, SamplingParams
+from vmm_server.engine.engine import Engine
 
 
 @dataclass(frozen=True, slots=True)
