@@ -15,7 +15,7 @@ from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive
 
 import vmm_server
 from vmm_server.api.body import MAX_BODY_BYTES
-from vmm_server.api.errors import respond
+from vmm_server.api.errors import message_of, respond
 from vmm_server.api.ollama.chat import ChatController as OllamaChatController
 from vmm_server.api.ollama.generate import GenerateController
 from vmm_server.api.ollama.models import ModelsController as OllamaModelsController
@@ -98,7 +98,12 @@ def _provide(part: object) -> Provide:
 @asynccontextmanager
 async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     """Load the default model and unload idle ones; at the end let what runs finish, then unload everything."""
-    background = [asyncio.create_task(parts.pool.run()), asyncio.create_task(_preload(parts))]
+    background = [
+        asyncio.create_task(parts.pool.run(), name="unloading idle models"),
+        asyncio.create_task(_preload(parts), name="loading the default model"),
+    ]
+    for task in background:
+        task.add_done_callback(_log_failure)
     try:
         yield
     finally:
@@ -118,8 +123,13 @@ async def _preload(parts: Parts) -> None:
         return
     try:
         await parts.inference.load(name, None)
-    except VMMError as error:
-        logger.error("cannot load the default model: %s", error.message)
-        readiness.waiting_for = error.message
-    else:
-        readiness.waiting_for = None
+    except Exception as error:
+        readiness.waiting_for = message_of(error)
+        raise
+    readiness.waiting_for = None
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        cause = error.__cause__ if isinstance(error, VMMError) else error
+        logger.error("%s failed: %s", task.get_name(), message_of(error), exc_info=cause)

@@ -51,7 +51,7 @@ def status_of(error: Exception) -> int:
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
 
 
-def message_of(error: Exception) -> str:
+def message_of(error: BaseException) -> str:
     """What the client may read. An error that is not ours says nothing of our insides."""
     if isinstance(error, errors.VMMError | AdapterError):
         return error.message
