@@ -19,8 +19,8 @@ from bench.streams import Load, Measured, run_bare, run_engine, run_http
 from vmm_adapters import catalog
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 from vmm_server.models.loading import load_model
-from vmm_server.models.registry import Registry
-from vmm_server.models.store import InstalledModel
+from vmm_server.models.registry import Registry, read_cards
+from vmm_server.models.store import InstalledModel, Store
 from vmm_server.settings import Settings, read_settings
 
 KV_TOKENS = 8192
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, help="the model's GGUF file, for llama-server")
     arguments = parser.parse_args()
     settings = read_settings()
-    model = Registry(settings).resolve(arguments.model)
+    model = Registry(Store(settings.store_dir), read_cards(settings.card_dirs)).resolve(arguments.model)
     bytes_each, block_size = block_bytes(model)
     kv_cache_bytes = bytes_each * -(-KV_TOKENS // block_size)
     console.print(f"{model.name}, {os.cpu_count()} cores, {KV_TOKENS} tokens of KV: {kv_cache_bytes >> 20} MB")
@@ -155,9 +155,8 @@ def measure_all(
 ) -> None:
     """The tables that need a loaded model in this process too."""
     ready = load_model(model, kv_cache_bytes, settings)
-    runner = catalog.load_causal_lm(
-        model.adapter, model.folder, RunnerOptions(kv_cache_bytes=kv_cache_bytes, cache_dir=settings.cache_dir)
-    )
+    options = RunnerOptions(kv_cache_bytes=kv_cache_bytes, cache_dir=settings.cache_dir / model.adapter)
+    runner = catalog.load_causal_lm(model.adapter, model.folder, options)
     runner.warm_up()
     rng = np.random.default_rng(7)
 

@@ -92,4 +92,5 @@ def write_random_gguf(source: str, target: str, shape: Shape = Shape()) -> None:
 
 
 if __name__ == "__main__":
-    write_random_gguf(*sys.argv[1:])
+    source, target = sys.argv[1:]
+    write_random_gguf(source, target)

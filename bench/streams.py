@@ -24,7 +24,8 @@ class Load:
 
     def prompts(self, rng: np.random.Generator) -> list[list[int]]:
         """Random token ids, different for every stream and call, so that no cache helps."""
-        return rng.integers(100, 40_000, (self.num_streams, self.prompt_tokens)).tolist()
+        prompts: list[list[int]] = rng.integers(100, 40_000, (self.num_streams, self.prompt_tokens)).tolist()
+        return prompts
 
 
 @dataclass(frozen=True, slots=True)
