@@ -14,6 +14,7 @@ from vmm_server.app import Parts, build_parts
 from vmm_server.errors import (
     ContextLengthExceeded,
     InvalidRequest,
+    ModelLoadFailed,
     ModelNotFound,
     ShuttingDown,
     UnsupportedCapability,
@@ -181,6 +182,18 @@ def test_a_model_that_does_not_complete_is_refused_before_it_is_loaded(installed
         assert parts.pool.loaded() == []
 
     installed(capabilities=("embedding",))
+    with_parts(body)
+
+
+def test_a_folder_that_changed_since_it_was_installed_is_not_run(
+    installed: Any, with_parts: Any, tmp_path: Path
+) -> None:
+    async def body(parts: Parts) -> None:
+        with pytest.raises(ModelLoadFailed, match="genai_config.json"):
+            await parts.inference.generate(chat("x"))
+
+    installed()
+    (tmp_path / "echo-latest" / "genai_config.json").unlink()
     with_parts(body)
 
 

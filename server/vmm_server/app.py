@@ -26,11 +26,11 @@ from vmm_server.api.ops import HealthController, Readiness
 from vmm_server.api.request_log import logged
 from vmm_server.errors import VMMError
 from vmm_server.inference import Inference
-from vmm_server.models.loading import ModelLoader, load_model
+from vmm_server.models.loading import ModelLoader, ReadyModel, load_model
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.pull import Puller
 from vmm_server.models.registry import Registry, read_cards
-from vmm_server.models.store import Store
+from vmm_server.models.store import InstalledModel, Store
 from vmm_server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,12 @@ def build_parts(settings: Settings, load: ModelLoader) -> Parts:
     """The parts, wired to each other."""
     store = Store(settings.store_dir)
     registry = Registry(store, read_cards(settings.card_dirs))
-    pool = ModelPool(settings, load)
+
+    def load_checked(model: InstalledModel, kv_cache_bytes: int) -> ReadyModel:
+        store.check_files(model)  # a folder used in place may have changed since it was installed
+        return load(model, kv_cache_bytes)
+
+    pool = ModelPool(settings, load_checked)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
     return Parts(settings, registry, Puller(store, registry), pool, Inference(registry, pool), readiness)
 
