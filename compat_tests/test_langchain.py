@@ -1,5 +1,8 @@
 """LangChain's two packages."""
 
+from collections.abc import Iterator
+
+import httpx
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
@@ -14,10 +17,17 @@ MESSAGES = [
 
 
 @pytest.fixture(params=["openai", "ollama"])
-def chat_model(request: pytest.FixtureRequest, base_url: str, model: str) -> BaseChatModel:
-    if request.param == "openai":
-        return ChatOpenAI(model=model, base_url=f"{base_url}/v1", api_key=SecretStr("unused"), temperature=0)
-    return ChatOllama(model=model, base_url=base_url, temperature=0)
+def chat_model(request: pytest.FixtureRequest, base_url: str, model: str) -> Iterator[BaseChatModel]:
+    # neither closes what it opened
+    if request.param == "ollama":
+        chat_model = ChatOllama(model=model, base_url=base_url, temperature=0)
+        with chat_model._client:
+            yield chat_model
+    else:
+        with httpx.Client() as client:
+            yield ChatOpenAI(
+                model=model, base_url=f"{base_url}/v1", api_key=SecretStr("unused"), temperature=0, http_client=client
+            )
 
 
 def test_invoke(chat_model: BaseChatModel) -> None:

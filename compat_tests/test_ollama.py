@@ -12,9 +12,8 @@ GREEDY = {"temperature": 0, "num_predict": 40}
 
 @pytest.fixture
 def client(base_url: str) -> Iterator[ollama.Client]:
-    client = ollama.Client(host=base_url)
-    yield client
-    client._client.close()
+    with ollama.Client(host=base_url) as client:
+        yield client
 
 
 def test_chat_answers_with_timings(client: ollama.Client, model: str) -> None:
