@@ -189,7 +189,7 @@ def test_a_folder_that_changed_since_it_was_installed_is_not_run(
     installed: Any, with_parts: Any, tmp_path: Path
 ) -> None:
     async def body(parts: Parts) -> None:
-        with pytest.raises(ModelLoadFailed, match="genai_config.json"):
+        with pytest.raises(ModelLoadFailed, match=r"genai_config\.json"):
             await parts.inference.generate(chat("x"))
 
     installed()
