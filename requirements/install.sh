@@ -42,7 +42,7 @@ export_unless_set() { # NAME VALUE
 }
 
 export_unless_set PIP_CERT "${SSL_CERT_FILE:-}"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/build.txt
 
 export_unless_set UV_DEFAULT_INDEX "$(pip_setting index-url)"
 export_unless_set UV_INDEX "$(pip_setting extra-index-url)"
