@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,33 @@ def test_no_more_blocks_than_the_sequences_can_fill(folder: Path) -> None:
 def test_a_budget_without_room_for_a_block_is_out_of_memory(folder: Path) -> None:
     with pytest.raises(OutOfMemory, match="holds no KV block"):
         load_runner(folder, replace(OPTIONS, kv_cache_bytes=100))
+
+
+def resident_bytes(mapped: str = "") -> int:
+    """Of the process, or of one mapped file whose path ends so."""
+    total, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line[0].isdigit() or line[0] in "abcdef":
+            counts = line.endswith(mapped)
+        elif counts and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_blocks_cost_no_memory_before_they_are_written(folder: Path) -> None:
+    before = resident_bytes()
+    runner = load_runner(folder, replace(OPTIONS, kv_cache_bytes=1024**3, max_sequences=100_000))
+    assert runner.memory_bytes > 900 * 1024**2
+    assert resident_bytes() - before < 200 * 1024**2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_weights_pages_are_let_go_after_warm_up(folder: Path, tmp_path: Path) -> None:
+    runner = load_runner(folder, replace(OPTIONS, cache_dir=tmp_path / "cache"))
+    assert resident_bytes("/decoder.bin") > 0
+    runner.warm_up()
+    assert resident_bytes("/decoder.bin") == 0
 
 
 @pytest.mark.parametrize("precision", ["u8", "f16", "f32"])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from openvino import opset13 as op
-from openvino._offline_transformations import paged_attention_transformation
+from openvino._offline_transformations import apply_moc_transformations, paged_attention_transformation
 from openvino.frontend.onnx import ConversionExtension
 from openvino.op import Parameter
 
@@ -110,6 +110,8 @@ def stateful(model: Any) -> Any:
         raise UnsupportedModel("the model has no output 'logits'")
     with runtime_errors("rewriting the decoder", RuntimeError):
         rewritten = ov.Model(logits, attention.assigns, [ids, mask, positions, beams], "decoder")
+        # What the device would simplify at every start is simplified once, before the decoder is kept.
+        apply_moc_transformations(rewritten, cf=False)
     rewritten.set_rt_info(json.dumps(windows), WINDOWS)
     if attention.max_positions is not None:
         rewritten.set_rt_info(attention.max_positions, MAX_POSITIONS)

@@ -24,7 +24,7 @@ from vmm_adapters.errors import UnsupportedModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the rewritten form changes, so that older entries are left aside."""
 
 

@@ -15,6 +15,9 @@ from vmm_adapters.openvino.kv_cache import KVCache, count_blocks, read_layout
 from vmm_adapters.openvino.model_folder import read_model_folder
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 
+WARM_PROMPT = 32
+"""Tokens of the prompt chunk that warms the kernels for many rows."""
+
 
 class OpenVINORunner:
     """Implements `vmm_adapters.base.CausalLMRunner`. Built by `load_runner`."""
@@ -71,11 +74,15 @@ class OpenVINORunner:
             self._cache.copy(pairs)
 
     def warm_up(self) -> None:
-        """See `CausalLMRunner.warm_up`. The first call packs the weights; the file's pages are then let go."""
-        self.execute(Batch((Chunk([0], 0, [0]),)))
-        longest = min(self._options.max_batched_tokens, self.context_length, self.num_blocks * self.block_size)
-        table = range(-(-longest // self.block_size))
-        self.execute(Batch((Chunk([0] * longest, 0, table),)))
+        """See `CausalLMRunner.warm_up`. The first call packs the weights; their file's pages are then let go.
+
+        Another number of tokens costs its first call some milliseconds only, whatever it is (docs/openvino-runner.md).
+        """
+        for count in (1, 2, 4, 8, 16):
+            if count <= self._options.max_sequences:
+                self.execute(Batch(tuple(Chunk([0], 0, [0]) for _ in range(count))))
+        length = min(WARM_PROMPT, self._options.max_batched_tokens, self.context_length, self.block_size)
+        self.execute(Batch((Chunk([0] * length, 0, [0]),)))
         if self._weights is not None:
             self._weights.release()
 
