@@ -178,6 +178,19 @@ def test_a_damaged_model_is_made_anew(web: Any, store: Store, make_puller: MakeP
     assert web.ranges() == [None], "from the blob"
 
 
+def test_the_mend_that_is_offered_keeps_what_the_card_says(web: Any, store: Store, make_puller: MakePuller) -> None:
+    card = card_for(web.serve("/w.gguf", GGUF))
+    pull(make_puller(card), "tiny")
+    installed = only(store)
+    (installed.folder / "model.onnx").unlink()
+    with pytest.raises(ModelLoadFailed) as caught:
+        store.check_files(installed)
+    _, _, uri, _, name = (caught.value.hint or "").split()
+    pull(make_puller(card), uri, name)
+    store.check_files(only(store))
+    assert (only(store).aliases, only(store).title) == (installed.aliases, installed.title)
+
+
 # What can go wrong
 
 

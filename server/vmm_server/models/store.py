@@ -171,9 +171,10 @@ class Store:
                 return
             self._locks.sweep()
             try:
-                kept = self._referenced(skip_unreadable=False)
+                manifests = list(self._manifests.all(skip_unreadable=False))
             except UnreadableManifest:
                 return  # it may refer to anything
+            kept = {path for manifest in manifests for path in self._references(manifest)}
             for path in (*self.blobs_dir.iterdir(), *self.models_dir.iterdir()):
                 if path in kept or time.time() - path.stat().st_mtime < STALE_AFTER_S:
                     continue
@@ -190,15 +191,10 @@ class Store:
         folder = manifest.model.folder
         return [*([folder] if self._owns(folder) else []), *map(self.blob, manifest.blobs)]
 
-    def _referenced(self, *, skip_unreadable: bool) -> set[Path]:
-        manifests = self._manifests.all(skip_unreadable=skip_unreadable)
-        return {path for manifest in manifests for path in self._references(manifest)}
-
     def _release(self, old: Manifest) -> None:
-        """Mark what `old` referred to and no manifest does any more."""
-        kept = self._referenced(skip_unreadable=True)
+        """Mark what `old` referred to; what another manifest refers to stays all the same."""
         for path in self._references(old):
-            if path not in kept and path.exists():
+            if path.exists():
                 os.utime(path, (0, 0))
 
 
