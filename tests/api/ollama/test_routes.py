@@ -253,11 +253,24 @@ def test_pulling_what_does_not_exist_has_a_status_of_its_own(live_server: Any) -
         assert "no-such-model" in response.json()["error"]
 
 
-def test_a_pull_that_fails_late_ends_with_an_error_line(live_server: Any, tmp_path: Any) -> None:
+def test_a_pull_that_fails_late_ends_with_an_error_line(start_server: Any, tmp_path: Any) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + b"\0" * 8)
-    response = live_server.client.post("/api/pull", json={"model": f"file:{broken}"})
-    if response.status_code == 200:
-        assert "error" in ndjson(response)[-1]
-    else:
-        assert "broken.gguf" in response.json()["error"]
+    cards = tmp_path / "cards"
+    cards.mkdir()
+    (cards / "broken.toml").write_text(
+        f'id = "broken:latest"\ntitle = "b"\nlicense = "MIT"\norigin = "a test"\nfamily = "llama"\n'
+        f'parameter_size = "0"\nquantization = "F32"\ncontext_length = 8\n[source]\nuri = "file:{broken}"\n'
+    )
+    server = start_server({"card_dirs": (cards,)})
+    response = server.client.post("/api/pull", json={"model": "broken"})
+    assert response.status_code == 200
+    assert [set(line) for line in ndjson(response)][-1] >= {"error"}
+    assert "GGUF" in ndjson(response)[-1]["error"]
+
+
+@pytest.mark.parametrize("reference", ["file:/etc/passwd", "FILE:///etc/passwd", "http://127.0.0.1:9/model.gguf"])
+def test_what_lies_on_the_servers_machine_is_not_pulled_over_the_network(live_server: Any, reference: str) -> None:
+    response = live_server.client.post("/api/pull", json={"model": reference})
+    assert response.status_code == 400
+    assert "own machine" in response.json()["error"]

@@ -62,7 +62,7 @@ class ModelsController(Controller):
     async def pull(self, request: Request[Any, Any, Any], puller: NamedDependency[Puller]) -> ASGIApp:
         """Fetch and install a model: progress as NDJSON, or one object with `"stream": false`."""
         body = await read_body(request, PullBody)
-        reference = _required(body)
+        reference = _not_local(_required(body))
         if body.stream is False:
             return json_response(lambda: _pull_whole(puller, reference), media_type=JSON)
         return ndjson_response(lambda: _pull_stream(puller, reference), ollama_body)
@@ -82,6 +82,18 @@ def _required(body: NamedModel) -> str:
     if not body.reference:
         raise InvalidRequest("model is required", param="model")
     return body.reference
+
+
+def _not_local(reference: str) -> str:
+    """A client on another machine must not name this machine's files or what listens on its loopback."""
+    if reference.lower().startswith(("file:", "http:")):
+        scheme = reference.partition(":")[0]
+        raise InvalidRequest(
+            f"{scheme}: sources are pulled on the server's own machine only",
+            param="model",
+            hint=f"run there: vmm pull {reference}",
+        )
+    return reference
 
 
 def _read_template(folder: Path) -> str:
