@@ -1,6 +1,7 @@
 """Every form of decoder the OpenVINO adapter reads, against ONNX Runtime on the same file without a cache."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ FORMS = {
     "rotary-outside": TinyDecoder(rotary_outside=True),
     "rotary-outside-part": TinyDecoder(rotary_outside=True, rotary_size=16),
     "rotary-outside-interleaved": TinyDecoder(rotary_outside=True, rotary_interleaved=True),
+    "positions-given": TinyDecoder(positions_given=True),
+    "rotary-nowhere": TinyDecoder(rotary_nowhere=True),
     "int4": TinyDecoder(weight_bits=4),
     "int4-float-zero-points": TinyDecoder(weight_bits=4, float_zero_points=True),
     "int8": TinyDecoder(weight_bits=8),
@@ -85,6 +88,14 @@ def test_the_default_precision_stays_close(tmp_path: Path) -> None:
     error = np.sqrt(np.mean((logits - expected) ** 2) / np.mean(expected**2))
     assert error < 0.02
     runner.close()
+
+
+def test_a_float16_decoder_gives_float32_logits(tmp_path: Path) -> None:
+    config = TinyDecoder(packed_qkv=True, weight_bits=4, float_zero_points=True)
+    expected = dense_logits(write_decoder(tmp_path / "single", config), config, TOKENS)
+    logits = paged_logits(write_decoder(tmp_path / "half", replace(config, half=True)))
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=0.02)
 
 
 def write_ir(folder: Path, source: Path) -> None:

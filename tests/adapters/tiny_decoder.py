@@ -43,6 +43,12 @@ class TinyDecoder:
     rotary_interleaved: bool = False
     rotary_outside: bool = False
     """RotaryEmbedding nodes fed by a `position_ids` input, and GroupQueryAttention with do_rotary=0."""
+    rotary_nowhere: bool = False
+    """GroupQueryAttention with do_rotary=0 and nothing in its place."""
+    positions_given: bool = False
+    """GroupQueryAttention rotates, by a `position_ids` input of its own."""
+    half: bool = False
+    """Everything is float16."""
     scale: float | None = None
     softcap: float = 0.0
     weight_bits: int | None = None
@@ -185,16 +191,17 @@ class _Writer:
         if config.rotary_outside:
             projected = self.rotate_outside(projected, layer)
         past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
-        rotary = [] if config.rotary_outside else self.rotary_caches(layer)
+        rotary = [] if config.rotary_outside or config.rotary_nowhere else self.rotary_caches(layer)
+        positions = ["position_ids"] if config.positions_given else []
         present = [f"present.{layer}.{part}" for part in ("key", "value")]
         attended = self.node(
             "GroupQueryAttention",
-            [*projected, *past, "last_positions", "total_length", *rotary],
+            [*projected, *past, "last_positions", "total_length", *rotary, *positions],
             [f"{prefix}.attended", *present],
             "com.microsoft",
             num_heads=config.num_heads,
             kv_num_heads=config.num_kv_heads,
-            do_rotary=0 if config.rotary_outside else 1,
+            do_rotary=0 if config.rotary_outside or config.rotary_nowhere else 1,
             rotary_interleaved=int(config.rotary_interleaved),
             scale=config.scale or config.head_size**-0.5,
             local_window_size=config.windows[layer % len(config.windows)],
@@ -257,7 +264,7 @@ class _Writer:
             ("input_ids", TensorProto.INT64, ["batch", "sequence"]),
             ("attention_mask", TensorProto.INT64, ["batch", "total"]),
         ]
-        if config.rotary_outside:
+        if config.rotary_outside or config.positions_given:
             inputs.append(("position_ids", TensorProto.INT64, ["batch", "sequence"]))
         outputs: list[tuple[str, int, list[Any]]] = [
             ("logits", TensorProto.FLOAT, ["batch", "sequence", config.vocab_size])
@@ -274,8 +281,19 @@ class _Writer:
             [helper.make_tensor_value_info(*each) for each in outputs],
             list(self.initializers.values()),
         )
+        if config.half:
+            _halve(graph)
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def _halve(graph: onnx.GraphProto) -> None:
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
 
 
 def write_decoder(folder: Path, config: TinyDecoder, *, seed: int = 0, external_data: bool = False) -> Path:
@@ -304,7 +322,7 @@ def dense_logits(folder: Path, config: TinyDecoder, tokens: list[int]) -> FloatA
         "input_ids": np.array([tokens], np.int64),
         "attention_mask": np.ones((1, len(tokens)), np.int64),
     }
-    if config.rotary_outside:
+    if config.rotary_outside or config.positions_given:
         feed["position_ids"] = np.arange(len(tokens), dtype=np.int64)[None]
     for layer in range(config.num_layers):
         for part in ("key", "value"):

@@ -30,6 +30,7 @@ REFUSED_UNLESS: Mapping[str, object] = {
 """Attributes that change the result and are not translated, with the one value that may stand."""
 
 UNDERSTOOD = frozenset({"do_rotary", "kv_num_heads", "local_window_size", "num_heads", "rotary_interleaved", "scale"})
+POSITIONS = 9
 OPTIONAL_INPUTS = {10: "attention_bias", 11: "head_sink", 12: "k_scale", 13: "v_scale"}
 
 
@@ -57,6 +58,9 @@ def read_attributes(node: Any) -> AttentionAttributes:
     for index, meaning in OPTIONAL_INPUTS.items():
         if index < node.get_input_size() and not _is_absent(node.input_value(index)):
             raise UnsupportedModel(f"GroupQueryAttention {name!r}: the input {meaning} is not supported")
+    positions = node.input_value(POSITIONS) if node.get_input_size() > POSITIONS else None
+    if positions is not None and not _is_absent(positions) and "position_ids" not in positions.get_names():
+        raise UnsupportedModel(f"GroupQueryAttention {name!r}: position_ids that are computed are not supported")
     shape = node.input_value(0).get_partial_shape()
     if shape.rank.get_length() != 4 or shape[3].is_dynamic:
         raise UnsupportedModel(f"GroupQueryAttention {name!r}: the head size is not static, query is {shape}")

@@ -35,7 +35,7 @@ STEP_INPUTS = frozenset(
         "subsequence_begins",
     }
 )
-"""Inputs of a paged model besides `key_cache.N` and `value_cache.N`; a model may lack `position_ids`."""
+"""Inputs of a paged model besides `key_cache.N` and `value_cache.N`."""
 
 MAX_POSITIONS = ["vmm", "max_positions"]
 """Where the model's `rt_info` keeps the rows of its rotary caches."""
@@ -173,9 +173,9 @@ def _activation(node: Any) -> Any | None:
 
 def _check_inputs(model: Any) -> None:
     names = {parameter.output(0).get_any_name() for parameter in model.get_parameters()}
-    unknown = {name for name in names - STEP_INPUTS if not name.startswith(("key_cache.", "value_cache."))}
-    if unknown:
-        raise UnsupportedModel(f"after the paged-attention pass the model still wants {sorted(unknown)}")
+    step = {name for name in names if not name.startswith(("key_cache.", "value_cache."))}
+    if step != STEP_INPUTS:
+        raise UnsupportedModel(f"after the paged-attention pass the model's inputs are {sorted(step)}")
     vocab = model.get_results()[0].input_value(0).get_partial_shape()[-1]
     if vocab.is_dynamic:
         raise UnsupportedModel("the width of the output 'logits' is not static")

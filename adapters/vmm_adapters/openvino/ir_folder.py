@@ -7,12 +7,12 @@ be read back by OpenVINO 2026.4, because the head sizes of PagedAttention are no
 """
 
 import hashlib
-import json
 import logging
 import mmap
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from vmm_adapters.errors import UnsupportedModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 1
 """Raised when the rewritten form changes, so that older entries are left aside."""
+UNFINISHED = ".new-"
+"""How the name of a folder begins that is still being written."""
 
 
 class MappedWeights:
@@ -68,8 +70,7 @@ class IRCache:
         if not entry.is_dir():
             return None
         try:
-            stamp = json.loads((entry / "stamp.json").read_text(encoding="utf-8"))
-            if stamp == _stamp(entry):
+            if (entry / "decoder.sha256").read_text(encoding="ascii") == _stamp(entry):
                 return read_ir(core, entry / "decoder.xml")
             logger.warning("the cached model %s is damaged; it is made again", entry)
         except (OSError, ValueError, UnsupportedModel) as error:
@@ -82,7 +83,7 @@ class IRCache:
         entry = self._entry(decoder)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.directory, prefix=".new-", ignore_cleanup_errors=True) as new:
+            with tempfile.TemporaryDirectory(dir=self.directory, prefix=UNFINISHED, ignore_cleanup_errors=True) as new:
                 _write_entry(Path(new), model)
                 if not _rename(Path(new), entry):
                     return
@@ -90,9 +91,9 @@ class IRCache:
             logger.warning("the rewritten model was not kept in %s: %s", self.directory, error)
             return
         folder, _, _ = entry.name.partition("-")
-        for former in self.directory.glob(f"{folder}-*"):
-            if former != entry:
-                shutil.rmtree(former, ignore_errors=True)
+        former = [other for other in self.directory.glob(f"{folder}-*") if other != entry]
+        for left in [*former, *_abandoned(self.directory)]:
+            shutil.rmtree(left, ignore_errors=True)
 
     def _entry(self, decoder: Path) -> Path:
         """Depends on the place, size and time of every file beside the decoder, and on who rewrites it."""
@@ -103,9 +104,15 @@ class IRCache:
         return self.directory / f"{_digest(str(folder))}-{_digest(repr((state, versions)))}"
 
 
+def _abandoned(directory: Path) -> list[Path]:
+    """What processes that were killed while writing have left."""
+    long_ago = time.time() - 3600
+    return [path for path in directory.glob(f"{UNFINISHED}*") if path.stat().st_mtime < long_ago]
+
+
 def _write_entry(folder: Path, model: Any) -> None:
     ov.save_model(model, folder / "decoder.xml", compress_to_fp16=False)
-    (folder / "stamp.json").write_text(json.dumps(_stamp(folder)), encoding="utf-8")
+    (folder / "decoder.sha256").write_text(_stamp(folder), encoding="ascii")
     for path in folder.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())
@@ -122,10 +129,9 @@ def _rename(new: Path, entry: Path) -> bool:
     return True
 
 
-def _stamp(folder: Path) -> dict[str, object]:
-    """Tells a whole entry from a truncated one; the weights themselves are too many to hash at every start."""
-    xml = (folder / "decoder.xml").read_bytes()
-    return {"xml": hashlib.sha256(xml).hexdigest(), "weights_bytes": (folder / "decoder.bin").stat().st_size}
+def _stamp(folder: Path) -> str:
+    """Of the graph; it knows where in the weights file each tensor ends, and the weights are too many to hash."""
+    return hashlib.sha256((folder / "decoder.xml").read_bytes()).hexdigest()
 
 
 def _digest(text: str) -> str:

@@ -36,7 +36,6 @@ class OpenVINORunner:
             layout, options.kv_cache_bytes, num_sequences=options.max_sequences, context_length=context_length
         )
         self._options = options
-        self._inputs = {port.get_any_name() for port in compiled.inputs}
         self._weights = paged.weights
         with runtime_errors("allocating KV blocks", RuntimeError):
             self._cache: KVCache | None = KVCache(core, options.device, layout, self.num_blocks)
@@ -60,11 +59,11 @@ class OpenVINORunner:
         )
         with runtime_errors("computing a batch", RuntimeError):
             for name, array in arrays.items():
-                if name in self._inputs:
-                    self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+                self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
             self._request.infer()
-            logits: NDArray[np.float32] = self._request.get_output_tensor(0).data
-        return logits.reshape(batch.num_logits, self.vocab_size)
+            logits = self._request.get_output_tensor(0).data.astype(np.float32, copy=False)
+        rows: NDArray[np.float32] = logits.reshape(batch.num_logits, self.vocab_size)
+        return rows
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See `CausalLMRunner.copy_blocks`."""
