@@ -16,8 +16,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from vmm_server.errors import CorruptFile, ImportFailed, InvalidRequest
 from vmm_server.models.importers.gguf_reader import GGUFFile
-from vmm_server.prompt import sandbox
+from vmm_server.prompt.budget import TemplateTooCostly
 from vmm_server.prompt.chat import ChatTemplate, read_chat_template
+from vmm_server.prompt.sandbox import ChatEnvironment
 from vmm_server.requests import Message
 
 NOW = datetime(2026, 11, 21, 20, 58)
@@ -123,6 +124,8 @@ THINKING = """
 
 CONSTRUCTS = """{% macro show(m, sep=': ') %}{{ m.role|upper }}{{ sep }}{{ m.content }}{% endmacro %}
 {# a comment #}
+{% macro named(function, context=1, self=2) %}{{ function }}{{ context }}{{ kwargs.x }}{% endmacro %}
+{{ named(function='f', context='c', x=1) }} {{ namespace(self=1, name=2).name }} {{ dict(context=2) }}
 {% for m in messages %}
   {% if m.role == 'tool' %}{% continue %}{% endif %}
     {{ show(m) }} {{ loop.cycle('odd', 'even') }}
@@ -344,6 +347,9 @@ BOMBS = {
     "replace filter": "{{ ('x' * 1000000)|replace('x', 'y' * 1000000) }}",
     "join": "{{ ('y' * 1000000).join(range(100000)|map('string')) }}",
     "join filter": "{{ range(100000)|join('y' * 1000000) }}",
+    "join keyword": "{{ range(100000)|join(d='y' * 1000000) }}",
+    "round up": "{{ 1.5|round(1000000000, 'ceil') }}",
+    "round down": "{{ 15|round(precision=-1000000000) }}",
     "batch": "{{ [1]|batch(1000000000, 'x')|list }}",
     "plain text in loops": "{% for _ in range(99999) %}" + "x" * 10_000 + "{% endfor %}",
     "plain text in a set block": "{% set t %}{% for _ in range(99999) %}" + "x" * 10_000 + "{% endfor %}{% endset %}",
@@ -376,8 +382,8 @@ def test_a_bomb_is_refused_before_it_goes_off(name: str) -> None:
 )
 def test_a_template_that_never_ends_is_stopped(source: str) -> None:
     ticks = iter(range(10**6))
-    environment = sandbox.ChatEnvironment(clock=lambda: next(ticks) / 1000)
-    with pytest.raises(sandbox.TemplateTooCostly, match="more than 5 seconds"), environment.bounded():
+    environment = ChatEnvironment(clock=lambda: next(ticks) / 1000)
+    with pytest.raises(TemplateTooCostly, match="more than 5 seconds"), environment.bounded():
         environment.from_string(source).render()
 
 

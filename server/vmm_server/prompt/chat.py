@@ -13,7 +13,8 @@ from typing import NoReturn
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from vmm_server.errors import CorruptFile, ImportFailed, InvalidRequest
-from vmm_server.prompt.sandbox import MAX_TEXT, ChatEnvironment
+from vmm_server.prompt.budget import MAX_TEXT
+from vmm_server.prompt.sandbox import ChatEnvironment
 from vmm_server.requests import Message
 
 MAX_SOURCE = 2**20

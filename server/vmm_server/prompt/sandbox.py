@@ -1,7 +1,7 @@
 """Jinja for chat templates that nobody has read: what they may do, and how much of it.
 
 A template is a program that came with a model, or in a request. Jinja's sandbox keeps it away from Python's insides
-and from changing what it is given; `ChatEnvironment` also bounds what one rendering may use:
+and from changing what it is given; `ChatEnvironment` also bounds what one rendering may use (`budget.py`):
 
 * `MAX_TEXT` characters in any one text, and in the result;
 * `MAX_WORK` characters and list items (an item counts as 16) in everything built on the way;
@@ -18,12 +18,12 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-from jinja2 import TemplateRuntimeError, nodes, pass_context
+from jinja2 import nodes, pass_context
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
@@ -32,12 +32,17 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MAX_TEXT = 8 * 2**20
-MAX_WORK = 64 * 2**20
-MAX_CPU_S = 5.0
-MAX_BITS = 4096
+from vmm_server.prompt.budget import (
+    ITEM_SIZE,
+    RESULT_SIZES,
+    Budget,
+    check_bits,
+    join_size,
+    measure,
+    num_bits,
+    replace_size,
+)
 
-_ITEM = 16
 _MAX_FIELD = 999  # the widest field that `_WIDE_FIELD` lets through
 _MAX_INDENT = 32
 _WIDE_FIELD = re.compile(r"\d{4}|\*|\{[^{}]*\{")
@@ -45,52 +50,6 @@ _NO_METHODS = frozenset(("center", "encode", "expandtabs", "ljust", "rjust", "to
 _NO_FILTERS = frozenset(("batch", "center", "pprint", "slice", "urlize", "wordwrap", "xmlattr"))
 _LAZY_FILTERS = frozenset(("count", "default", "d", "first", "items", "last", "length", "list", "map", "reject"))
 _LAZY_FILTERS |= {"rejectattr", "reverse", "select", "selectattr", "attr"}
-
-
-class TemplateTooCostly(TemplateRuntimeError):
-    """A rendering would go over one of the bounds."""
-
-
-class _Budget:
-    """What is left for one rendering."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._work = MAX_WORK
-        self._clock = clock
-        self._deadline = clock() + MAX_CPU_S
-
-    def tick(self) -> None:
-        if self._clock() > self._deadline:
-            raise TemplateTooCostly(f"it runs for more than {MAX_CPU_S:g} seconds")
-
-    def check(self, amount: int) -> None:
-        """Refuse to build something of this size."""
-        if amount > MAX_TEXT:
-            raise TemplateTooCostly(f"it builds a text of more than {MAX_TEXT} characters")
-
-    def spend(self, amount: int) -> None:
-        self.check(amount)
-        self._work -= amount
-        if self._work < 0:
-            raise TemplateTooCostly(f"it builds more than {MAX_WORK} characters in all")
-
-
-def measure(value: object) -> int:
-    """About how long `str(value)` would be, or just over `MAX_TEXT`. Shared parts count each time they appear."""
-    if isinstance(value, str):
-        return len(value)
-    total, stack = 0, [value]
-    while stack and total <= MAX_TEXT:
-        part = stack.pop()
-        if isinstance(part, str):
-            total += len(part)
-        elif isinstance(part, Mapping):
-            stack.extend(part.keys())
-            stack.extend(part.values())
-        elif isinstance(part, list | tuple | set | frozenset):
-            stack.extend(part)
-        total += _ITEM
-    return total
 
 
 def _turn(num_literal: int) -> nodes.Call:
@@ -150,21 +109,6 @@ def _check_attribute(name: object) -> None:
         raise SecurityError(f"a namespace has no attribute {name!r}")
 
 
-def _join_size(value: Any, separator: Any = "", *_: Any, **__: Any) -> int:
-    return len(value) * len(str(separator)) if isinstance(value, Sized) else 0
-
-
-def _replace_size(text: Any, old: Any, new: Any, *_: Any, **__: Any) -> int:
-    return len(str(text)) + str(text).count(str(old)) * len(str(new))
-
-
-def _indent_size(text: Any, width: int | str = 4, *_: Any, **__: Any) -> int:
-    return len(str(text)) + (str(text).count("\n") + 1) * (width if isinstance(width, int) else len(width))
-
-
-_RESULT_SIZES: dict[str, Callable[..., int]] = {"join": _join_size, "replace": _replace_size, "indent": _indent_size}
-
-
 class ChatEnvironment(ImmutableSandboxedEnvironment):
     """Compiles and renders chat templates as transformers does, within bounds. Rendering is thread-safe."""
 
@@ -192,15 +136,15 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     @contextmanager
     def bounded(self) -> Iterator[None]:
         """Give the rendering inside a fresh budget."""
-        self._rendering.budget = _Budget(self._clock)
+        self._rendering.budget = Budget(self._clock)
         try:
             yield
         finally:
             del self._rendering.budget
 
     @property
-    def _budget(self) -> _Budget:
-        budget: _Budget = self._rendering.budget
+    def _budget(self) -> Budget:
+        budget: Budget = self._rendering.budget
         return budget
 
     def turn(self, num_literal: int) -> bool:
@@ -214,7 +158,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(value, str | bytes):
             self._budget.spend(len(value))
         elif isinstance(value, list | tuple | dict | set):
-            self._budget.spend(len(value) * _ITEM)
+            self._budget.spend(len(value) * ITEM_SIZE)
         return value
 
     def concatenate(self, parts: tuple[Any, ...]) -> str:
@@ -229,13 +173,13 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "*":
             for sequence, times in ((left, right), (right, left)):
                 if isinstance(sequence, str | list | tuple) and isinstance(times, int):
-                    self._budget.check(len(sequence) * times * (1 if isinstance(sequence, str) else _ITEM))
-            _check_bits(_bits(left) + _bits(right))
+                    self._budget.check(len(sequence) * times * (1 if isinstance(sequence, str) else ITEM_SIZE))
+            check_bits(num_bits(left) + num_bits(right))
         elif operator == "**":
-            _check_bits(_bits(left) * abs(right) if isinstance(right, int) else 0)
+            check_bits(num_bits(left) * abs(right) if isinstance(right, int) else 0)
         return self.spent(super().call_binop(context, operator, left, right))
 
-    def call(self, context: Context, function: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A call of anything: a macro, a method of a text, one of our functions."""
         self._budget.tick()
         name, owner = getattr(function, "__name__", ""), getattr(function, "__self__", None)
@@ -261,9 +205,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def _check_text_method(self, text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if name == "join" and len(args) == 1 and isinstance(args[0], Iterable):
             args = (list(args[0]),)
-            self._budget.check(measure(args[0]) + _join_size(args[0], text))
+            self._budget.check(measure(args[0]) + join_size(args[0], text))
         elif name == "replace" and len(args) >= 2:
-            self._budget.check(_replace_size(text, *args))
+            self._budget.check(replace_size(text, *args))
         return args
 
     def _check_format(self, template: str, num_fields: int, values: tuple[Any, ...]) -> None:
@@ -283,8 +227,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
                 self._budget.check(measure([*values, *kwargs.values()]))
                 if name == "format":
                     self._check_format(str(values[0]), str(values[0]).count("%"), (*values[1:], *kwargs.values()))
-                elif name in _RESULT_SIZES:
-                    self._budget.check(_RESULT_SIZES[name](*values, **kwargs))
+                elif name in RESULT_SIZES:
+                    self._budget.check(RESULT_SIZES[name](*values, **kwargs))
                 args = (*args[:num_passed], *values)
             return self.spent(original(*args, **kwargs))
 
@@ -319,12 +263,3 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         self.spent(text)
         return text
-
-
-def _check_bits(bits: int) -> None:
-    if bits > MAX_BITS:
-        raise TemplateTooCostly(f"it computes a number of more than {MAX_BITS} bits")
-
-
-def _bits(value: Any) -> int:
-    return value.bit_length() if isinstance(value, int) else 0

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tokenizers import Regex, Tokenizer, pre_tokenizers
+from transformers import AutoTokenizer
 
 from vmm_server.errors import CorruptFile, UnsupportedArchitecture
 from vmm_server.models.importers.gguf_pretokenizers import PRE_TOKENIZERS
@@ -391,3 +392,12 @@ def test_onnxruntime_genai_reads_sentencepiece_folders_alike(prefix: bool, tmp_p
 def test_onnxruntime_genai_reads_smollm2_alike(smollm2_gguf: Path, tmp_path: Path) -> None:
     with GGUFFile(smollm2_gguf) as file:
         _check_onnxruntime_genai(file.metadata, [text for text, _ in GOLDEN_SMOLLM2["ids"]], tmp_path)
+
+
+@pytest.mark.parametrize("variant", sorted(GOLDEN_SENTENCEPIECE["variants"]))
+def test_transformers_reads_the_folder_alike(tmp_path: Path, variant: str) -> None:
+    write_tokenizer(GOLDEN_SENTENCEPIECE["metadata"] | GOLDEN_SENTENCEPIECE["variants"][variant], tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for text, expected in GOLDEN_SENTENCEPIECE["ids"][variant]:
+        assert tokenizer(text)["input_ids"] == expected, text
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
