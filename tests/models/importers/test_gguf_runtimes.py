@@ -182,15 +182,15 @@ def test_products_and_row_lookups_are_exact(
 
 
 @pytest.fixture(scope="module")
-def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def imported(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default model, imported."""
     folder = tmp_path_factory.mktemp("smollm2")
     import_gguf(smollm2_gguf, folder)
     return folder
 
 
-def test_onnxruntime_genai_runs_the_folder(smollm2: Path) -> None:
-    model = og.Model(str(smollm2))
+def test_onnxruntime_genai_runs_the_folder(imported: Path) -> None:
+    model = og.Model(str(imported))
     tokenizer = og.Tokenizer(model)
     params = og.GeneratorParams(model)
     params.set_search_options(max_length=26)
@@ -220,19 +220,19 @@ def _log_likelihoods(logits: Floats, tokens: NDArray[np.int64]) -> NDArray[np.fl
     return scores[np.arange(len(targets)), targets]
 
 
-def test_perplexity_is_that_of_llama_cpp(smollm2: Path) -> None:
-    run = _openvino(smollm2 / "model.onnx")
+def test_perplexity_is_that_of_llama_cpp(imported: Path) -> None:
+    run = _openvino(imported / "model.onnx")
     likelihoods = [
-        _log_likelihoods(run(_first_step(tokens, smollm2))["logits"][0], tokens) for tokens in _chunks(smollm2, 6)
+        _log_likelihoods(run(_first_step(tokens, imported))["logits"][0], tokens) for tokens in _chunks(imported, 6)
     ]
     perplexity = np.exp(-np.concatenate(likelihoods).mean())
     assert perplexity == pytest.approx(LLAMA_CPP_PERPLEXITY, rel=0.005)
 
 
-def test_both_runtimes_find_a_text_equally_likely(smollm2: Path) -> None:
-    (tokens,) = _chunks(smollm2, 1)
+def test_both_runtimes_find_a_text_equally_likely(imported: Path) -> None:
+    (tokens,) = _chunks(imported, 1)
     means = [
-        _log_likelihoods(loader(smollm2 / "model.onnx")(_first_step(tokens, smollm2))["logits"][0], tokens).mean()
+        _log_likelihoods(loader(imported / "model.onnx")(_first_step(tokens, imported))["logits"][0], tokens).mean()
         for loader in (_onnxruntime, _openvino)
     ]
     assert means[0] == pytest.approx(means[1], abs=1e-4)
