@@ -27,6 +27,8 @@ def test_sizes_have_two_figures_or_more(num_bytes: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("span", "text"),
     [
+        (timedelta(0), "0 seconds ago"),
+        (timedelta(seconds=1.9), "1 second ago"),
         (timedelta(seconds=59), "59 seconds ago"),
         (timedelta(minutes=1), "1 minute ago"),
         (timedelta(hours=47), "1 day ago"),

@@ -14,6 +14,7 @@ from vmm_server.cli.client import Client, server_url
 from vmm_server.cli.flags import home_option, json_option
 from vmm_server.cli.output import PullProgress, format_age, format_size, print_json, print_table, utc_now
 from vmm_server.errors import ModelNotFound
+from vmm_server.models.compiled import delete_compiled
 from vmm_server.models.pull import Puller
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.store import InstalledModel, Store
@@ -89,6 +90,7 @@ def remove(names: tuple[str, ...], home: str | None) -> None:
                 with suppress(ModelNotFound):  # it keeps its models elsewhere
                     client.unload(name)
             registry.remove(name)
+            delete_compiled(settings.cache_dir, keep=registry.installed())
             click.echo(f"removed {name}")
 
 

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from vmm_server.models.pull import PullEvent
 
+_UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+
 
 def print_json(value: object) -> None:
     """Indented JSON on stdout; times in RFC 3339, folders as text."""
@@ -37,12 +39,10 @@ def format_size(num_bytes: int) -> str:
 
 def format_span(span: timedelta) -> str:
     """The largest unit that fits: `5 minutes`, `3 days`."""
-    seconds = abs(span.total_seconds())
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}" + ("s" if count != 1 else "")
-    return f"{int(seconds)} seconds"
+    seconds = int(abs(span.total_seconds()))
+    length, unit = next((entry for entry in _UNITS if seconds >= entry[0]), _UNITS[-1])
+    count = seconds // length
+    return f"{count} {unit}" + ("s" if count != 1 else "")
 
 
 def format_age(then: datetime, now: datetime) -> str:

@@ -76,9 +76,7 @@ async def _prepare(parts: Parts, settings: Settings) -> str | None:
     except ModelNotFound:
         await pull_model(parts.puller, settings.default_model)
         model = parts.registry.resolve(settings.default_model)
-    logger.info("loading %s", model.name)
-    info = await parts.inference.load(model.name, None)
-    logger.info("loaded %s in %.1f s", model.name, info.load_s)
+    await parts.inference.load(model.name, None)
     return model.name
 
 
