@@ -95,7 +95,7 @@ class RunnerOptions:
     num_threads: int | None = None
     """Compute threads; `None` leaves the choice to the runtime."""
     max_batched_tokens: int = 512
-    """The most new tokens one step will hold; warm-up covers shapes up to it."""
+    """The most new tokens one step will hold."""
     max_sequences: int = 64
     """The most sequences one step will hold."""
     cache_dir: Path | None = None

@@ -12,6 +12,7 @@ from vmm_adapters.errors import AdapterError
 from vmm_adapters.types import RunnerOptions
 from vmm_server.engine.engine import Engine, EngineOptions
 from vmm_server.errors import ModelLoadFailed
+from vmm_server.models.compiled import compiled_dir
 from vmm_server.models.router import Placement, placements
 from vmm_server.models.store import InstalledModel
 from vmm_server.prompt.chat import ChatTemplate, read_chat_template
@@ -55,7 +56,7 @@ def load_model(model: InstalledModel, kv_cache_bytes: int, settings: Settings) -
             num_threads=settings.num_threads,
             max_batched_tokens=settings.max_batched_tokens,
             max_sequences=settings.max_sequences,
-            cache_dir=settings.cache_dir / model.adapter,
+            cache_dir=compiled_dir(settings.cache_dir, model),
         )
         try:
             runner = catalog.load_causal_lm(placement.adapter, model.folder, options)

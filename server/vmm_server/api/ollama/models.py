@@ -19,6 +19,7 @@ from vmm_server.api.ollama.replies import JSON
 from vmm_server.api.ollama.wire import NamedModel, PullBody, ShowBody
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, ndjson_response
 from vmm_server.errors import InvalidRequest
+from vmm_server.models.compiled import delete_compiled
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.pull import Puller, PullEvent
 from vmm_server.models.registry import Registry
@@ -69,12 +70,17 @@ class ModelsController(Controller):
 
     @delete("/api/delete", status_code=200)
     async def remove(
-        self, request: Request[Any, Any, Any], registry: NamedDependency[Registry], pool: NamedDependency[ModelPool]
+        self,
+        request: Request[Any, Any, Any],
+        registry: NamedDependency[Registry],
+        pool: NamedDependency[ModelPool],
+        settings: NamedDependency[Settings],
     ) -> Response[bytes]:
         """Unload and uninstall a model."""
         name = _required(await read_body(request, NamedModel))
         await pool.unload(registry.resolve(name))
         await asyncio.to_thread(registry.remove, name)
+        await asyncio.to_thread(delete_compiled, settings.cache_dir, keep=registry.installed())
         return Response(b"", media_type=MediaType.TEXT)
 
 
