@@ -113,10 +113,11 @@ class Inference:
         try:
             sampling = _with_defaults(request.sampling, request.unset, model.sampling)
             _check_token_ids(sampling, lease.ready.vocab_size)
-            tokens = await asyncio.to_thread(_tokenize, request, model, lease.ready, self._now())
-            generation = lease.ready.engine.submit(
-                tokens, sampling, context_length=request.num_ctx, param=request.prompt.param
-            )
+            with lease.ready.engine.preparing():
+                tokens = await asyncio.to_thread(_tokenize, request, model, lease.ready, self._now())
+                generation = lease.ready.engine.submit(
+                    tokens, sampling, context_length=request.num_ctx, param=request.prompt.param
+                )
         except BaseException:
             lease.release()
             raise

@@ -387,3 +387,19 @@ def test_cancelling_a_reader_loses_nothing(run: Run, engine_over: Run) -> None:
             assert (await read(generation)).text == "bcd"
 
     run(scenario())
+
+
+def test_an_idle_engine_lets_a_request_in_the_making_catch_up(run: Run, engine_over: Run) -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        async with engine_over(EchoRunner(gate=gate), gather_s=10) as engine:
+            with engine.preparing(), engine.preparing():
+                first = engine.submit(chat("one"), GREEDY)
+                await asyncio.to_thread(int)  # the worker has the first one now
+                second = engine.submit(chat("two"), GREEDY)
+            assert len((await held(gate)).chunks) == 2
+            gate.open()
+            await first.aclose()
+            await second.aclose()
+
+    run(scenario())

@@ -6,6 +6,7 @@ An `Abort` is a message like any other, read before the next step.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -60,17 +61,22 @@ class Worker(Thread):
     finalisers; the public counters are written by the worker only and may be read from anywhere.
     """
 
-    def __init__(self, runner: CausalLMRunner, scheduler: Scheduler, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, runner: CausalLMRunner, scheduler: Scheduler, clock: Callable[[], float], gather_s: float
+    ) -> None:
         super().__init__(name="vmm-engine", daemon=True)
         self.num_received = 0
         """`Submit` messages read so far."""
         self.num_finished = 0
         """Of those, generations that are over."""
+        self.num_expected = 0
+        """Requests that are being prepared and will be posted in a moment. Written by the event loop only."""
         self.mean_answer_s = 0.0
         """Running mean of the time from a generation's first step to its end."""
         self._runner = runner
         self._scheduler = scheduler
         self._clock = clock
+        self._gather_s = gather_s
         self._mailbox: SimpleQueue[Submit | Abort | Close] = SimpleQueue()
         self._answers: dict[Sequence, Answer] = {}
         self._is_closing = False
@@ -105,12 +111,19 @@ class Worker(Thread):
     def _read_mailbox(self) -> None:
         """Read all there is; wait for a message only when there is nothing else to do."""
         wait = not self._scheduler.has_work
+        gather_until = 0.0
         while not self._is_closing:
             try:
-                message = self._mailbox.get(block=wait)
+                if wait:
+                    message = self._mailbox.get()
+                    gather_until = time.monotonic() + self._gather_s
+                    wait = False
+                elif self.num_expected > 0 and (left := gather_until - time.monotonic()) > 0:
+                    message = self._mailbox.get(timeout=left)
+                else:
+                    message = self._mailbox.get_nowait()
             except Empty:
                 return
-            wait = False
             match message:
                 case Submit(sequence, answer):
                     self.num_received += 1
