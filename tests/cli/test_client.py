@@ -49,6 +49,20 @@ def test_an_unknown_model_is_model_not_found_with_the_mend() -> None:
             list(there.chat("x", []))
 
 
+def test_the_servers_own_hint_is_passed_on() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/show":
+            return httpx.Response(404, json={"error": "model 'x' not found", "hint": "did you mean y?"})
+        return lines({"error": "the disk is full", "hint": "free some space"})
+
+    with client(answer) as there:
+        with pytest.raises(ModelNotFound) as not_found:
+            there.show("x")
+        with pytest.raises(VMMError) as failed:
+            list(there.pull("x"))
+    assert (not_found.value.hint, failed.value.hint) == ("did you mean y?", "free some space")
+
+
 def test_other_errors_keep_the_servers_words_and_its_wait() -> None:
     busy = httpx.Response(503, json={"error": "server busy"}, headers={"retry-after": "2"})
     with client(lambda _: busy) as there, pytest.raises(VMMError, match=r"^server busy$") as caught:

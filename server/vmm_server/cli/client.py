@@ -104,7 +104,7 @@ class Client:
             for line in response.iter_lines():
                 event: dict[str, Any] = json.loads(line)
                 if error := event.get("error"):
-                    raise VMMError(str(error))
+                    raise VMMError(str(error), hint=event.get("hint"))
                 yield event
 
 
@@ -123,11 +123,12 @@ def _checked(response: httpx.Response, model: str) -> httpx.Response:
     """The response, if it is a success."""
     if response.is_success:
         return response
+    hint = f"try again in {wait} s" if (wait := response.headers.get("retry-after")) else None
     try:
-        message = str(response.json()["error"])
+        body = response.json()
+        message, hint = str(body["error"]), body.get("hint", hint)
     except (ValueError, KeyError, TypeError):
         message = f"{response.request.url} answered {response.status_code}"
     if response.status_code == 404 and model:
-        raise ModelNotFound(model)
-    hint = f"try again in {wait} s" if (wait := response.headers.get("retry-after")) else None
+        raise ModelNotFound(model, hint=hint)
     raise VMMError(message, hint=hint)
