@@ -299,7 +299,8 @@ def test_killed_at_any_byte_the_next_pull_fetches_the_rest(
     assert web.ranges() == [f"bytes={sent}-" if sent else None]
     assert (only(store).folder / "model.onnx").read_bytes() == GGUF
     assert store.blob(SHA256).read_bytes() == GGUF
-    assert not list(store.blobs_dir.glob("*.partial*"))
+    # a process killed inside write_atomically leaves a hidden file of a few bytes, which `collect` takes a week later
+    assert not list(store.blobs_dir.glob("sha256-*.partial*"))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
