@@ -14,6 +14,7 @@ from vmm_server.api.openai.render import (
     LegacyLogprobs,
     chat_completion,
     text_completion,
+    usage_fields,
 )
 from vmm_server.engine.stream import Delta, Usage
 from vmm_server.errors import GenerationFailed
@@ -43,8 +44,8 @@ def events(raw: bytes) -> list[Any]:
 
 
 def chat_events(*deltas: Delta, usage: bool = False, logprobs: bool = False) -> list[Any]:
-    chunks = ChatChunks(IDENTITY, include_usage=usage, token_bytes=BYTES.__getitem__ if logprobs else None)
-    return events(b"".join(event for delta in deltas for event in chunks.events(delta)))
+    chunks = ChatChunks(IDENTITY, 1, include_usage=usage, token_bytes=BYTES.__getitem__ if logprobs else None)
+    return events(b"".join(event for delta in deltas for event in chunks.events(0, delta)))
 
 
 def chunk(delta: dict[str, object], finish_reason: str | None = None) -> dict[str, object]:
@@ -62,8 +63,8 @@ def test_role_is_only_on_the_first_chunk() -> None:
 
 
 def test_nothing_is_sent_for_a_delta_without_text() -> None:
-    chunks = ChatChunks(IDENTITY, include_usage=False, token_bytes=None)
-    assert chunks.events(Delta("", token_ids=(2,))) == []
+    chunks = ChatChunks(IDENTITY, 1, include_usage=False, token_bytes=None)
+    assert chunks.events(0, Delta("", token_ids=(2,))) == []
 
 
 def test_an_empty_answer_still_has_a_role() -> None:
@@ -114,12 +115,12 @@ def test_an_answer_that_was_broken_off_is_no_answer(reason: FinishReason) -> Non
     with pytest.raises(GenerationFailed):
         chat_events(Delta("He"), Delta("", finish_reason=reason))
     with pytest.raises(GenerationFailed):
-        chat_completion(IDENTITY, Gathered(["He"], finish_reason=reason), None)
+        chat_completion(IDENTITY, [Gathered(["He"], finish_reason=reason)], None)
 
 
 def test_a_whole_chat_answer() -> None:
     gathered = Gathered(["He", "y"], [1, 4], [], FinishReason.STOP, USAGE)
-    assert chat_completion(IDENTITY, gathered, None) == {
+    assert chat_completion(IDENTITY, [gathered], None) == {
         **SAME,
         "object": "chat.completion",
         "choices": [
@@ -171,7 +172,7 @@ def test_legacy_logprobs_count_characters_across_chunks() -> None:
 def test_choices_of_a_text_completion_are_in_prompt_order() -> None:
     one = Gathered(["a"], [1], [], FinishReason.STOP, USAGE)
     two = Gathered(["b"], [1], [TokenLogprob(1, -0.5)], FinishReason.LENGTH, USAGE)
-    body = text_completion(IDENTITY, [one, two], None)
+    body = text_completion(IDENTITY, [one, two], None, usage_fields([USAGE, USAGE]))
     assert body["object"] == "text_completion"
     assert body["choices"] == [
         {"index": 0, "text": "a", "logprobs": None, "finish_reason": "stop"},

@@ -11,6 +11,9 @@ from vmm_server.api.body import Duration, Integer, Strings, Wire
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Positive = Annotated[Integer, Field(ge=1)]
+MAX_CHOICES = 16
+"""Generations of one prompt in a request."""
+NumChoices = Annotated[Integer, Field(ge=1, le=MAX_CHOICES)]
 
 
 class StreamOptions(Wire):
@@ -45,7 +48,7 @@ class SamplingFields(Wire):
     min_tokens: Annotated[Integer, Field(ge=0)] | None = None
     stop_token_ids: list[Integer] | None = None
     ignore_eos: bool | None = None
-    n: Positive | None = None
+    n: NumChoices | None = None
     keep_alive: Duration = None
     options: RunnerOptions | None = None
 
@@ -104,6 +107,6 @@ class CompletionRequest(SamplingFields):
     prompt: object = None
     """A string, token ids, or an array of either."""
     logprobs: Annotated[Integer, Field(ge=0, le=5)] | None = None
-    best_of: Integer | None = None
+    best_of: NumChoices | None = None
     echo: bool | None = None
     suffix: str | None = None
