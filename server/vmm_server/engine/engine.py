@@ -37,6 +37,8 @@ class EngineOptions:
     """Generations that run at the same time; in a step each takes at least one of `max_batched_tokens`."""
     max_queue: int = 512
     """Generations that may wait beyond those that run."""
+    max_score_bytes: int = 64 * 1024**2
+    """Float32 logits of scored prompt positions in a step."""
     gather_s: float = 0.02
     """How long an idle engine waits for requests that are being prepared: a step with one prompt takes half as long
     as one with sixteen, and those that just miss it wait for two."""
@@ -70,7 +72,10 @@ class Engine:
     ) -> None:
         self._pool = BlockPool(runner.num_blocks, runner.block_size)
         self._scheduler = Scheduler(
-            self._pool, max_batched_tokens=options.max_batched_tokens, max_sequences=options.max_sequences
+            self._pool,
+            max_batched_tokens=options.max_batched_tokens,
+            max_sequences=options.max_sequences,
+            max_scores=options.max_score_bytes // (4 * runner.vocab_size),
         )
         self._tokenizer = tokenizer
         self._special = special_token_ids(tokenizer)
@@ -158,8 +163,8 @@ class Engine:
             raise InvalidRequest(f"{param} is empty: there is no token to continue", param=param)
         if len(prompt) > limit:
             raise ContextLengthExceeded(limit=limit, asked=len(prompt), param=param)
-        if sampling.max_tokens is not None and sampling.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, not {sampling.max_tokens}", param="max_tokens")
+        if sampling.max_tokens is not None and sampling.max_tokens < 0:
+            raise InvalidRequest(f"max_tokens must be at least 0, not {sampling.max_tokens}", param="max_tokens")
         named = {param: prompt, "logit_bias": sampling.logit_bias, "stop_token_ids": sampling.stop_token_ids}
         for field, token_ids in named.items():
             if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._vocab_size):
