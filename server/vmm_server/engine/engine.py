@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from vmm_adapters.base import CausalLMRunner
 from vmm_adapters.types import SamplingParams
 from vmm_server.engine.block_pool import BlockPool
+from vmm_server.engine.grammar import CompiledGrammar, GrammarCompiler
 from vmm_server.engine.sampler import SamplingState
 from vmm_server.engine.scheduler import Scheduler
 from vmm_server.engine.sequence import Sequence
@@ -80,6 +81,8 @@ class Engine:
         self._tokenizer = tokenizer
         self._special = special_token_ids(tokenizer)
         self._vocab_size = runner.vocab_size
+        self.grammars = GrammarCompiler(tokenizer, eos_token_ids, runner.vocab_size)
+        """Compiles what `submit` takes as `grammar`."""
         self._eos_token_ids = frozenset(i for i in eos_token_ids if i < runner.vocab_size)
         self.context_length = min(context_length, runner.context_length, self._pool.num_positions)
         """Prompt and answer together; also bounded by the KV blocks there are."""
@@ -108,14 +111,16 @@ class Engine:
         prompt: Tokens[int],
         sampling: SamplingParams,
         *,
+        grammar: CompiledGrammar | None = None,
         priority: int = 0,
         context_length: int | None = None,
         param: str = "prompt",
     ) -> "Generation":
         """Queue a generation. Call on the event loop; lower `priority` goes first.
 
-        `context_length` can lower the engine's own. Raises at once: `InvalidRequest` (`param` names the
-        prompt's field), `ContextLengthExceeded`, `Overloaded`, `ShuttingDown`.
+        An answer under a `grammar` ends where that says, `min_tokens` or not. `context_length` can lower the
+        engine's own. Raises at once: `InvalidRequest` (`param` names the prompt's field), `ContextLengthExceeded`,
+        `Overloaded`, `ShuttingDown`.
         """
         if self._is_closing or not self._worker.is_alive():
             raise ShuttingDown
@@ -132,7 +137,7 @@ class Engine:
             submitted_at=self._clock(),
         )
         answer = Answer(
-            SamplingState(sampling, sequence.token_ids, self._eos_token_ids),
+            SamplingState(sampling, sequence.token_ids, self._eos_token_ids, grammar),
             AnswerText(Detokenizer(self._tokenizer, self._special, prompt), sampling.stop),
             TokenStream(),
             self._outbox_of(asyncio.get_running_loop()),
@@ -155,6 +160,7 @@ class Engine:
         if not self._is_closing:
             self._is_closing = True
             self._worker.post(Close())
+            self.grammars.close()
         await asyncio.to_thread(self._worker.join)
 
     def _check(self, prompt: Tokens[int], sampling: SamplingParams, limit: int, param: str) -> None:

@@ -175,18 +175,19 @@ class Worker(Thread):
             return _generation_failed(error)
 
     def _no_number(self, sequence: Sequence) -> GenerationFailed:
+        failure = self._answers[sequence].sampling.failure
         self._close(sequence, SequenceStatus.FAILED)
-        return GenerationFailed("the model's output is not a number, or every token is forbidden")
+        return GenerationFailed(failure or "the model's output is not a number, or every token is forbidden")
 
     def _delta(self, sequence: Sequence, drawn: Sampled, now: float) -> Delta:
-        """What a drawn token adds to the answer. Ends the sequence on a stop string."""
+        """What a drawn token adds to the answer. Ends the sequence on a stop string or with its grammar."""
         answer = self._answers[sequence]
         sequence.stamp(now)
         if sequence.status is SequenceStatus.STOPPED:
             return self._last_words(sequence, "", now)
         may_stop = sequence.num_generated_tokens >= sequence.sampling.min_tokens
         text = answer.text.push(drawn.token_id, may_stop=may_stop)
-        if answer.text.is_stopped:
+        if answer.text.is_stopped or answer.sampling.is_complete:
             self._scheduler.finish(sequence, SequenceStatus.STOPPED)
         delta = self._last_words(sequence, text, now) if sequence.is_finished else Delta(text)
         logprobs = () if drawn.logprob is None else (drawn.logprob,)

@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 from vmm_adapters.types import SamplingParams
 from vmm_server.api.body import field_path, invalid_request
 from vmm_server.api.openai.choices import candidates
+from vmm_server.api.openai.constraints import constraint_of
 from vmm_server.api.openai.wire import (
     ChatCompletionRequest,
     ChatMessage,
@@ -76,6 +77,7 @@ def _request(
         ),
         unset=frozenset(name for name in recommendable if getattr(wire, name) is None),
         keep_alive=wire.keep_alive,
+        constraint=constraint_of(wire),
         num_ctx=wire.options.num_ctx if wire.options else None,
     )
 
@@ -106,7 +108,6 @@ def _refuse_for_chat(wire: ChatCompletionRequest) -> None:
     _refuse("tools", uses_tools, 'leave tools out, or send "tool_choice": "none"')
     _refuse("tool_choice", not wire.tools and wire.tool_choice not in (None, "none", "auto"))
     _refuse("functions", bool(wire.functions) and wire.function_call != "none")
-    _refuse("response_format", wire.response_format is not None and wire.response_format.type != "text")
     _refuse("reasoning_effort", wire.reasoning_effort not in (None, "none"))
     _refuse("modalities", any(modality != "text" for modality in wire.modalities or ()))
     _refuse("audio", wire.audio is not None)
