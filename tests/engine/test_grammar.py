@@ -73,6 +73,10 @@ def random_schema(rng: random.Random, depth: int = 0) -> dict[str, object]:
         {"type": "integer", "minimum": 0, "maximum": 99, "multipleOf": rng.randint(2, 7)},
         {"type": "boolean"},
         {"type": ["null", "integer"], "maximum": 9999, "minimum": -9999},
+        {"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "null"}], "items": False, "minItems": 1},
+        {"$ref": "#/$defs/pair"},
+        {"allOf": [{"type": "integer", "minimum": low}, {"maximum": low + 50}]},
+        {"type": "object", "patternProperties": {"^[ab]$": {"type": "boolean"}}, "maxProperties": 2},
     ]
     kind = rng.randrange(len(leaves) + (6 if depth < 3 else 0))
     if kind < len(leaves) and depth > 0:
@@ -93,6 +97,7 @@ def random_schema(rng: random.Random, depth: int = 0) -> dict[str, object]:
         "properties": {name: random_schema(rng, depth + 1) for name in names},
         "required": rng.sample(names, rng.randint(0, len(names))),
         "additionalProperties": rng.choice([False, {"type": "boolean"}]),
+        "$defs": {"pair": {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"$ref": "#/$defs/pair"}}}},
     }
 
 
@@ -200,6 +205,16 @@ def test_blanks_are_bounded(run: Run, compiler: GrammarCompiler) -> None:
     assert not matcher.allowed(VOCAB_SIZE)[list(b" \n\r\t")].any()
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "\\u0061": "x"}', '{"a": 1, "a": "x"}', '{"a": 1, "a": 2}'])
+def test_no_key_can_be_spelt_twice(run: Run, compiler: GrammarCompiler, text: str) -> None:
+    matcher = TokenMatcher(run(compiler.compile(schema({"type": "object", "properties": {"a": {"type": "integer"}}}))))
+    for token in text.encode():
+        if not matcher.allowed(VOCAB_SIZE)[token]:
+            return
+        matcher.accept(token)
+    pytest.fail(f"{text} was allowed")
+
+
 def test_padding_rows_of_the_vocabulary_are_forbidden(run: Run, tokenizer: Tokenizer) -> None:
     compiler = GrammarCompiler(tokenizer, (END,), VOCAB_SIZE + 50)
     state = SamplingState(SamplingParams(temperature=0), [1], (END,), run(compiler.compile(Regex("(?s:.)*", "regex"))))
@@ -237,6 +252,7 @@ def test_a_grammar_that_gets_too_complex_fails_and_does_not_end(run: Run, engine
         (schema({"x-guidance": {"lenient": True}, "not": {}}), "not"),
         (schema({"type": "string", "format": "weird"}), "Unknown format: weird"),
         (schema({"type": "integer", "minimum": 5, "maximum": 3}), "Unsatisfiable"),
+        (schema({"type": "object", "minProperties": 2, "required": ["a"]}), "minProperties: 2"),
         (schema({"$ref": "#"}), "schema"),
         (schema({"$ref": "https://example.org/x"}), "example.org"),
         (schema({"type": "string", "description": "x" * MAX_SCHEMA_BYTES}), "the limit is 262144"),

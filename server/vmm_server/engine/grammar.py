@@ -52,6 +52,9 @@ _JSON_OPTIONS: "JsonCompileOptions" = {
     "key_separator": ":",
     "lenient": False,
     "coerce_one_of": False,
+    # without \u, by which a key could be spelt twice: {"a": 1, "\u0061": "x"} is one property, and not the schema's
+    "json_allowed_escapes": 'nrbtf\\"',
+    "json_allow_general_unicode_escapes": False,
 }
 _COMPLETE = ("NoExtension", "NoExtensionBias", "EndOfSentence")
 
@@ -185,7 +188,7 @@ def _source(constraint: Constraint) -> str:
             case JsonObject():
                 return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=_JSON_OPTIONS)
             case JsonSchema(schema):
-                _check_depth(schema, param)
+                _check_schema(schema, param)
                 return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
             case Regex(pattern):
                 return LLMatcher.grammar_from_regex(pattern)
@@ -223,8 +226,8 @@ def _check_size(constraint: Constraint) -> None:
         _check_nodes(text, param)
 
 
-def _check_depth(schema: str, param: str) -> None:
-    """Raise `InvalidRequest` for a schema that would need too much of the compiler's stack."""
+def _check_schema(schema: str, param: str) -> None:
+    """Raise `InvalidRequest` for what llguidance would not notice: too deep for a stack, or not to be enforced."""
     references: set[str] = set()
     depth, level = 0, [json.loads(schema)]
     while level:
@@ -234,12 +237,21 @@ def _check_depth(schema: str, param: str) -> None:
             if isinstance(value, dict):
                 references.update(target for key, target in value.items() if key == "$ref" and isinstance(target, str))
                 below.extend(value.values())
+                _check_min_properties(value, param)
             elif isinstance(value, list):
                 below.extend(value)
         level = below
     if (1 + len(references)) * depth > MAX_SCHEMA_DEPTH:
         message = f"{len(references)} references at a nesting of {depth}, their product may be {MAX_SCHEMA_DEPTH}"
         raise InvalidRequest(f"{param}: {message}", param=param)
+
+
+def _check_min_properties(schema: dict[str, object], param: str) -> None:
+    """Properties are counted as they are written, and nothing keeps a free one from being written twice."""
+    fewest, required = schema.get("minProperties"), schema.get("required")
+    if isinstance(fewest, int) and fewest > (len(required) if isinstance(required, list) else 0):
+        reason = f"minProperties: {fewest} is more than the required properties, and cannot be enforced"
+        raise InvalidRequest(f"{param}: {reason}", param=param)
 
 
 def _check_nodes(text: str, param: str) -> None:
