@@ -237,7 +237,7 @@ def test_other_prompts_are_refused(prompt: object, param: str) -> None:
     assert refused.value.param == param
 
 
-@pytest.mark.parametrize("fields", [{"echo": True}, {"suffix": "x"}])
+@pytest.mark.parametrize("fields", [{"suffix": "x"}])
 def test_completions_refuse_what_they_cannot_honour(fields: dict[str, object]) -> None:
     with pytest.raises(UnsupportedParameter) as refused:
         completions(**fields)
@@ -273,6 +273,15 @@ def test_choices_of_a_prompt_follow_each_other_with_seeds_of_their_own() -> None
 def test_candidates_are_ranked_by_logprobs_nobody_asked_for() -> None:
     assert [request.sampling.logprobs for request in completions(best_of=2)] == [0, 0]
     assert [request.sampling.logprobs for request in completions(n=2, best_of=2, logprobs=3)] == [3, 3]
+
+
+def test_an_echo_with_logprobs_scores_the_prompt() -> None:
+    (scored,) = completions(prompt=[1, 2], echo=True, logprobs=1, max_tokens=0, temperature=0)
+    assert (scored.sampling.prompt_logprobs, scored.sampling.max_tokens) == (1, 0)
+    assert completions(echo=True)[0].sampling.prompt_logprobs is None
+    assert completions(logprobs=1)[0].sampling.prompt_logprobs is None
+    with pytest.raises(InvalidRequest):
+        completions(max_tokens=-1)
 
 
 def test_completion_logprobs_are_a_number() -> None:

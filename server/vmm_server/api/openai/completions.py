@@ -14,11 +14,11 @@ from vmm_server.api.body import read_body
 from vmm_server.api.errors import openai_body
 from vmm_server.api.openai.choices import best
 from vmm_server.api.openai.convert import completion_requests
-from vmm_server.api.openai.render import CompletionChunks, Identity, text_completion, usage_fields
+from vmm_server.api.openai.render import CompletionChunks, Echo, Identity, text_completion, usage_fields
 from vmm_server.api.openai.wire import CompletionRequest
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
 from vmm_server.inference import Completion, Inference
-from vmm_server.requests import GenerateRequest
+from vmm_server.requests import GenerateRequest, TextPrompt
 from vmm_server.settings import Settings
 
 
@@ -58,9 +58,12 @@ async def _answer(inference: Inference, wire: CompletionRequest, asked: Sequence
         usages = [one.usage for one in gathered]
         groups = [gathered[start : start + best_of] for start in range(0, len(gathered), best_of)]
         choices = [one for group in groups for one in (best(group, n) if wire.best_of else group)]
+        echoes = [_echo(wire, *pair) for pair in zip(asked, completions, strict=True)]
+        shown = [one for start in range(0, len(echoes), best_of) for one in echoes[start : start + n]]
         first = completions[0]
         token_bytes = first.token_bytes if wire.logprobs is not None else None
-        body = text_completion(_identity(asked[0], first), choices, token_bytes, usage_fields(usages, best_of))
+        usage = usage_fields(usages, best_of)
+        body = text_completion(_identity(asked[0], first), choices, token_bytes, usage, shown)
         return WholeAnswer(body, provenance(first) | cache_header(usages[::best_of]))
 
 
@@ -72,13 +75,23 @@ async def _stream(
         first = completions[0]
         chunks = CompletionChunks(
             _identity(asked[0], first),
-            len(completions),
+            [_echo(wire, *pair) for pair in zip(asked, completions, strict=True)],
             include_usage=bool(wire.stream_options and wire.stream_options.include_usage),
             token_bytes=first.token_bytes if wire.logprobs is not None else None,
             per_prompt=wire.n or 1,
         )
         async with aclosing(_events(completions, chunks)) as events:
             yield ChunkStream(events, provenance(first))
+
+
+def _echo(wire: CompletionRequest, asked: GenerateRequest, completion: Completion) -> Echo | None:
+    """The prompt as the client wrote it; the text of its tokens if it came as tokens."""
+    if not wire.echo or not isinstance(asked.prompt, TextPrompt):
+        return None
+    text = asked.prompt.text
+    if not isinstance(text, str):
+        text = b"".join(map(completion.token_bytes, text)).decode(errors="replace")
+    return Echo(text, completion.prompt_tokens)
 
 
 async def _events(completions: Sequence[Completion], chunks: CompletionChunks) -> AsyncGenerator[bytes]:

@@ -1,5 +1,6 @@
 """OpenAI's requests → `GenerateRequest`. Pure. What cannot be honoured is refused by name."""
 
+from dataclasses import replace
 from typing import TypeGuard
 
 from pydantic import TypeAdapter, ValidationError
@@ -37,12 +38,13 @@ def chat_request(wire: ChatCompletionRequest) -> GenerateRequest:
 
 def completion_requests(wire: CompletionRequest) -> list[GenerateRequest]:
     """`best_of` (or `n`) generations of each prompt, in order. Raises `InvalidRequest`, `UnsupportedParameter`."""
-    _refuse("echo", bool(wire.echo))
     _refuse("suffix", bool(wire.suffix))
     prompts = _text_prompts(wire.prompt)
     count = _num_candidates(wire, len(prompts))
     logprobs = 0 if wire.logprobs is None and wire.best_of else wire.logprobs  # they rank the candidates
     requests = [_request(wire, prompt, wire.max_tokens, logprobs) for prompt in prompts]
+    if wire.echo:
+        requests = [replace(one, sampling=replace(one.sampling, prompt_logprobs=wire.logprobs)) for one in requests]
     return [candidate for request in requests for candidate in candidates(request, count)]
 
 

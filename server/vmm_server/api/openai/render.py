@@ -6,7 +6,7 @@ string and one concatenation.
 
 import codecs
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import msgspec
@@ -77,32 +77,52 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob], token_bytes: TokenText) -> d
     return {"content": content, "refusal": None}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt, said again before its answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """With those that the tokeniser added and `text` does not show, such as a BOS token."""
+
+
 class LegacyLogprobs:
     """`choices[].logprobs` of a text completion; offsets go on from one chunk to the next."""
 
-    token_bytes: TokenText
-    _decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"), init=False
-    )
-    _num_characters: int = field(default=0, init=False)
+    def __init__(self, token_bytes: TokenText, echo: Echo | None = None) -> None:
+        self._token_bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._num_characters = 0
+        self._unscored: tuple[int, ...] = ()
+        if echo is not None:
+            self._unscored = echo.token_ids[:1]  # nothing comes before it
+            shown = self._decoder.decode(b"".join(map(token_bytes, echo.token_ids)))
+            self._num_characters = min(0, len(echo.text) - len(shown))
+            self._decoder.reset()
 
     def fields(self, logprobs: Sequence[TokenLogprob]) -> dict[str, object]:
-        """The next tokens. `text_offset` counts whole characters of the answer before each token."""
+        """The next tokens, an echoed prompt's first.
+
+        `text_offset` counts whole characters of the choice's text before each token.
+        """
+        unscored, self._unscored = self._unscored, ()
+        tokens = [*unscored, *(item.token_id for item in logprobs)]
         offsets = []
-        for item in logprobs:
-            offsets.append(self._num_characters)
-            self._num_characters += len(self._decoder.decode(self.token_bytes(item.token_id)))
+        for token_id in tokens:
+            offsets.append(max(0, self._num_characters))
+            self._num_characters += len(self._decoder.decode(self._token_bytes(token_id)))
+        nulls = [None] * len(unscored)
+        top = [{self._text(token): logprob for token, logprob in item.top} for item in logprobs]
         return {
-            "tokens": [self._text(item.token_id) for item in logprobs],
-            "token_logprobs": [item.logprob for item in logprobs],
-            "top_logprobs": [{self._text(token): logprob for token, logprob in item.top} for item in logprobs],
+            "tokens": [self._text(token_id) for token_id in tokens],
+            "token_logprobs": [*nulls, *(item.logprob for item in logprobs)],
+            "top_logprobs": [*nulls, *top],
             "text_offset": offsets,
         }
 
     def _text(self, token_id: int) -> str:
         """Legacy clients key by text, so half characters must stay apart (OpenAI writes `bytes:\\xe2` too)."""
-        raw = self.token_bytes(token_id)
+        raw = self._token_bytes(token_id)
         try:
             return raw.decode()
         except UnicodeDecodeError:
@@ -127,17 +147,27 @@ def chat_completion(
 
 
 def text_completion(
-    identity: Identity, gathered: Sequence[Gathered], token_bytes: TokenText | None, usage: dict[str, object]
+    identity: Identity,
+    gathered: Sequence[Gathered],
+    token_bytes: TokenText | None,
+    usage: dict[str, object],
+    echoes: Sequence[Echo | None],
 ) -> dict[str, object]:
-    """Whole text completions, one a choice. `token_bytes` is given when logprobs are wanted."""
+    """Whole text completions, each after its echo if it has one. `token_bytes` is given when logprobs are wanted."""
+
+    def logprobs(one: Gathered, echo: Echo | None) -> dict[str, object] | None:
+        if token_bytes is None:
+            return None
+        return LegacyLogprobs(token_bytes, echo).fields([*one.prompt_logprobs, *one.logprobs])
+
     choices = [
         {
             "index": index,
-            "text": one.text,
-            "logprobs": LegacyLogprobs(token_bytes).fields(one.logprobs) if token_bytes else None,
+            "text": (echo.text if echo else "") + one.text,
+            "logprobs": logprobs(one, echo),
             "finish_reason": one.reason.value,
         }
-        for index, one in enumerate(gathered)
+        for index, (one, echo) in enumerate(zip(gathered, echoes, strict=True))
     ]
     return identity.fields("text_completion") | {"choices": choices, "usage": usage}
 
@@ -228,15 +258,20 @@ class CompletionChunks(_Chunks):
     def __init__(
         self,
         identity: Identity,
-        num_choices: int,
+        echoes: Sequence[Echo | None],
         *,
         include_usage: bool,
         token_bytes: TokenText | None,
         per_prompt: int = 1,
     ) -> None:
-        """`token_bytes` is given when logprobs are wanted; each prompt has `per_prompt` choices."""
+        """`echoes` has one for each choice; each prompt has `per_prompt` of them.
+
+        `token_bytes` is given when logprobs are wanted.
+        """
+        num_choices = len(echoes)
         super().__init__(identity, num_choices, include_usage=include_usage, per_prompt=per_prompt)
-        self._logprobs = [LegacyLogprobs(token_bytes) if token_bytes else None for _ in range(num_choices)]
+        self._prompts = [echo.text if echo else "" for echo in echoes]
+        self._logprobs = [LegacyLogprobs(token_bytes, echo) if token_bytes else None for echo in echoes]
         self._before_text = [
             b'%b,"choices":[{"index":%d,"text":' % (self._start, index) for index in range(num_choices)
         ]
@@ -245,16 +280,18 @@ class CompletionChunks(_Chunks):
     def events(self, index: int, delta: Delta) -> list[bytes]:
         """The events for one delta of choice `index`; the last one of all brings usage and `[DONE]`."""
         logprobs = self._logprobs[index]
+        text, self._prompts[index] = self._prompts[index] + delta.text, ""
+        entries = [*delta.prompt_logprobs, *delta.logprobs]
         if delta.finish_reason is None:
-            if not delta.text and not (logprobs and delta.logprobs):
+            if not text and not (logprobs and entries):
                 return []
             if logprobs is None:
-                return [self._before_text[index] + _encode(delta.text) + self._after_text]
+                return [self._before_text[index] + _encode(text) + self._after_text]
         reason = completed(delta.finish_reason) if delta.finish_reason else None
         choice: dict[str, object] = {
             "index": index,
-            "text": delta.text,
-            "logprobs": logprobs.fields(delta.logprobs) if logprobs else None,
+            "text": text,
+            "logprobs": logprobs.fields(entries) if logprobs else None,
             "finish_reason": reason,
         }
         event = self._chunk(choice)

@@ -140,6 +140,7 @@ class CompletionRequest(SamplingFields):
     prompt: object = None
     """A string, token ids, or an array of either."""
     logprobs: Annotated[Integer, Field(ge=0, le=5)] | None = None
+    max_tokens: Annotated[Integer, Field(ge=0)] | None = None
     best_of: NumChoices | None = None
     echo: bool | None = None
     suffix: str | None = None
