@@ -271,6 +271,20 @@ def test_more_sequences_than_budget_never_starve_a_decode() -> None:
     assert [answer(s) for s in sequences] == [alphabet_after(letter, 5) for letter in "abcdefgh"]
 
 
+def test_a_scored_prompt_is_cut_where_blocks_end() -> None:
+    bench = Bench(max_batched_tokens=16, max_scores=10)
+    first, second = (bench.add(letter * 19, 0, prompt_logprobs=0) for letter in "ab")
+    steps = [shape(bench.step()) for _ in range(5)]
+    assert steps == [
+        [(first, 8)],
+        [(first, 8)],
+        [(first, 3), (second, 4)],
+        [(second, 8)],
+        [(second, 7)],
+    ]
+    assert not bench.scheduler.has_work
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Random traffic on pools of random size. After each step the books must balance."""
 

@@ -98,8 +98,8 @@ def test_scores_do_not_depend_on_the_company(run: Run, engine_over: Run) -> None
         async with engine_over(EchoRunner()) as engine:
             alone = [await read(engine.submit([i, *TEXT[:9]], lively)) for i in range(8)]
         gate = Gate()
-        runner = EchoRunner(num_blocks=24, gate=gate)
-        async with engine_over(runner, max_batched_tokens=32, max_score_bytes=4 * 261 * 12) as engine:
+        runner = EchoRunner(num_blocks=16, gate=gate)
+        async with engine_over(runner, max_batched_tokens=32, max_score_bytes=4 * 261 * 20) as engine:
             both = SamplingParams(temperature=0, max_tokens=40, prompt_logprobs=3)
             drawing = [engine.submit([i, *TEXT[:9]], lively) for i in range(8)]
             scoring = [engine.submit(prompt, both) for prompt in prompts]
