@@ -27,7 +27,7 @@ from vmm_server.engine.grammar import (
 )
 from vmm_server.engine.sampler import SamplingState, sample
 from vmm_server.engine.stream import merge
-from vmm_server.errors import GenerationFailed, InvalidRequest
+from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown
 from vmm_server.models.loading import load_model
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import Choice, Constraint, Grammar, JsonObject, JsonSchema, Regex
@@ -229,17 +229,17 @@ def test_padding_rows_of_the_vocabulary_are_forbidden(run: Run, tokenizer: Token
 def test_a_grammar_that_gets_too_complex_fails_and_does_not_end(run: Run, engine_over: Run) -> None:
     async def scenario() -> None:
         async with engine_over(EchoRunner()) as engine:
-            grammar = await engine.grammars.compile(Regex("(a|b)*a(a|b){30}", "regex"))
-            matcher = TokenMatcher(grammar)
-            assert not matcher.is_complete
-            for _ in range(3):
-                matcher.accept(ord("z"))
+            matcher = TokenMatcher(await engine.grammars.compile(Regex("(a|b)*a(a|b){30}", "regex")))
+            matcher.accept(ord("z"))
             assert not matcher.allowed(VOCAB_SIZE).any()
             assert matcher.failure is not None
             assert not matcher.is_complete
             impossible = await engine.grammars.compile(Regex("a[a-c]", "regex"))
             with pytest.raises(GenerationFailed, match="every token is forbidden"):
-                _ = [d async for d in engine.submit(PROMPT, lively(0, logit_bias={97: -np.inf}), grammar=impossible)]
+                _ = [
+                    delta
+                    async for delta in engine.submit(PROMPT, lively(0, logit_bias={97: -np.inf}), grammar=impossible)
+                ]
 
     run(scenario())
 
@@ -253,6 +253,11 @@ def test_a_grammar_that_gets_too_complex_fails_and_does_not_end(run: Run, engine
         (schema({"type": "string", "format": "weird"}), "Unknown format: weird"),
         (schema({"type": "integer", "minimum": 5, "maximum": 3}), "Unsatisfiable"),
         (schema({"type": "object", "minProperties": 2, "required": ["a"]}), "minProperties: 2"),
+        (schema({"const": "x\x01"}), "control characters"),
+        (schema({"enum": [["x\x7f"]]}), "control characters"),
+        (schema({"type": "object", "properties": {"x\x1f": {}}}), "control characters"),
+        (schema({"type": "string", "pattern": r"^\x01$"}), "control characters"),
+        (schema({"type": "object", "patternProperties": {r"^\u0001$": {}}}), "control characters"),
         (schema({"$ref": "#"}), "schema"),
         (schema({"$ref": "https://example.org/x"}), "example.org"),
         (schema({"type": "string", "description": "x" * MAX_SCHEMA_BYTES}), "the limit is 262144"),
@@ -296,6 +301,16 @@ def test_the_largest_grammars_do_not_overflow_the_stack(run: Run, engine_over: R
             ):
                 said = await answer(engine, constraint, lively(0, max_tokens=20))
                 assert said.finish_reason is FinishReason.LENGTH
+
+    run(scenario())
+
+
+def test_nothing_is_compiled_after_the_end(run: Run, engine_over: Run) -> None:
+    async def scenario() -> None:
+        async with engine_over(EchoRunner()) as engine:
+            await engine.grammars.compile(OBJECT)
+        with pytest.raises(ShuttingDown):
+            await engine.grammars.compile(OBJECT)
 
     run(scenario())
 

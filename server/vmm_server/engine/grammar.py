@@ -10,9 +10,10 @@ a stack overflow would end the process, so its thread also has a large stack) an
 
 import asyncio
 import json
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from vmm_server.errors import InvalidRequest, UnsupportedParameter
+from vmm_server.errors import InvalidRequest, ShuttingDown, UnsupportedParameter
 from vmm_server.requests import Choice, Constraint, Grammar, JsonObject, JsonSchema, Regex
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ _JSON_OPTIONS: "JsonCompileOptions" = {
     "json_allowed_escapes": 'nrbtf\\"',
     "json_allow_general_unicode_escapes": False,
 }
+# what those escapes cannot write, in a text and (group 1) as an escape in a pattern: llguidance would leave it out
+_CONTROL = re.compile("[\x00-\x07\x0b\x0e-\x1f\x7f]")
+_CONTROL_ESCAPE = re.compile(r"\\(?:(x[01]|x7[fF]|x\{|u00[01]|u007[fF]|u\{|U|c|[0-9av])|.)", re.DOTALL)
 _COMPLETE = ("NoExtension", "NoExtensionBias", "EndOfSentence")
 
 
@@ -117,6 +121,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._cache: OrderedDict[Constraint, CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
+        self._is_closed = False
         # below llguidance's own number where that allows gigabytes: a lexer state takes up to 2 KB
         self._limits = LLParserLimits(max_lexer_states=25_000, verbose_errors=False)
 
@@ -125,16 +130,22 @@ class GrammarCompiler:
         return len(self._cache)
 
     async def compile(self, constraint: Constraint) -> CompiledGrammar:
-        """The grammar of a constraint. Raises `InvalidRequest` with llguidance's reason, naming the field."""
+        """The grammar of a constraint.
+
+        Raises `InvalidRequest` with llguidance's reason, naming the field; `ShuttingDown` after `close`.
+        """
+        if self._is_closed:
+            raise ShuttingDown
         _check_size(constraint)
         if (found := self._cached(constraint)) is not None:
             return found
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._compile, constraint)
 
     def close(self) -> None:
-        """End the thread. Compiling is over."""
+        """Compile what was asked for, then end the thread."""
+        self._is_closed = True
         if "_executor" in self.__dict__:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor.shutdown(wait=False)
 
     @cached_property
     def _executor(self) -> ThreadPoolExecutor:
@@ -238,6 +249,7 @@ def _check_schema(schema: str, param: str) -> None:
                 references.update(target for key, target in value.items() if key == "$ref" and isinstance(target, str))
                 below.extend(value.values())
                 _check_min_properties(value, param)
+                _check_characters(value, param)
             elif isinstance(value, list):
                 below.extend(value)
         level = below
@@ -252,6 +264,26 @@ def _check_min_properties(schema: dict[str, object], param: str) -> None:
     if isinstance(fewest, int) and fewest > (len(required) if isinstance(required, list) else 0):
         reason = f"minProperties: {fewest} is more than the required properties, and cannot be enforced"
         raise InvalidRequest(f"{param}: {reason}", param=param)
+
+
+def _check_characters(schema: dict[str, object], param: str) -> None:
+    """Control characters without a short escape cannot be written."""
+    texts = [*schema, *_strings(schema.values())]
+    pattern, properties = schema.get("pattern"), schema.get("patternProperties")
+    patterns = [pattern] if isinstance(pattern, str) else []
+    patterns.extend(properties if isinstance(properties, dict) else ())
+    escapes = (match[1] for text in patterns for match in _CONTROL_ESCAPE.finditer(text))
+    if any(map(_CONTROL.search, texts)) or any(escapes):
+        raise InvalidRequest(f"{param}: control characters cannot be enforced, but \\b \\t \\n \\f \\r", param=param)
+
+
+def _strings(values: Iterable[object]) -> Iterator[str]:
+    """Those among the values, and in arrays among them."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            yield from _strings(value)
 
 
 def _check_nodes(text: str, param: str) -> None:
