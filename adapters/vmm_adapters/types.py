@@ -35,18 +35,20 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     max_tokens: int | None = None
-    """Generated tokens at most; `None` is whatever the context length leaves."""
+    """Generated tokens at most; `None` is whatever the context length leaves, 0 only computes the prompt."""
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
     """`None`: none. 0: of the chosen token. n: also of the n most likely ones."""
+    prompt_logprobs: int | None = None
+    """The same for each prompt token but the first, which nothing comes before."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log-probabilities (natural log, of the raw softmax) at one generated position."""
+    """Log-probabilities (natural log, of the raw softmax) at the position of one token."""
 
     token_id: int
     logprob: float

@@ -15,6 +15,7 @@ from typing import Self
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import SamplingParams
 from vmm_server.engine.engine import Generation
+from vmm_server.engine.grammar import CompiledGrammar
 from vmm_server.engine.stream import Delta, Usage
 from vmm_server.errors import InvalidRequest, ShuttingDown, UnsupportedCapability
 from vmm_server.models.loading import ReadyModel
@@ -114,9 +115,10 @@ class Inference:
             sampling = _with_defaults(request.sampling, request.unset, model.sampling)
             _check_token_ids(sampling, lease.ready.vocab_size)
             with lease.ready.engine.preparing():
+                grammar = await _compile(request, lease.ready)
                 tokens = await asyncio.to_thread(_tokenize, request, model, lease.ready, self._now())
                 generation = lease.ready.engine.submit(
-                    tokens, sampling, context_length=request.num_ctx, param=request.prompt.param
+                    tokens, sampling, grammar=grammar, context_length=request.num_ctx, param=request.prompt.param
                 )
         except BaseException:
             lease.release()
@@ -152,6 +154,16 @@ class Inference:
         self._running.discard(completion)
         if not self._running:
             self._idle.set()
+
+
+async def _compile(request: GenerateRequest, ready: ReadyModel) -> CompiledGrammar | None:
+    """The grammar of the request's constraint, if it has one."""
+    if request.constraint is None:
+        return None
+    if request.sampling.ignore_eos:
+        param = request.constraint.param
+        raise InvalidRequest(f"ignore_eos: an answer under {param} ends where that says", param="ignore_eos")
+    return await ready.engine.grammars.compile(request.constraint)
 
 
 def _with_defaults(params: SamplingParams, unset: frozenset[str], defaults: SamplingDefaults) -> SamplingParams:

@@ -50,6 +50,51 @@ class TextPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class JsonObject:
+    """Any JSON object."""
+
+    param: str = field(compare=False)
+    """The request field a constraint came in; errors name it. So in the four below."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """JSON that a schema describes; properties come in the schema's order."""
+
+    schema: str
+    """As JSON text."""
+    param: str = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """Text that a regular expression matches as a whole (syntax of Rust's `regex`, no look-around)."""
+
+    pattern: str
+    param: str = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of these texts."""
+
+    choices: tuple[str, ...]
+    param: str = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A context-free grammar: llguidance's Lark, or llama.cpp's GBNF."""
+
+    text: str
+    param: str = field(compare=False)
+
+
+Constraint = JsonObject | JsonSchema | Regex | Choice | Grammar
+"""What an answer must look like. Equal ones are compiled once, whatever field they came in."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One generation. Made by `api.*.convert`, run by `inference.Inference.generate`."""
 
@@ -61,5 +106,7 @@ class GenerateRequest:
     """Names of `SamplingParams` fields the client left out: the card's recommendation replaces those."""
     keep_alive: KeepAlive | None = None
     """`None`: the server's setting."""
+    constraint: Constraint | None = None
+    """What every answer that ends by itself looks like."""
     num_ctx: int | None = None
     """A context limit below the model's own (Ollama's option)."""

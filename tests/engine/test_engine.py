@@ -274,7 +274,7 @@ def test_what_cannot_work_is_refused_before_anything(run: Run, engine_over: Run)
                 ([-1], GREEDY, "prompt"),
                 ([0], SamplingParams(logit_bias={261: 1.0}), "logit_bias"),
                 ([0], SamplingParams(stop_token_ids=(999,)), "stop_token_ids"),
-                ([0], SamplingParams(max_tokens=0), "max_tokens"),
+                ([0], SamplingParams(max_tokens=-1), "max_tokens"),
             ]:
                 with pytest.raises(InvalidRequest) as invalid:
                     engine.submit(prompt, sampling)

@@ -1,5 +1,8 @@
 """The scheduler on the echo runner, without threads: it checks every block it reads."""
 
+from itertools import pairwise
+from typing import Any
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -16,18 +19,36 @@ class Bench:
     """A scheduler and its runner, stepped by hand, greedily."""
 
     def __init__(
-        self, num_blocks: int = 16, *, block_size: int = 4, max_batched_tokens: int = 8, max_sequences: int = 4
+        self,
+        num_blocks: int = 16,
+        *,
+        block_size: int = 4,
+        max_batched_tokens: int = 8,
+        max_sequences: int = 4,
+        max_scores: int | None = None,
     ) -> None:
         self.runner = EchoRunner(num_blocks=num_blocks, block_size=block_size)
         self.pool = BlockPool(num_blocks, block_size)
-        self.scheduler = Scheduler(self.pool, max_batched_tokens=max_batched_tokens, max_sequences=max_sequences)
+        self.scheduler = Scheduler(
+            self.pool, max_batched_tokens=max_batched_tokens, max_sequences=max_sequences, max_scores=max_scores
+        )
+        self.scores: dict[Sequence, list[tuple[int, int]]] = {}
+        """Of the prompts that were scored: each token, and what the model would have said there."""
         self.num_computed = 0
         self.num_copied = 0
 
-    def add(self, text: str, max_tokens: int | None = 4, *, priority: int = 0, salt: bytes = b"") -> Sequence:
+    def add(
+        self,
+        text: str,
+        max_tokens: int | None = 4,
+        *,
+        priority: int = 0,
+        salt: bytes = b"",
+        prompt_logprobs: int | None = None,
+    ) -> Sequence:
         sequence = Sequence(
             list(text.encode()),
-            SamplingParams(max_tokens=max_tokens),
+            SamplingParams(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs),
             max_length=self.pool.num_positions,
             priority=priority,
             salt=salt,
@@ -38,7 +59,10 @@ class Bench:
     def compute(self, step: Step) -> None:
         self.runner.copy_blocks(list(step.block_copies))
         logits = self.runner.execute(step.batch)
-        self.scheduler.update(step, [int(row.argmax()) for row in logits])
+        for rows in step.scored:
+            seen = [int(row.argmax()) for row in logits[rows.first_row : rows.first_row + len(rows.token_ids)]]
+            self.scores.setdefault(rows.sequence, []).extend(zip(rows.token_ids, seen, strict=True))
+        self.scheduler.update(step, [int(logits[row].argmax()) for row in step.sampled_rows])
         self.num_computed += step.batch.num_tokens
         self.num_copied += len(step.block_copies)
 
@@ -247,6 +271,20 @@ def test_more_sequences_than_budget_never_starve_a_decode() -> None:
     assert [answer(s) for s in sequences] == [alphabet_after(letter, 5) for letter in "abcdefgh"]
 
 
+def test_a_scored_prompt_is_cut_where_blocks_end() -> None:
+    bench = Bench(max_batched_tokens=16, max_scores=10)
+    first, second = (bench.add(letter * 19, 0, prompt_logprobs=0) for letter in "ab")
+    steps = [shape(bench.step()) for _ in range(5)]
+    assert steps == [
+        [(first, 8)],
+        [(first, 8)],
+        [(first, 3), (second, 4)],
+        [(second, 8)],
+        [(second, 7)],
+    ]
+    assert not bench.scheduler.has_work
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Random traffic on pools of random size. After each step the books must balance."""
 
@@ -254,21 +292,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_blocks=st.integers(2, 12),
         budget=st.integers(1, 12),
         max_sequences=st.integers(1, 5),
+        max_scores=st.integers(1, 12),
     )
-    def start(self, num_blocks: int, budget: int, max_sequences: int) -> None:
-        self.bench = Bench(num_blocks, max_batched_tokens=budget, max_sequences=max_sequences)
+    def start(self, num_blocks: int, budget: int, max_sequences: int, max_scores: int) -> None:
+        self.bench = Bench(num_blocks, max_batched_tokens=budget, max_sequences=max_sequences, max_scores=max_scores)
         self.scheduler, self.pool = self.bench.scheduler, self.bench.pool
         self.sequences: list[Sequence] = []
 
     @rule(
         prompt=st.text(alphabet="ab", min_size=1, max_size=48),
-        max_tokens=st.integers(1, 20),
+        max_tokens=st.integers(0, 20),
         priority=st.integers(0, 2),
         salt=st.sampled_from([b"", b"s"]),
+        prompt_logprobs=st.sampled_from([None, 0]),
     )
-    def add(self, prompt: str, max_tokens: int, priority: int, salt: bytes) -> None:
+    def add(self, prompt: str, **fields: Any) -> None:
         prompt = prompt[: self.pool.num_positions]
-        self.sequences.append(self.bench.add(prompt, max_tokens, priority=priority, salt=salt))
+        self.sequences.append(self.bench.add(prompt, **fields))
 
     @precondition(lambda self: any(not s.is_finished for s in self.sequences))
     @rule(data=st.data())
@@ -290,7 +330,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert 0 < step.batch.num_tokens <= self.scheduler.max_batched_tokens
         assert len(set(step.sequences)) == len(step.sequences) <= self.scheduler.max_sequences
         assert self.scheduler.running[0] in step.sequences, "the first in rank must advance"
-        assert step.batch.num_logits == len(step.sampled)
+        drawing = set(step.sampled) - {rows.sequence for rows in step.scored}
+        assert step.batch.num_logits - len(drawing) <= self.scheduler.max_scores
+        assert step.scored or step.sampled_rows == tuple(range(step.batch.num_logits))
         targets = [target for _, target in step.block_copies]
         for sequence, chunk in zip(step.sequences, step.batch.chunks, strict=True):
             assert chunk.start == sequence.num_computed_tokens
@@ -336,6 +378,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert sequence.is_finished
             text = bytes(sequence.token_ids[: sequence.num_prompt_tokens]).decode()
             assert answer(sequence) == alphabet_after(text, sequence.num_generated_tokens)
+            scores = self.bench.scores.get(sequence, [])
+            expected = [(ord(after), ord(before) + 1) for before, after in pairwise(text)]
+            if sequence.sampling.prompt_logprobs is None:
+                assert scores == []
+            elif sequence.status is SequenceStatus.ABORTED:
+                assert scores == expected[: len(scores)]
+            else:
+                assert scores == expected, "each prompt token is scored once, in order"
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)

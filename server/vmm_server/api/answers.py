@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 from vmm_server.api.gathered import Gathered
 from vmm_server.engine.stream import Delta, Usage
@@ -33,6 +33,15 @@ async def open_all(inference: Inference, requests: Sequence[GenerateRequest]) ->
     """Start every request, or none; all are closed on exit."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(await inference.generate(request)) for request in requests]
+
+
+async def gather_all(completions: Sequence[Completion]) -> list[Gathered]:
+    """Wait for the whole answers of all."""
+    gathered = [Gathered() for _ in completions]
+    async with aclosing(interleaved(completions)) as deltas:
+        async for index, delta in deltas:
+            gathered[index].add(delta)
+    return gathered
 
 
 async def interleaved(completions: Sequence[Completion]) -> AsyncGenerator[tuple[int, Delta]]:

@@ -16,6 +16,8 @@ class Gathered:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     last_usage: Usage | None = None
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the prompt's tokens but the first, if they were asked for."""
 
     @property
     def text(self) -> str:
@@ -39,6 +41,7 @@ class Gathered:
         self.texts.append(delta.text)
         self.token_ids.extend(delta.token_ids)
         self.logprobs.extend(delta.logprobs)
+        self.prompt_logprobs.extend(delta.prompt_logprobs)
         self.finish_reason = delta.finish_reason
         self.last_usage = delta.usage
 

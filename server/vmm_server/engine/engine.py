@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from vmm_adapters.base import CausalLMRunner
 from vmm_adapters.types import SamplingParams
 from vmm_server.engine.block_pool import BlockPool
+from vmm_server.engine.grammar import CompiledGrammar, GrammarCompiler
 from vmm_server.engine.sampler import SamplingState
 from vmm_server.engine.scheduler import Scheduler
 from vmm_server.engine.sequence import Sequence
@@ -37,6 +38,8 @@ class EngineOptions:
     """Generations that run at the same time; in a step each takes at least one of `max_batched_tokens`."""
     max_queue: int = 512
     """Generations that may wait beyond those that run."""
+    max_score_bytes: int = 64 * 1024**2
+    """Float32 logits of scored prompt positions in a step."""
     gather_s: float = 0.02
     """How long an idle engine waits for requests that are being prepared: a step with one prompt takes half as long
     as one with sixteen, and those that just miss it wait for two."""
@@ -70,11 +73,16 @@ class Engine:
     ) -> None:
         self._pool = BlockPool(runner.num_blocks, runner.block_size)
         self._scheduler = Scheduler(
-            self._pool, max_batched_tokens=options.max_batched_tokens, max_sequences=options.max_sequences
+            self._pool,
+            max_batched_tokens=options.max_batched_tokens,
+            max_sequences=options.max_sequences,
+            max_scores=options.max_score_bytes // (4 * runner.vocab_size),
         )
         self._tokenizer = tokenizer
         self._special = special_token_ids(tokenizer)
         self._vocab_size = runner.vocab_size
+        self.grammars = GrammarCompiler(tokenizer, eos_token_ids, runner.vocab_size)
+        """Compiles what `submit` takes as `grammar`."""
         self._eos_token_ids = frozenset(i for i in eos_token_ids if i < runner.vocab_size)
         self.context_length = min(context_length, runner.context_length, self._pool.num_positions)
         """Prompt and answer together; also bounded by the KV blocks there are."""
@@ -103,14 +111,16 @@ class Engine:
         prompt: Tokens[int],
         sampling: SamplingParams,
         *,
+        grammar: CompiledGrammar | None = None,
         priority: int = 0,
         context_length: int | None = None,
         param: str = "prompt",
     ) -> "Generation":
         """Queue a generation. Call on the event loop; lower `priority` goes first.
 
-        `context_length` can lower the engine's own. Raises at once: `InvalidRequest` (`param` names the
-        prompt's field), `ContextLengthExceeded`, `Overloaded`, `ShuttingDown`.
+        An answer under a `grammar` ends where that says, `min_tokens` or not. `context_length` can lower the
+        engine's own. Raises at once: `InvalidRequest` (`param` names the prompt's field), `ContextLengthExceeded`,
+        `Overloaded`, `ShuttingDown`.
         """
         if self._is_closing or not self._worker.is_alive():
             raise ShuttingDown
@@ -127,7 +137,7 @@ class Engine:
             submitted_at=self._clock(),
         )
         answer = Answer(
-            SamplingState(sampling, sequence.token_ids, self._eos_token_ids),
+            SamplingState(sampling, sequence.token_ids, self._eos_token_ids, grammar),
             AnswerText(Detokenizer(self._tokenizer, self._special, prompt), sampling.stop),
             TokenStream(),
             self._outbox_of(asyncio.get_running_loop()),
@@ -150,6 +160,7 @@ class Engine:
         if not self._is_closing:
             self._is_closing = True
             self._worker.post(Close())
+            self.grammars.close()
         await asyncio.to_thread(self._worker.join)
 
     def _check(self, prompt: Tokens[int], sampling: SamplingParams, limit: int, param: str) -> None:
@@ -158,8 +169,8 @@ class Engine:
             raise InvalidRequest(f"{param} is empty: there is no token to continue", param=param)
         if len(prompt) > limit:
             raise ContextLengthExceeded(limit=limit, asked=len(prompt), param=param)
-        if sampling.max_tokens is not None and sampling.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, not {sampling.max_tokens}", param="max_tokens")
+        if sampling.max_tokens is not None and sampling.max_tokens < 0:
+            raise InvalidRequest(f"max_tokens must be at least 0, not {sampling.max_tokens}", param="max_tokens")
         named = {param: prompt, "logit_bias": sampling.logit_bias, "stop_token_ids": sampling.stop_token_ids}
         for field, token_ids in named.items():
             if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._vocab_size):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmm_adapters.types import SamplingParams, TokenLogprob
+from vmm_server.engine.grammar import CompiledGrammar, TokenMatcher
 
 Row = NDArray[np.float32]
 TokenIds = NDArray[np.intp]
@@ -30,13 +31,17 @@ class Sampled:
 
 
 class SamplingState:
-    """What the sampler keeps of one sequence: its generator, and the tokens its penalties look at.
+    """What the sampler keeps of one sequence: its generator, the tokens its penalties look at, its grammar.
 
     `token_ids` is the sequence's own growing list; new tokens are taken from it at the next draw.
     """
 
     def __init__(
-        self, params: SamplingParams, token_ids: list[int], eos_token_ids: Iterable[int] = frozenset()
+        self,
+        params: SamplingParams,
+        token_ids: list[int],
+        eos_token_ids: Iterable[int] = frozenset(),
+        grammar: CompiledGrammar | None = None,
     ) -> None:
         self.params = params
         self.token_ids = token_ids
@@ -49,6 +54,22 @@ class SamplingState:
         self._biases = np.array(list(params.logit_bias.values()), np.float32)
         self._seen = _TokenCounts() if params.repetition_window is None else None
         self._generated = _TokenCounts(self.num_prompt_tokens) if self._penalises_answer else None
+        self._matcher = None if grammar is None else TokenMatcher(grammar)
+
+    @property
+    def is_complete(self) -> bool:
+        """The grammar allows nothing more."""
+        return self._matcher is not None and self._matcher.is_complete
+
+    @property
+    def failure(self) -> str | None:
+        """Why the grammar cannot go on, if so."""
+        return None if self._matcher is None else self._matcher.failure
+
+    def accept(self, token_id: int) -> None:
+        """Move the grammar on by a drawn token; the one that ends the answer is no part of it."""
+        if self._matcher is not None and token_id not in self._endings:
+            self._matcher.accept(token_id)
 
     @property
     def _penalises_answer(self) -> bool:
@@ -60,6 +81,7 @@ class SamplingState:
         params = self.params
         return not (
             params.repetition_penalty != 1
+            or self._matcher is not None
             or self._penalises_answer
             or len(self._bias_ids)
             or params.ignore_eos
@@ -67,7 +89,7 @@ class SamplingState:
         )
 
     def adjust(self, logits: Row) -> Row:
-        """Penalties, bias and forbidden endings; a copy, unless there is nothing to do.
+        """Penalties, bias, forbidden endings, the grammar's mask; a copy, unless there is nothing to do.
 
         Repetition penalty as in transformers (divide what is positive, multiply what is negative; prompt
         included), presence and frequency as in OpenAI's formula (subtract; generated tokens only).
@@ -83,11 +105,23 @@ class SamplingState:
             ids, counts = self._generated.read(self.token_ids)
             row[ids] -= np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * counts
         row[self._bias_ids] += self._biases
+        forbidden = self._eos[:0]
         if len(self.token_ids) - self.num_prompt_tokens < params.min_tokens:
-            row[self._endings] = -np.inf
+            forbidden = self._endings
         elif params.ignore_eos:
-            row[self._eos] = -np.inf
+            forbidden = self._eos
+        if self._matcher is not None:
+            return self._masked(row, self._matcher.allowed(len(row)), forbidden)
+        row[forbidden] = -np.inf
         return row
+
+    def _masked(self, row: Row, allowed: NDArray[np.bool_], forbidden: TokenIds) -> Row:
+        """What the grammar allows. `forbidden` endings are allowed after all where nothing else is."""
+        if allowed[self._eos].any():
+            allowed[self._endings] = True  # whatever ends this answer may, once the grammar has all it needs
+        rest = allowed.copy() if len(forbidden) else allowed
+        rest[forbidden] = False
+        return np.where(rest if rest.any() else allowed, row, np.float32(-np.inf))
 
     def _repeated(self) -> TokenIds:
         """Distinct tokens in the repetition window."""
@@ -133,6 +167,7 @@ def _sample_row(logits: Row, state: SamplingState) -> Sampled | None:
         return None
     if state.random is not None:
         token_id = _draw(row, row[token_id], state.params, state.random.random())
+    state.accept(token_id)
     if state.params.logprobs is None:
         return Sampled(token_id)
     return Sampled(token_id, logprobs_of(logits, token_id, state.params.logprobs))

@@ -14,6 +14,15 @@ _by_rank = attrgetter("rank")
 
 
 @dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Rows of logits, from `first_row` on, that score these tokens of a prompt."""
+
+    sequence: Sequence
+    first_row: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What one call of the runner computes: `batch.chunks[i]` is the share of `sequences[i]`."""
 
@@ -21,25 +30,28 @@ class Step:
     batch: Batch
     block_copies: tuple[tuple[int, int], ...]
     """(source, target) blocks to copy, in order, before the batch is computed."""
-
-    @property
-    def sampled(self) -> list[Sequence]:
-        """Sequences that get a token from this step, in the order of the rows of logits."""
-        pairs = zip(self.sequences, self.batch.chunks, strict=True)
-        return [sequence for sequence, chunk in pairs if chunk.num_logits]
+    sampled: tuple[Sequence, ...]
+    """Sequences that get a token from this step."""
+    sampled_rows: tuple[int, ...]
+    """The row of logits that each of them draws from. All rows there are, unless something is `scored`."""
+    scored: tuple[PromptRows, ...] = ()
 
 
 class _StepBuilder:
     """A step in the making: a preempted sequence can still be taken out of it."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, score_budget: int) -> None:
         self.budget = budget
+        self.score_budget = score_budget
+        self._num_scores: dict[Sequence, int] = {}
         self._num_tokens: dict[Sequence, int] = {}
         self._copies: dict[Sequence, tuple[int, int]] = {}
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
         self._num_tokens[sequence] = num_tokens
         self.budget -= num_tokens
+        self._num_scores[sequence] = sequence.num_scores(num_tokens)
+        self.score_budget -= self._num_scores[sequence]
 
     def copy(self, sequence: Sequence, source: int) -> None:
         """Fill the sequence's newest block with `source` (which may be the very same one, just taken over)."""
@@ -48,18 +60,34 @@ class _StepBuilder:
 
     def drop(self, sequence: Sequence) -> None:
         self.budget += self._num_tokens.pop(sequence, 0)
+        self.score_budget += self._num_scores.pop(sequence, 0)
         self._copies.pop(sequence, None)
 
     def build(self) -> Step:
-        chunks = tuple(_chunk(sequence, num_tokens) for sequence, num_tokens in self._num_tokens.items())
-        return Step(tuple(self._num_tokens), Batch(chunks), tuple(self._copies.values()))
-
-
-def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
-    start = sequence.num_computed_tokens
-    end = start + num_tokens
-    is_last = end == len(sequence.token_ids)
-    return Chunk(sequence.token_ids[start:end], start, sequence.block_table, num_logits=int(is_last))
+        chunks: list[Chunk] = []
+        sampled: dict[Sequence, int] = {}
+        scored: list[PromptRows] = []
+        num_rows = 0
+        for sequence, num_tokens in self._num_tokens.items():
+            start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
+            draws = end == len(sequence.token_ids) and sequence.sampling.max_tokens != 0
+            if num_scores := self._num_scores[sequence]:
+                # the last position of a prompt scores nothing, but may be drawn from
+                followers = sequence.token_ids[end - num_scores + 1 : end + 1]
+                scored.append(PromptRows(sequence, num_rows, tuple(followers)))
+            num_logits = max(num_scores, int(draws))
+            chunks.append(Chunk(sequence.token_ids[start:end], start, sequence.block_table, num_logits))
+            num_rows += num_logits
+            if draws:
+                sampled[sequence] = num_rows - 1
+        return Step(
+            tuple(self._num_tokens),
+            Batch(tuple(chunks)),
+            tuple(self._copies.values()),
+            tuple(sampled),
+            tuple(sampled.values()),
+            tuple(scored),
+        )
 
 
 class Scheduler:
@@ -73,11 +101,16 @@ class Scheduler:
     its blocks back and waits to be computed again, which costs little while they stay cached. The sequence with the
     lowest rank can take every block there is, any sequence that is let in fits into all blocks, and the
     budget has a token for each running sequence. So the first one advances in every step, and all finish.
+
+    A prompt that is to be scored takes no cached blocks, and at most `max_scores` of its positions are in a step.
     """
 
-    def __init__(self, pool: BlockPool, *, max_batched_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self, pool: BlockPool, *, max_batched_tokens: int, max_sequences: int, max_scores: int | None = None
+    ) -> None:
         self.pool = pool
         self.max_batched_tokens = max_batched_tokens
+        self.max_scores = max_batched_tokens if max_scores is None else max(1, max_scores)
         self.max_sequences = min(max_sequences, max_batched_tokens)  # a token in each step for each of them
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -104,7 +137,7 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """Choose the next step. It is empty only when there is no work."""
-        step = _StepBuilder(self.max_batched_tokens)
+        step = _StepBuilder(self.max_batched_tokens, self.max_scores)
         decoding = [sequence for sequence in self.running if sequence.num_pending_tokens == 1]
         catching_up = [sequence for sequence in self.running if sequence.num_pending_tokens > 1]
         for sequence in decoding + catching_up:
@@ -119,16 +152,16 @@ class Scheduler:
 
         Sequences that this ends are finished and their blocks free.
         """
-        drawn = iter(token_ids)
+        drawn = dict(zip(step.sampled, token_ids, strict=True))
         for sequence, chunk in zip(step.sequences, step.batch.chunks, strict=True):
             self._mark_computed(sequence, len(chunk.token_ids))
-            if not chunk.num_logits:
-                continue
-            token_id = next(drawn)
-            if token_id is None:
+            if sequence not in drawn:
+                sequence.finish_prompt()
+            elif (token_id := drawn[sequence]) is None:
                 self.finish(sequence, SequenceStatus.FAILED)
                 continue
-            sequence.append(token_id)
+            else:
+                sequence.append(token_id)
             if sequence.is_finished:
                 self.running.remove(sequence)
                 self._release(sequence)
@@ -137,10 +170,24 @@ class Scheduler:
         """Give a running sequence its share of the step: as many tokens as budget and blocks allow."""
         self._reuse_cached(sequence, step)
         wanted = min(sequence.num_pending_tokens, step.budget)
+        if sequence.is_scoring:
+            wanted = self._scorable(sequence, wanted, step)
         num_places = self._make_room(sequence, sequence.num_computed_tokens + wanted, step)
         num_tokens = min(wanted, num_places - sequence.num_computed_tokens)
         if num_tokens > 0:
             step.add(sequence, num_tokens)
+
+    def _scorable(self, sequence: Sequence, wanted: int, step: "_StepBuilder") -> int:
+        """Of the wanted tokens of a prompt that is scored, those whose logits have room in the step.
+
+        Its chunks end where blocks end, so that its scores do not depend on the step's other work: a runtime that
+        quantises blocks rounds one that is filled in two goes twice. Only the first in rank takes less than a block.
+        """
+        wanted -= max(0, sequence.num_scores(wanted) - step.score_budget)
+        if wanted == sequence.num_pending_tokens:
+            return wanted
+        whole = wanted - (sequence.num_computed_tokens + wanted) % self.pool.block_size
+        return wanted if whole <= 0 and sequence is self.running[0] else max(0, whole)
 
     def _make_room(self, sequence: Sequence, num_tokens: int, step: "_StepBuilder") -> int:
         """Grow the block table to hold `num_tokens`, preempting those behind; returns the positions it has now.
@@ -170,7 +217,7 @@ class Scheduler:
     def _fits(self, sequence: Sequence) -> bool:
         """Whether there are blocks for the sequence, for what the running ones still lack, and one more for each."""
         pool = self.pool
-        cached = [pool.lookup(key) for key in sequence.block_keys]
+        cached = [pool.lookup(key) for key in sequence.block_keys[: sequence.num_skippable_tokens // pool.block_size]]
         num_shared = sum(block is not None and pool.num_holders(block) > 0 for block in cached)
         lacking = pool.num_blocks_for(len(sequence.token_ids)) - num_shared
         for other in self.running:
@@ -201,7 +248,8 @@ class Scheduler:
             return
         pool, table, before = self.pool, sequence.block_table, sequence.num_computed_tokens
         self._extend_keys(sequence)
-        for i in range(before // pool.block_size, len(sequence.block_keys)):
+        num_skippable = min(len(sequence.block_keys), sequence.num_skippable_tokens // pool.block_size)
+        for i in range(before // pool.block_size, num_skippable):
             block, end = pool.lookup(sequence.block_keys[i]), (i + 1) * pool.block_size
             if block is None:
                 break
@@ -227,6 +275,7 @@ class Scheduler:
         size = self.pool.block_size
         first = sequence.num_computed_tokens // size
         sequence.num_computed_tokens += num_tokens
+        sequence.num_scored_tokens = max(sequence.num_scored_tokens, sequence.num_computed_tokens)
         if sequence.num_computed_tokens // size > first:
             self._extend_keys(sequence)
             for i in range(first, sequence.num_computed_tokens // size):

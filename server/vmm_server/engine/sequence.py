@@ -61,6 +61,8 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
         """Of the prompt, found in the prefix cache before any preemption."""
+        self.num_scored_tokens = 0
+        """Positions whose logits were seen, if they are to score the prompt token behind them."""
         self.num_preemptions = 0
 
         self.submitted_at = submitted_at
@@ -77,6 +79,23 @@ class Sequence:
     def num_pending_tokens(self) -> int:
         """Tokens that are not computed yet: 1 while decoding, more while a prompt is catching up."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether there are prompt tokens still to be scored. None is drawn before that."""
+        wanted = self.sampling.prompt_logprobs is not None
+        return wanted and self.num_scored_tokens < self.num_prompt_tokens - 1
+
+    @property
+    def num_skippable_tokens(self) -> int:
+        """First tokens whose cached blocks may stand for computing them: their logits are of no use any more."""
+        return self.num_scored_tokens if self.is_scoring else len(self.token_ids)
+
+    def num_scores(self, num_tokens: int) -> int:
+        """Rows of logits that the next `num_tokens` tokens give for scoring the prompt."""
+        if not self.is_scoring:
+            return 0
+        return max(0, self.num_computed_tokens + num_tokens - self.num_scored_tokens)
 
     @property
     def is_finished(self) -> bool:
@@ -97,6 +116,11 @@ class Sequence:
         if self.ends_with(token_id):  # the sampler draws none before `min_tokens`
             self.status = SequenceStatus.STOPPED
         elif len(self.token_ids) >= self.max_length:
+            self.status = SequenceStatus.LENGTH_CAPPED
+
+    def finish_prompt(self) -> None:
+        """End an answer of no tokens (`max_tokens` is 0) once its prompt is computed."""
+        if self.num_pending_tokens == 0 and self.sampling.max_tokens == 0:
             self.status = SequenceStatus.LENGTH_CAPPED
 
     def stamp(self, now: float) -> None:

@@ -41,6 +41,8 @@ class Delta:
     """One for each of `token_ids`, if they were asked for."""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the next prompt tokens, if they were asked for: all but the first one, before anything else."""
 
 
 def merge(deltas: Sequence[Delta]) -> Delta:
@@ -53,6 +55,7 @@ def merge(deltas: Sequence[Delta]) -> Delta:
         logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
         finish_reason=deltas[-1].finish_reason,
         usage=deltas[-1].usage,
+        prompt_logprobs=tuple(logprob for delta in deltas for logprob in delta.prompt_logprobs),
     )
 
 

@@ -16,6 +16,7 @@ from vmm_adapters.base import CausalLMRunner
 from vmm_adapters.errors import AdapterError
 from vmm_server.engine.sampler import Sampled, SamplingState, sample
 from vmm_server.engine.scheduler import Scheduler, Step
+from vmm_server.engine.scoring import score
 from vmm_server.engine.sequence import FINISH_REASONS, Sequence, SequenceStatus
 from vmm_server.engine.stopping import AnswerText
 from vmm_server.engine.stream import Delta, Outbox, TokenStream
@@ -141,20 +142,31 @@ class Worker(Thread):
                 sequence.started_at = now
         if step.block_copies:
             self._runner.copy_blocks(step.block_copies)
+        answers = [self._answers[sequence] for sequence in step.sequences]
         logits = self._runner.execute(step.batch)
-        sequences = step.sampled
-        drawn = sample(logits, [self._answers[sequence].sampling for sequence in sequences])
-        self._scheduler.update(step, [None if token is None else token.token_id for token in drawn])
-        now = self._clock()
-        answers = [self._answers[sequence] for sequence in sequences]
-        says = [self._say(sequence, token, now) for sequence, token in zip(sequences, drawn, strict=True)]
-        self._send(zip(answers, says, strict=True))
+        scores = {rows.sequence: score(logits, rows) for rows in step.scored}
+        if step.scored:
+            logits = logits[list(step.sampled_rows)]
+        tokens = sample(logits, [self._answers[sequence].sampling for sequence in step.sampled])
+        self._scheduler.update(step, [None if token is None else token.token_id for token in tokens])
+        now, drawn = self._clock(), dict(zip(step.sampled, tokens, strict=True))
+        says: list[tuple[Answer, Delta | VMMError]] = []
+        for sequence, answer in zip(step.sequences, answers, strict=True):
+            if (scored := scores.get(sequence, ())) is None:
+                says.append((answer, self._no_number(sequence)))
+                continue
+            if scored:
+                says.append((answer, Delta("", prompt_logprobs=scored)))
+            if sequence in drawn:
+                says.append((answer, self._say(sequence, drawn[sequence], now)))
+            elif sequence.is_finished:
+                says.append((answer, self._last_words(sequence, "", now)))
+        self._send(says)
 
     def _say(self, sequence: Sequence, drawn: Sampled | None, now: float) -> Delta | VMMError:
         """What to send for a drawn token; an error that is this sequence's own ends no other."""
         if drawn is None:
-            self._close(sequence, SequenceStatus.FAILED)
-            return GenerationFailed("the model's output is not a number, or every token is forbidden")
+            return self._no_number(sequence)
         try:
             return self._delta(sequence, drawn, now)
         except Exception as error:
@@ -162,15 +174,20 @@ class Worker(Thread):
             self._close(sequence, SequenceStatus.FAILED)
             return _generation_failed(error)
 
+    def _no_number(self, sequence: Sequence) -> GenerationFailed:
+        failure = self._answers[sequence].sampling.failure
+        self._close(sequence, SequenceStatus.FAILED)
+        return GenerationFailed(failure or "the model's output is not a number, or every token is forbidden")
+
     def _delta(self, sequence: Sequence, drawn: Sampled, now: float) -> Delta:
-        """What a drawn token adds to the answer. Ends the sequence on a stop string."""
+        """What a drawn token adds to the answer. Ends the sequence on a stop string or with its grammar."""
         answer = self._answers[sequence]
         sequence.stamp(now)
         if sequence.status is SequenceStatus.STOPPED:
             return self._last_words(sequence, "", now)
         may_stop = sequence.num_generated_tokens >= sequence.sampling.min_tokens
         text = answer.text.push(drawn.token_id, may_stop=may_stop)
-        if answer.text.is_stopped:
+        if answer.text.is_stopped or answer.sampling.is_complete:
             self._scheduler.finish(sequence, SequenceStatus.STOPPED)
         delta = self._last_words(sequence, text, now) if sequence.is_finished else Delta(text)
         logprobs = () if drawn.logprob is None else (drawn.logprob,)

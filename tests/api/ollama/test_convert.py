@@ -18,7 +18,7 @@ from vmm_server.api.ollama.convert import (
 )
 from vmm_server.api.ollama.wire import ChatBody, GenerateBody
 from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedCapability, UnsupportedParameter
-from vmm_server.requests import ChatPrompt, GenerateRequest, KeepAlive, Message, TextPrompt
+from vmm_server.requests import ChatPrompt, GenerateRequest, JsonObject, JsonSchema, KeepAlive, Message, TextPrompt
 
 
 def generate(**fields: object) -> GenerateRequest:
@@ -172,8 +172,28 @@ def test_wrong_fields_are_refused_by_name(fields: dict[str, object], param: str)
 
 
 @pytest.mark.parametrize(
-    "fields", [{"images": ["aGk="]}, {"suffix": "x"}, {"format": "json"}, {"format": {"type": "object"}}]
+    ("wanted", "constraint"),
+    [
+        (None, None),
+        ("", None),
+        ("json", JsonObject("format")),
+        ({"type": "object"}, JsonSchema('{"type": "object"}', "format")),
+        ({}, JsonSchema("{}", "format")),
+    ],
 )
+def test_a_format_is_a_constraint(wanted: object, constraint: object) -> None:
+    assert generate(format=wanted).constraint == constraint
+    assert chat({"role": "user", "content": "x"}, format=wanted).constraint == constraint
+
+
+@pytest.mark.parametrize("wanted", ["xml", 5, ["json"], True])
+def test_other_formats_are_refused(wanted: object) -> None:
+    with pytest.raises(InvalidRequest, match=r"format: .* is neither") as refused:
+        generate(format=wanted)
+    assert refused.value.param == "format"
+
+
+@pytest.mark.parametrize("fields", [{"images": ["aGk="]}, {"suffix": "x"}])
 def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, object]) -> None:
     with pytest.raises(UnsupportedParameter) as refused:
         generate(**fields)

@@ -37,6 +37,21 @@ def chat(post: Callable[..., httpx.Response]) -> Callable[..., httpx.Response]:
     return lambda **body: post("/api/chat", **({"messages": [{"role": "user", "content": "hello"}]} | body))
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_format_holds(
+    generate: Callable[..., httpx.Response], chat: Callable[..., httpx.Response], stream: bool
+) -> None:
+    options = {"temperature": 1.5, "seed": 3, "num_predict": 150}
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    for send in (generate, chat):
+        lines = [json.loads(line) for line in send(format=schema, options=options, stream=stream).text.splitlines()]
+        text = "".join(line["response"] if "response" in line else line["message"]["content"] for line in lines)
+        assert lines[-1]["done_reason"] == "stop"
+        assert json.loads(text) in ({"n": 1}, {"n": 2})
+        (cut,) = [json.loads(send(format="json", options=options | {"num_predict": 2}, stream=False).text)]
+        assert cut["done_reason"] == "length"
+
+
 def test_generate_streams_by_default(generate: Callable[..., httpx.Response]) -> None:
     lines = ndjson(generate())
     assert "".join(line["response"] for line in lines) == "hello"
@@ -209,7 +224,8 @@ def test_a_blank_model_is_404_for_generate_and_400_for_chat(post: Callable[..., 
         ({"options": {"num_ctx": 4}}, "the input length exceeds the context length"),
         ({"think": True}, '"echo" does not support thinking'),
         ({"top_logprobs": 21}, "top_logprobs must be between 0 and 20"),
-        ({"format": "json"}, "format"),
+        ({"format": "xml"}, 'format: "xml" is neither "json" nor a JSON schema'),
+        ({"format": {"not": {}}}, 'format: Unimplemented keys: ["not"]'),
     ],
 )
 def test_wrong_fields_are_400_in_ollamas_shape(

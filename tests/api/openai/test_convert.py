@@ -187,8 +187,6 @@ def test_wrong_fields_are_refused_by_name(fields: dict[str, object], param: str)
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{"name": "f"}]}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"n": 2}, "n"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
@@ -239,11 +237,51 @@ def test_other_prompts_are_refused(prompt: object, param: str) -> None:
     assert refused.value.param == param
 
 
-@pytest.mark.parametrize("fields", [{"echo": True}, {"best_of": 2}, {"suffix": "x"}, {"n": 2}])
+@pytest.mark.parametrize("fields", [{"suffix": "x"}])
 def test_completions_refuse_what_they_cannot_honour(fields: dict[str, object]) -> None:
     with pytest.raises(UnsupportedParameter) as refused:
         completions(**fields)
     assert refused.value.param == next(iter(fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"best_of": 17}, "best_of"),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"n": 16, "prompt": ["x"] * 9}, "n"),
+        ({"best_of": 16, "prompt": ["x"] * 9}, "best_of"),
+    ],
+)
+def test_numbers_of_choices_have_limits(fields: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        completions(**fields)
+    assert refused.value.param == param
+    assert param in refused.value.message
+
+
+def test_choices_of_a_prompt_follow_each_other_with_seeds_of_their_own() -> None:
+    asked = completions(prompt=["a", "b"], n=2, seed=2**64 - 1)
+    assert [request.prompt.text for request in asked if isinstance(request.prompt, TextPrompt)] == ["a", "a", "b", "b"]
+    assert [request.sampling.seed for request in asked] == [2**64 - 1, 0, 2**64 - 1, 0]
+    assert [request.sampling.seed for request in completions(n=2)] == [None, None]
+
+
+def test_candidates_are_ranked_by_logprobs_nobody_asked_for() -> None:
+    assert [request.sampling.logprobs for request in completions(best_of=2)] == [0, 0]
+    assert [request.sampling.logprobs for request in completions(n=2, best_of=2, logprobs=3)] == [3, 3]
+
+
+def test_an_echo_with_logprobs_scores_the_prompt() -> None:
+    (scored,) = completions(prompt=[1, 2], echo=True, logprobs=1, max_tokens=0, temperature=0)
+    assert (scored.sampling.prompt_logprobs, scored.sampling.max_tokens) == (1, 0)
+    assert completions(echo=True)[0].sampling.prompt_logprobs is None
+    assert completions(logprobs=1)[0].sampling.prompt_logprobs is None
+    with pytest.raises(InvalidRequest):
+        completions(max_tokens=-1)
 
 
 def test_completion_logprobs_are_a_number() -> None:

@@ -10,10 +10,12 @@ from vmm_server.api.gathered import Gathered
 from vmm_server.api.openai.render import (
     ChatChunks,
     CompletionChunks,
+    Echo,
     Identity,
     LegacyLogprobs,
     chat_completion,
     text_completion,
+    usage_fields,
 )
 from vmm_server.engine.stream import Delta, Usage
 from vmm_server.errors import GenerationFailed
@@ -43,8 +45,8 @@ def events(raw: bytes) -> list[Any]:
 
 
 def chat_events(*deltas: Delta, usage: bool = False, logprobs: bool = False) -> list[Any]:
-    chunks = ChatChunks(IDENTITY, include_usage=usage, token_bytes=BYTES.__getitem__ if logprobs else None)
-    return events(b"".join(event for delta in deltas for event in chunks.events(delta)))
+    chunks = ChatChunks(IDENTITY, 1, include_usage=usage, token_bytes=BYTES.__getitem__ if logprobs else None)
+    return events(b"".join(event for delta in deltas for event in chunks.events(0, delta)))
 
 
 def chunk(delta: dict[str, object], finish_reason: str | None = None) -> dict[str, object]:
@@ -62,8 +64,8 @@ def test_role_is_only_on_the_first_chunk() -> None:
 
 
 def test_nothing_is_sent_for_a_delta_without_text() -> None:
-    chunks = ChatChunks(IDENTITY, include_usage=False, token_bytes=None)
-    assert chunks.events(Delta("", token_ids=(2,))) == []
+    chunks = ChatChunks(IDENTITY, 1, include_usage=False, token_bytes=None)
+    assert chunks.events(0, Delta("", token_ids=(2,))) == []
 
 
 def test_an_empty_answer_still_has_a_role() -> None:
@@ -114,12 +116,12 @@ def test_an_answer_that_was_broken_off_is_no_answer(reason: FinishReason) -> Non
     with pytest.raises(GenerationFailed):
         chat_events(Delta("He"), Delta("", finish_reason=reason))
     with pytest.raises(GenerationFailed):
-        chat_completion(IDENTITY, Gathered(["He"], finish_reason=reason), None)
+        chat_completion(IDENTITY, [Gathered(["He"], finish_reason=reason)], None)
 
 
 def test_a_whole_chat_answer() -> None:
     gathered = Gathered(["He", "y"], [1, 4], [], FinishReason.STOP, USAGE)
-    assert chat_completion(IDENTITY, gathered, None) == {
+    assert chat_completion(IDENTITY, [gathered], None) == {
         **SAME,
         "object": "chat.completion",
         "choices": [
@@ -135,7 +137,7 @@ def test_a_whole_chat_answer() -> None:
 
 
 def test_a_text_completion_streams_under_the_same_object_name() -> None:
-    chunks = CompletionChunks(IDENTITY, 1, include_usage=False, token_bytes=None)
+    chunks = CompletionChunks(IDENTITY, [None], include_usage=False, token_bytes=None)
     got = events(b"".join(event for delta in (Delta("He"), Delta(""), LAST) for event in chunks.events(0, delta)))
     texts = [{"index": 0, "text": text, "logprobs": None, "finish_reason": None} for text in ("He", "")]
     texts[1]["finish_reason"] = "stop"
@@ -143,7 +145,7 @@ def test_a_text_completion_streams_under_the_same_object_name() -> None:
 
 
 def test_done_and_usage_wait_for_the_last_choice() -> None:
-    chunks = CompletionChunks(IDENTITY, 2, include_usage=True, token_bytes=None)
+    chunks = CompletionChunks(IDENTITY, [None, None], include_usage=True, token_bytes=None)
     first = events(b"".join(chunks.events(1, LAST)))
     assert [event["choices"][0]["index"] for event in first] == [1]
     got = events(b"".join(chunks.events(0, LAST)))
@@ -168,10 +170,33 @@ def test_legacy_logprobs_count_characters_across_chunks() -> None:
     assert second["text_offset"] == [2, 3]
 
 
+def test_an_echoed_prompt_counts_only_what_its_text_shows() -> None:
+    """Token 9 stands for a BOS token, which the tokeniser put before the text."""
+    prompt = Echo("Hey", (9, 1, 4))
+    legacy = LegacyLogprobs((BYTES | {9: b"<s>"}).__getitem__, prompt)
+    scores = [TokenLogprob(1, -0.5, ((4, -0.25),)), TokenLogprob(4, -1.0), TokenLogprob(4, -2.0)]
+    assert legacy.fields(scores[:1]) == {
+        "tokens": ["<s>", "He"],
+        "token_logprobs": [None, -0.5],
+        "top_logprobs": [None, {"y": -0.25}],
+        "text_offset": [0, 0],
+    }
+    assert legacy.fields(scores[1:])["text_offset"] == [2, 3]
+
+
+def test_an_echo_goes_before_the_first_text_once() -> None:
+    chunks = CompletionChunks(IDENTITY, [Echo("€", (2, 3))], include_usage=False, token_bytes=BYTES.__getitem__)
+    deltas = Delta("", prompt_logprobs=(TokenLogprob(3, -0.5),)), Delta("y", (4,), (TokenLogprob(4, -1.0),)), LAST
+    got = [event["choices"][0] for event in events(b"".join(e for d in deltas for e in chunks.events(0, d)))[:-1]]
+    assert [choice["text"] for choice in got] == ["€", "y", ""]
+    assert [choice["logprobs"]["token_logprobs"] for choice in got] == [[None, -0.5], [-1.0], []]
+    assert [choice["logprobs"]["text_offset"] for choice in got] == [[0, 0], [1], []]
+
+
 def test_choices_of_a_text_completion_are_in_prompt_order() -> None:
     one = Gathered(["a"], [1], [], FinishReason.STOP, USAGE)
     two = Gathered(["b"], [1], [TokenLogprob(1, -0.5)], FinishReason.LENGTH, USAGE)
-    body = text_completion(IDENTITY, [one, two], None)
+    body = text_completion(IDENTITY, [one, two], None, usage_fields([USAGE, USAGE]), [None, None])
     assert body["object"] == "text_completion"
     assert body["choices"] == [
         {"index": 0, "text": "a", "logprobs": None, "finish_reason": "stop"},

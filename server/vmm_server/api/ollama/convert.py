@@ -1,11 +1,12 @@
 """Ollama's requests → `GenerateRequest`. Pure. What cannot be honoured is refused by name."""
 
+import json
 import re
 
 from vmm_adapters.types import SamplingParams
 from vmm_server.api.ollama.wire import ChatBody, ChatMessage, GenerateBody, GenerationFields, Options
 from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedCapability, UnsupportedParameter
-from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt
+from vmm_server.requests import ChatPrompt, Constraint, GenerateRequest, JsonObject, JsonSchema, Message, TextPrompt
 
 MAX_TOP_LOGPROBS = 20
 THINK_LEVELS = ("low", "medium", "high", "max")
@@ -77,7 +78,6 @@ def _check_shared(body: GenerationFields) -> None:
     if not 0 <= (body.top_logprobs or 0) <= MAX_TOP_LOGPROBS:
         raise InvalidRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}", param="top_logprobs")
     _refuse("_debug_render_only", bool(body.debug_render_only))
-    _refuse("format", body.format not in (None, "", {}))
 
 
 def _refuse(field: str, asked: bool, hint: str | None = None) -> None:
@@ -123,8 +123,21 @@ def _request(body: GenerationFields, prompt: TextPrompt | ChatPrompt) -> Generat
         sampling=_sampling(options, body),
         unset=frozenset(name for name, value in recommendable.items() if value is None),
         keep_alive=body.keep_alive,
+        constraint=_constraint(body.format),
         num_ctx=options.num_ctx,
     )
+
+
+def _constraint(wanted: object) -> Constraint | None:
+    """`format`: empty, `"json"` or a schema."""
+    if wanted is None or wanted == "":
+        return None
+    if wanted == "json":
+        return JsonObject("format")
+    if isinstance(wanted, dict):
+        return JsonSchema(json.dumps(wanted), "format")
+    text = json.dumps(wanted)[:100]
+    raise InvalidRequest(f'format: {text} is neither "json" nor a JSON schema', param="format")
 
 
 def _sampling(options: Options, body: GenerationFields) -> SamplingParams:

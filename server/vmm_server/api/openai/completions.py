@@ -9,21 +9,21 @@ from litestar import Controller, Request, post
 from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
-from vmm_server.api.answers import cache_header, interleaved, open_all, provenance
+from vmm_server.api.answers import cache_header, gather_all, interleaved, open_all, provenance
 from vmm_server.api.body import read_body
 from vmm_server.api.errors import openai_body
-from vmm_server.api.gathered import Gathered
+from vmm_server.api.openai.choices import best
 from vmm_server.api.openai.convert import completion_requests
-from vmm_server.api.openai.render import CompletionChunks, Identity, text_completion
+from vmm_server.api.openai.render import CompletionChunks, Echo, Identity, text_completion, usage_fields
 from vmm_server.api.openai.wire import CompletionRequest
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
 from vmm_server.inference import Completion, Inference
-from vmm_server.requests import GenerateRequest
+from vmm_server.requests import GenerateRequest, TextPrompt
 from vmm_server.settings import Settings
 
 
 class CompletionController(Controller):
-    """Text completions, one choice a prompt."""
+    """Text completions: `n` choices a prompt."""
 
     path = "/v1/completions"
 
@@ -38,11 +38,8 @@ class CompletionController(Controller):
         wire = await read_body(request, CompletionRequest)
         asked = completion_requests(wire)
         if not wire.stream:
-            return json_response(lambda: _answer(inference, asked))
-        include_usage = bool(wire.stream_options and wire.stream_options.include_usage)
-        return sse_response(
-            lambda: _stream(inference, asked, include_usage), openai_body, drain_s=settings.shutdown_timeout_s
-        )
+            return json_response(lambda: _answer(inference, wire, asked))
+        return sse_response(lambda: _stream(inference, wire, asked), openai_body, drain_s=settings.shutdown_timeout_s)
 
 
 def _identity(asked: GenerateRequest, completion: Completion) -> Identity:
@@ -54,32 +51,47 @@ def _identity(asked: GenerateRequest, completion: Completion) -> Identity:
     )
 
 
-async def _answer(inference: Inference, asked: Sequence[GenerateRequest]) -> WholeAnswer:
+async def _answer(inference: Inference, wire: CompletionRequest, asked: Sequence[GenerateRequest]) -> WholeAnswer:
+    n, best_of = wire.n or 1, wire.best_of or wire.n or 1
     async with open_all(inference, asked) as completions:
-        gathered = [Gathered() for _ in completions]
-        async with aclosing(interleaved(completions)) as deltas:
-            async for index, delta in deltas:
-                gathered[index].add(delta)
+        gathered = await gather_all(completions)
+        usages = [one.usage for one in gathered]
+        groups = [gathered[start : start + best_of] for start in range(0, len(gathered), best_of)]
+        choices = [one for group in groups for one in (best(group, n) if wire.best_of else group)]
+        echoes = [_echo(wire, *pair) for pair in zip(asked, completions, strict=True)]
+        shown = [one for start in range(0, len(echoes), best_of) for one in echoes[start : start + n]]
         first = completions[0]
-        token_bytes = first.token_bytes if asked[0].sampling.logprobs is not None else None
-        body = text_completion(_identity(asked[0], first), gathered, token_bytes)
-        return WholeAnswer(body, provenance(first) | cache_header([one.usage for one in gathered]))
+        token_bytes = first.token_bytes if wire.logprobs is not None else None
+        usage = usage_fields(usages, best_of)
+        body = text_completion(_identity(asked[0], first), choices, token_bytes, usage, shown)
+        return WholeAnswer(body, provenance(first) | cache_header(usages[::best_of]))
 
 
 @asynccontextmanager
 async def _stream(
-    inference: Inference, asked: Sequence[GenerateRequest], include_usage: bool
+    inference: Inference, wire: CompletionRequest, asked: Sequence[GenerateRequest]
 ) -> AsyncIterator[ChunkStream]:
     async with open_all(inference, asked) as completions:
         first = completions[0]
         chunks = CompletionChunks(
             _identity(asked[0], first),
-            len(completions),
-            include_usage=include_usage,
-            token_bytes=first.token_bytes if asked[0].sampling.logprobs is not None else None,
+            [_echo(wire, *pair) for pair in zip(asked, completions, strict=True)],
+            include_usage=bool(wire.stream_options and wire.stream_options.include_usage),
+            token_bytes=first.token_bytes if wire.logprobs is not None else None,
+            per_prompt=wire.n or 1,
         )
         async with aclosing(_events(completions, chunks)) as events:
             yield ChunkStream(events, provenance(first))
+
+
+def _echo(wire: CompletionRequest, asked: GenerateRequest, completion: Completion) -> Echo | None:
+    """The prompt as the client wrote it; the text of its tokens if it came as tokens."""
+    if not wire.echo or not isinstance(asked.prompt, TextPrompt):
+        return None
+    text = asked.prompt.text
+    if not isinstance(text, str):
+        text = b"".join(map(completion.token_bytes, text)).decode(errors="replace")
+    return Echo(text, completion.prompt_tokens)
 
 
 async def _events(completions: Sequence[Completion], chunks: CompletionChunks) -> AsyncGenerator[bytes]:

@@ -1,11 +1,14 @@
 """OpenAI's requests → `GenerateRequest`. Pure. What cannot be honoured is refused by name."""
 
+from dataclasses import replace
 from typing import TypeGuard
 
 from pydantic import TypeAdapter, ValidationError
 
 from vmm_adapters.types import SamplingParams
 from vmm_server.api.body import field_path, invalid_request
+from vmm_server.api.openai.choices import candidates
+from vmm_server.api.openai.constraints import constraint_of
 from vmm_server.api.openai.wire import (
     ChatCompletionRequest,
     ChatMessage,
@@ -18,7 +21,7 @@ from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt
 
 MAX_TOP_LOGPROBS = 20
 MAX_PROMPTS = 128
-"""Prompts in one `/v1/completions` request."""
+"""Prompts in one `/v1/completions` request, and generations in all."""
 _PARTS = TypeAdapter(list[ContentPart])
 
 
@@ -34,20 +37,20 @@ def chat_request(wire: ChatCompletionRequest) -> GenerateRequest:
 
 
 def completion_requests(wire: CompletionRequest) -> list[GenerateRequest]:
-    """One generation a prompt, in order. Raises `InvalidRequest`, `UnsupportedParameter`."""
-    for field, asked in (
-        ("best_of", (wire.best_of or 1) > 1),
-        ("echo", bool(wire.echo)),
-        ("suffix", bool(wire.suffix)),
-    ):
-        _refuse(field, asked)
-    return [_request(wire, prompt, wire.max_tokens, wire.logprobs) for prompt in _text_prompts(wire.prompt)]
+    """`best_of` (or `n`) generations of each prompt, in order. Raises `InvalidRequest`, `UnsupportedParameter`."""
+    _refuse("suffix", bool(wire.suffix))
+    prompts = _text_prompts(wire.prompt)
+    count = _num_candidates(wire, len(prompts))
+    logprobs = 0 if wire.logprobs is None and wire.best_of else wire.logprobs  # they rank the candidates
+    requests = [_request(wire, prompt, wire.max_tokens, logprobs) for prompt in prompts]
+    if wire.echo:
+        requests = [replace(one, sampling=replace(one.sampling, prompt_logprobs=wire.logprobs)) for one in requests]
+    return [candidate for request in requests for candidate in candidates(request, count)]
 
 
 def _request(
     wire: SamplingFields, prompt: ChatPrompt | TextPrompt, max_tokens: int | None, logprobs: int | None
 ) -> GenerateRequest:
-    _refuse("n", (wire.n or 1) > 1)
     if "" in (wire.stop or ()):
         raise InvalidRequest("stop: a stop string must not be empty", param="stop")
     min_tokens = wire.min_tokens or 0
@@ -76,8 +79,25 @@ def _request(
         ),
         unset=frozenset(name for name in recommendable if getattr(wire, name) is None),
         keep_alive=wire.keep_alive,
+        constraint=constraint_of(wire),
         num_ctx=wire.options.num_ctx if wire.options else None,
     )
+
+
+def _num_candidates(wire: CompletionRequest, num_prompts: int) -> int:
+    """Generations of each prompt."""
+    n, best_of = wire.n or 1, wire.best_of
+    if best_of is not None and best_of < n:
+        raise InvalidRequest(f"best_of: {best_of} is less than the {n} asked for with n", param="best_of")
+    if best_of is not None and best_of > 1 and wire.stream:
+        raise InvalidRequest("best_of: the best answer is known at the end only; leave out stream", param="best_of")
+    count = best_of or n
+    if count * num_prompts > MAX_PROMPTS:
+        field = "n" if best_of is None else "best_of"
+        raise InvalidRequest(
+            f"{field}: {count} answers to {num_prompts} prompts, the limit is {MAX_PROMPTS} in all", param=field
+        )
+    return count
 
 
 def _refuse(field: str, asked: bool, hint: str | None = None) -> None:
@@ -90,7 +110,6 @@ def _refuse_for_chat(wire: ChatCompletionRequest) -> None:
     _refuse("tools", uses_tools, 'leave tools out, or send "tool_choice": "none"')
     _refuse("tool_choice", not wire.tools and wire.tool_choice not in (None, "none", "auto"))
     _refuse("functions", bool(wire.functions) and wire.function_call != "none")
-    _refuse("response_format", wire.response_format is not None and wire.response_format.type != "text")
     _refuse("reasoning_effort", wire.reasoning_effort not in (None, "none"))
     _refuse("modalities", any(modality != "text" for modality in wire.modalities or ()))
     _refuse("audio", wire.audio is not None)

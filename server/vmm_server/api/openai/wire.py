@@ -11,6 +11,9 @@ from vmm_server.api.body import Duration, Integer, Strings, Wire
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Positive = Annotated[Integer, Field(ge=1)]
+MAX_CHOICES = 16
+"""Generations of one prompt in a request."""
+NumChoices = Annotated[Integer, Field(ge=1, le=MAX_CHOICES)]
 
 
 class StreamOptions(Wire):
@@ -23,6 +26,39 @@ class RunnerOptions(Wire):
     """`options`: the one of Ollama's that clients of this route ask for."""
 
     num_ctx: Positive | None = None
+
+
+class JsonSchemaFormat(Wire):
+    """`response_format.json_schema`. `strict` or not, the answer follows the schema."""
+
+    schema_: Annotated[dict[str, object], Field(alias="schema")]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Wire):
+    """`response_format`."""
+
+    type: str
+    json_schema: JsonSchemaFormat | None = None
+    schema_: Annotated[dict[str, object] | None, Field(alias="schema")] = None
+    """Beside `json_object`, as llama.cpp's clients write it."""
+
+
+class StructuredOutputs(Wire):
+    """`structured_outputs`, vLLM's field: one of the first five."""
+
+    json_: Annotated[dict[str, object] | str | None, Field(alias="json")] = None
+    """A schema, or its text."""
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: object = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
 
 
 class SamplingFields(Wire):
@@ -45,7 +81,14 @@ class SamplingFields(Wire):
     min_tokens: Annotated[Integer, Field(ge=0)] | None = None
     stop_token_ids: list[Integer] | None = None
     ignore_eos: bool | None = None
-    n: Positive | None = None
+    n: NumChoices | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, object] | str | None = None
+    """This and the three below: what vLLM called `structured_outputs` before."""
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     keep_alive: Duration = None
     options: RunnerOptions | None = None
 
@@ -73,12 +116,6 @@ class ContentPart(Wire):
     refusal: str | None = None
 
 
-class ResponseFormat(Wire):
-    """`response_format`."""
-
-    type: str
-
-
 class ChatCompletionRequest(SamplingFields):
     """Body of `POST /v1/chat/completions`."""
 
@@ -86,7 +123,6 @@ class ChatCompletionRequest(SamplingFields):
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Integer | None = None
-    response_format: ResponseFormat | None = None
     tools: list[object] | None = None
     tool_choice: object = None
     functions: list[object] | None = None
@@ -104,6 +140,7 @@ class CompletionRequest(SamplingFields):
     prompt: object = None
     """A string, token ids, or an array of either."""
     logprobs: Annotated[Integer, Field(ge=0, le=5)] | None = None
-    best_of: Integer | None = None
+    max_tokens: Annotated[Integer, Field(ge=0)] | None = None
+    best_of: NumChoices | None = None
     echo: bool | None = None
     suffix: str | None = None
