@@ -11,6 +11,8 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    """`STOP`, of an answer that calls tools; no engine says it."""
     ABORT = "abort"
     ERROR = "error"
 

@@ -23,7 +23,7 @@ from vmm_server.models.pool import Lease, ModelPool
 from vmm_server.models.registry import Registry
 from vmm_server.models.store import InstalledModel
 from vmm_server.prompt.chat import ChatTemplate
-from vmm_server.requests import ChatPrompt, GenerateRequest, KeepAlive, Message
+from vmm_server.requests import ChatPrompt, GenerateRequest, InsertPrompt, KeepAlive, Message
 
 
 class Completion:
@@ -192,6 +192,8 @@ def _tokenize(request: GenerateRequest, model: InstalledModel, ready: ReadyModel
         _check_ids("context", prompt.context, ready.vocab_size)
         # the template writes the special tokens itself
         tokens = (*prompt.context, *ready.tokenizer.encode(text, add_special_tokens=False).ids)
+    elif isinstance(prompt, InsertPrompt):
+        raise UnsupportedCapability(request.model, "insert")
     elif isinstance(prompt.text, str):
         tokens = tuple(ready.tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens).ids)
     else:

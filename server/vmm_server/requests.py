@@ -15,6 +15,50 @@ class KeepAlive:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: str = '{"type": "object", "properties": {}}'
+    """JSON schema of the arguments, as JSON text: property order matters to a model, and is kept."""
+    strict: bool = False
+    """Arguments follow the schema also where the model decides by itself whether it calls."""
+    param: str = field(default="tools", compare=False)
+    """The request field it came in; errors name it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The tools of a request, and what the answer has to do with them."""
+
+    tools: tuple[Tool, ...]
+    """At least one. All are told to the model."""
+    required: bool = False
+    """The answer is a call and nothing else; its grammar sees to that. Otherwise the model decides."""
+    allowed: frozenset[str] | None = None
+    """Names that may be called (`tool_choice` naming one, `allowed_tools`); `None`: all."""
+    parallel: bool = True
+    """One answer may hold several calls."""
+    param: str = field(default="tools", compare=False)
+
+    @property
+    def callable(self) -> tuple[Tool, ...]:
+        """Those that may be called."""
+        return tuple(tool for tool in self.tools if self.allowed is None or tool.name in self.allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that an earlier answer made."""
+
+    name: str
+    arguments: str
+    """A JSON object, as text."""
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation, text only."""
 
@@ -22,7 +66,12 @@ class Message:
     """`system`, `user`, `assistant` or `tool`."""
     content: str
     name: str | None = None
+    """Of the speaker; of the function, for a `tool` message."""
     thinking: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an `assistant` message."""
+    tool_call_id: str | None = None
+    """The call that a `tool` message answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +86,11 @@ class ChatPrompt:
     """Token ids of an earlier exchange, put before the rendered messages (Ollama's `context`)."""
     param: str = "messages"
     """The request field the messages came in; errors name it."""
+    tools: ToolUse | None = None
+    thinking: bool | str | None = None
+    """On, off, or an effort (`low`, `medium`, `high`); `None` leaves it to the template. Only `False` is fine for a
+    model that cannot think; anything else but `None` is `UnsupportedCapability` there."""
+    thinking_param: str = "reasoning_effort"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +101,15 @@ class TextPrompt:
     add_special_tokens: bool = True
     """Let the tokeniser add what it adds to every text (a BOS token, for most)."""
     param: str = "prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class InsertPrompt:
+    """Text goes between these two, by the model's fill-in-the-middle tokens (`prompt.insert`)."""
+
+    prefix: str
+    suffix: str
+    param: str = "suffix"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +158,31 @@ Constraint = JsonObject | JsonSchema | Regex | Choice | Grammar
 
 
 @dataclass(frozen=True, slots=True)
+class Composite:
+    """A Lark grammar of our own making, with a `start` rule, in which `@name` stands for another constraint.
+
+    How tool calls, thinking and an answer's form come together. Not made from a client's grammar text.
+    """
+
+    lark: str
+    parts: tuple[tuple[str, Constraint], ...]
+    """(name, constraint); names are `[a-z][a-z0-9_]*`."""
+    param: str = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One generation. Made by `api.*.convert`, run by `inference.Inference.generate`."""
 
     model: str
     """As the client wrote it; replies echo it."""
-    prompt: ChatPrompt | TextPrompt
+    prompt: ChatPrompt | TextPrompt | InsertPrompt
     sampling: SamplingParams
     unset: frozenset[str] = frozenset()
     """Names of `SamplingParams` fields the client left out: the card's recommendation replaces those."""
     keep_alive: KeepAlive | None = None
     """`None`: the server's setting."""
     constraint: Constraint | None = None
-    """What every answer that ends by itself looks like."""
+    """What every answer that ends by itself looks like, after its thinking. A tool call may stand in its place."""
     num_ctx: int | None = None
     """A context limit below the model's own (Ollama's option)."""

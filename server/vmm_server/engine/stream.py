@@ -24,6 +24,20 @@ class Usage:
     """From that step to the first generated token."""
     decode_s: float
     """From the first generated token to the last."""
+    num_reasoning_tokens: int = 0
+    """Of the generated ones, thinking and its markers; counted by `prompt.answer`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a tool call. The first one of a call has `id` and `name`; all of them may have arguments."""
+
+    index: int
+    """The call's number in the answer, from 0."""
+    arguments: str = ""
+    """The next characters of the JSON object."""
+    id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,10 @@ class Delta:
     usage: Usage | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """Of the next prompt tokens, if they were asked for: all but the first one, before anything else."""
+    reasoning: str = ""
+    """Thinking. The engine knows only text; `prompt.answer.AnswerReader` tells the three apart, and then at most one
+    of `text`, `reasoning` and `tool_calls` is there."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 def merge(deltas: Sequence[Delta]) -> Delta:
