@@ -314,7 +314,7 @@ class Installer:
             digest=runnable.digest,
             size_bytes=sum(file.stat().st_size for file in runnable.folder.rglob("*") if file.is_file()),
             modified_at=datetime.now(UTC),
-            adapter="openvino",
+            adapter=imported.adapter,
             folder=runnable.folder,
             format=runnable.format,
             family=imported.family,

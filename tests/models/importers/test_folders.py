@@ -7,6 +7,7 @@ from pathlib import Path
 import openvino as ov
 import pytest
 
+from vmm_adapters.echo import write_echo_model
 from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
 from vmm_server.models.importers import describe_folder, detect_format
 from vmm_server.models.importers.gguf import import_gguf
@@ -43,6 +44,14 @@ def test_formats_are_told_apart(tmp_path: Path, onnx_folder: Path, write_tiny: C
         folder.mkdir()
         (folder / name).touch()
         assert detect_format(folder) == "openvino"
+
+
+def test_the_test_model_is_run_by_its_own_adapter(tmp_path: Path, onnx_folder: Path) -> None:
+    write_echo_model(tmp_path / "echo", context_length=512)
+    assert detect_format(tmp_path / "echo") == "onnx"
+    model = describe_folder(tmp_path / "echo")
+    assert (model.adapter, model.family, model.context_length) == ("echo", "echo", 512)
+    assert describe_folder(onnx_folder).adapter == "openvino"
 
 
 def test_what_is_nothing_known_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ refused when it is pulled and not when it is first run.
 import json
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -70,6 +71,8 @@ def describe_folder(folder: Path) -> ImportedModel:
 def _describe_onnx(folder: Path) -> ImportedModel:
     path = folder / "genai_config.json"
     model = _object(_read_json(path), "model", path)
+    if model.get("type") == "echo":
+        return _describe_echo(folder, model)
     decoder = _object(model, "decoder", path)
     filename = decoder.get("filename")
     if not isinstance(filename, str) or not filename or Path(filename).name != filename:
@@ -83,6 +86,15 @@ def _describe_onnx(folder: Path) -> ImportedModel:
         context_length=_positive(model.get("context_length"), path, "model.context_length"),
         embedding_length=decoder.get("hidden_size"),
     )
+
+
+def _describe_echo(folder: Path, model: dict[str, object]) -> ImportedModel:
+    """The test model of `vmm_adapters.echo`: it has no weights."""
+    length = _positive(model.get("context_length"), folder / "genai_config.json", "model.context_length")
+    imported = _imported(
+        folder, family="echo", count=None, quantization="unknown", context_length=length, embedding_length=None
+    )
+    return replace(imported, adapter="echo")
 
 
 def _describe_ir(folder: Path) -> ImportedModel:

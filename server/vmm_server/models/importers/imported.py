@@ -27,6 +27,8 @@ class ImportedModel:
     license: str | None
     """As the file has it, an SPDX identifier as a rule."""
     name: str | None
+    adapter: str = "openvino"
+    """The adapter that can run it."""
 
 
 def guess_capabilities(chat_template: str | None) -> tuple[str, ...]:
