@@ -63,6 +63,13 @@ def test_special_tokens_are_not_shown(tokenizer: Tokenizer) -> None:
     assert stream(tokenizer, [257, ord("a"), 260]) == ["", "a", "", ""]
 
 
+def test_special_tokens_that_mean_something_are_shown(tokenizer: Tokenizer) -> None:
+    """A tool call's marker, in the middle of a character that never becomes whole too."""
+    detokenizer = Detokenizer(tokenizer, special_token_ids(tokenizer) - {259}, [257, 259])
+    pieces = [detokenizer.push(token_id) for token_id in (259, ord("a"), 260, 0xE4, 259, ord("b"))]
+    assert pieces == ["<|tool|>", "a", "", "", "\ufffd<|tool|>", "b"]
+
+
 @given(st.lists(st.sampled_from([2, 3, 4, 5, 6, 7, 8, 1]), max_size=60))
 def test_sentencepiece_pieces_join_to_the_decoded_text(sentencepiece: Tokenizer, token_ids: list[int]) -> None:
     assert "".join(stream(sentencepiece, token_ids)) == sentencepiece.decode(token_ids)

@@ -112,14 +112,15 @@ class Engine:
         sampling: SamplingParams,
         *,
         grammar: CompiledGrammar | None = None,
+        shown_tokens: frozenset[int] = frozenset(),
         priority: int = 0,
         context_length: int | None = None,
         param: str = "prompt",
     ) -> "Generation":
         """Queue a generation. Call on the event loop; lower `priority` goes first.
 
-        An answer under a `grammar` ends where that says, `min_tokens` or not. `context_length` can lower the
-        engine's own. Raises at once: `InvalidRequest` (`param` names the prompt's field), `ContextLengthExceeded`,
+        An answer under a `grammar` ends where that says, `min_tokens` or not. `shown_tokens` are special tokens that
+        its text shows all the same. `context_length` can lower the engine's own. Raises at once: `InvalidRequest` (`param` names the prompt's field), `ContextLengthExceeded`,
         `Overloaded`, `ShuttingDown`.
         """
         if self._is_closing or not self._worker.is_alive():
@@ -138,7 +139,7 @@ class Engine:
         )
         answer = Answer(
             SamplingState(sampling, sequence.token_ids, self._eos_token_ids, grammar),
-            AnswerText(Detokenizer(self._tokenizer, self._special, prompt), sampling.stop),
+            AnswerText(Detokenizer(self._tokenizer, self._special - shown_tokens, prompt), sampling.stop),
             TokenStream(),
             self._outbox_of(asyncio.get_running_loop()),
         )

@@ -50,6 +50,10 @@ class InstalledModel:
     sampling: SamplingDefaults
     source: str
     """The URI it came from."""
+    tool_format: str | None = None
+    """How it writes tool calls, in its card's words (`prompt.formats`); `None`: found from its template."""
+    reasoning_format: str | None = None
+    """The same of its thinking."""
 
 
 class FileState(BaseModel):
