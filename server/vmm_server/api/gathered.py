@@ -1,10 +1,12 @@
 """A whole answer, gathered from its deltas. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vmm_adapters.types import FinishReason, TokenLogprob
-from vmm_server.engine.stream import Delta, Usage
+from vmm_server.engine.stream import Delta, ToolCallDelta, Usage
 from vmm_server.errors import GenerationFailed
+from vmm_server.requests import ToolCall
 
 
 @dataclass(slots=True)
@@ -18,11 +20,26 @@ class Gathered:
     last_usage: Usage | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     """Of the prompt's tokens but the first, if they were asked for."""
+    reasonings: list[str] = field(default_factory=list)
+    call_deltas: list[ToolCallDelta] = field(default_factory=list)
 
     @property
     def text(self) -> str:
         """All of it."""
         return "".join(self.texts)
+
+    @property
+    def reasoning(self) -> str:
+        """All thinking."""
+        return "".join(self.reasonings)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls, in order; the arguments of the last one may be cut off when `reason` is `LENGTH`."""
+        calls: dict[int, list[ToolCallDelta]] = {}
+        for piece in self.call_deltas:
+            calls.setdefault(piece.index, []).append(piece)
+        return [_joined(calls[index]) for index in sorted(calls)]
 
     @property
     def usage(self) -> Usage:
@@ -33,7 +50,7 @@ class Gathered:
 
     @property
     def reason(self) -> FinishReason:
-        """Why it ended: `STOP` or `LENGTH`. Raises `GenerationFailed` for any other end."""
+        """Why it ended: `STOP`, `LENGTH` or `TOOL_CALLS`. Raises `GenerationFailed` for any other end."""
         return completed(self.finish_reason)
 
     def add(self, delta: Delta) -> None:
@@ -42,12 +59,21 @@ class Gathered:
         self.token_ids.extend(delta.token_ids)
         self.logprobs.extend(delta.logprobs)
         self.prompt_logprobs.extend(delta.prompt_logprobs)
+        self.reasonings.append(delta.reasoning)
+        self.call_deltas.extend(delta.tool_calls)
         self.finish_reason = delta.finish_reason
         self.last_usage = delta.usage
 
 
 def completed(reason: FinishReason | None) -> FinishReason:
-    """`STOP` or `LENGTH`, the ends an answer may have. Raises `GenerationFailed` for an answer that was broken off."""
-    if reason is not FinishReason.STOP and reason is not FinishReason.LENGTH:
+    """`STOP`, `LENGTH` or `TOOL_CALLS`, the ends an answer may have.
+
+    Raises `GenerationFailed` for an answer that was broken off.
+    """
+    if reason not in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TOOL_CALLS):
         raise GenerationFailed(f"the generation ended early: {reason or 'no reason given'}")
     return reason
+
+
+def _joined(pieces: Sequence[ToolCallDelta]) -> ToolCall:
+    return ToolCall(pieces[0].name or "", "".join(piece.arguments for piece in pieces), pieces[0].id)
