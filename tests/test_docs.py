@@ -7,7 +7,7 @@ import pytest
 
 from vmm_adapters import errors as adapter_errors
 from vmm_server import errors
-from vmm_server.api.errors import STATUS
+from vmm_server.api.errors import ANSWERS
 from vmm_server.app import create_app
 from vmm_server.cli import COMMANDS
 from vmm_server.cli.flags import variables
@@ -66,7 +66,7 @@ def public_errors() -> list[type[Exception]]:
 
 @pytest.mark.parametrize("error", public_errors())
 def test_every_error_is_explained_with_its_status(error: type[Exception]) -> None:
-    status = next(STATUS[base] for base in error.__mro__ if base in STATUS)
+    status = next(ANSWERS[base].status for base in error.__mro__ if base in ANSWERS)
     assert re.search(rf"^\| `{error.__name__}` \| {status} \| \S", ERRORS_PAGE, re.M)
 
 

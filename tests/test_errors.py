@@ -1,13 +1,16 @@
-"""Every error has a status, the one that its tree's drawing says, and a body in both dialects."""
+"""Every error has its answer in every dialect: the status that its tree's drawing says, headers and body."""
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from litestar.exceptions import HTTPException, TooManyRequestsException
 
 from vmm_adapters import errors as adapter_errors
 from vmm_server import errors
-from vmm_server.api.errors import STATUS, headers_of, ollama_body, openai_body, status_of
+from vmm_server.api.errors import ANSWERS, anthropic_body, body_for, headers_of, ollama_body, openai_body, status_of
+from vmm_server.logs import request_id
 
 SAMPLES: dict[type[Exception], Exception] = {
     errors.ContextLengthExceeded: errors.ContextLengthExceeded(limit=4096, asked=5000, param="messages"),
@@ -21,6 +24,38 @@ SAMPLES: dict[type[Exception], Exception] = {
 }
 """Errors whose constructor takes more than a message."""
 
+WORDS = """
+AdapterError            500 no      api_error             api_error
+AddressInUse            500 no      api_error             api_error
+ContextLengthExceeded   400 no      invalid_request_error invalid_request_error context_length_exceeded messages
+CorruptFile             500 no      api_error             api_error
+DigestMismatch          502 no      api_error             api_error
+GenerationFailed        500 yes     api_error             api_error
+ImportFailed            500 no      api_error             api_error
+InvalidCard             500 no      api_error             api_error
+InvalidModelName        400 no      invalid_request_error invalid_request_error - model
+InvalidRequest          400 no      invalid_request_error invalid_request_error
+ModelLoadFailed         500 no      api_error             api_error
+ModelNotFound           404 no      not_found_error       not_found_error       model_not_found model
+OutOfMemory             500 no      api_error             api_error
+Overloaded              503 after-3 api_error             overloaded_error
+RequestCancelled        499 no      invalid_request_error invalid_request_error
+RuntimeFailed           500 no      api_error             api_error
+RuntimeMissing          500 no      api_error             api_error
+SettingsError           500 no      api_error             api_error
+ShuttingDown            503 after-5 api_error             overloaded_error
+SourceError             502 yes     api_error             api_error
+SourceNotFound          404 no      not_found_error       not_found_error
+StoreError              507 no      api_error             api_error
+UnsupportedArchitecture 500 no      api_error             api_error
+UnsupportedCapability   400 no      invalid_request_error invalid_request_error - model
+UnsupportedModel        500 no      api_error             api_error
+UnsupportedParameter    400 no      invalid_request_error invalid_request_error unsupported_parameter
+VMMError                500 no      api_error             api_error
+"""
+"""Class, status, whether to try again, OpenAI's type, Anthropic's type, OpenAI's code and param."""
+EXPECTED = {row.split()[0]: row.split()[1:] for row in WORDS.strip().splitlines()}
+
 
 def family(root: type[Exception]) -> Iterator[type[Exception]]:
     yield root
@@ -28,12 +63,18 @@ def family(root: type[Exception]) -> Iterator[type[Exception]]:
         yield from family(child)
 
 
-def sample(kind: type[Exception]) -> Exception:
+def sample(kind: type[Exception]) -> Any:
     return SAMPLES.get(kind) or kind("it broke")
 
 
-VMM_ERRORS = sorted(set(family(errors.VMMError)), key=lambda kind: kind.__name__)
-ADAPTER_ERRORS = sorted(set(family(adapter_errors.AdapterError)), key=lambda kind: kind.__name__)
+def by_name(root: type[Exception]) -> list[type[Exception]]:
+    """Also those that a module beside `errors.py` defines for itself."""
+    package = root.__module__.partition(".")[0]
+    return sorted((kind for kind in set(family(root)) if kind.__module__.startswith(package)), key=lambda k: k.__name__)
+
+
+VMM_ERRORS = by_name(errors.VMMError)
+ALL_ERRORS = VMM_ERRORS + by_name(adapter_errors.AdapterError)
 DRAWN = {
     name: None if status == "-" else int(status)
     for name, status in re.findall(r"── (\w+) +(\d{3}|-)", errors.__doc__ or "")
@@ -47,50 +88,88 @@ def test_every_error_answers_with_the_status_drawn_in_its_tree(kind: type[Except
         return
     assert kind.__name__ in DRAWN, "draw it at the top of errors.py"
     assert status_of(sample(kind)) == (DRAWN[kind.__name__] or 500)
-    assert any(base in STATUS for base in kind.__mro__[: kind.__mro__.index(errors.VMMError)]), "give it a row"
+    assert any(base in ANSWERS for base in kind.__mro__[: kind.__mro__.index(errors.VMMError)]), "give it a row"
 
 
 def test_nothing_is_drawn_that_does_not_exist() -> None:
     assert set(DRAWN) == {kind.__name__ for kind in VMM_ERRORS} - {"VMMError"}
 
 
-@pytest.mark.parametrize("kind", [*VMM_ERRORS, *ADAPTER_ERRORS])
-def test_every_error_has_a_body_in_both_dialects(kind: type[Exception]) -> None:
+def test_every_error_is_expected_below_and_nothing_else() -> None:
+    assert EXPECTED.keys() == {kind.__name__ for kind in ALL_ERRORS}
+
+
+@pytest.mark.parametrize("kind", ALL_ERRORS)
+def test_every_error_is_answered_in_the_words_of_each_dialect(kind: type[Exception]) -> None:
+    status, retry, openai_type, anthropic_type, *code_and_param = EXPECTED[kind.__name__]
+    code, param = [None if word == "-" else word for word in [*code_and_param, "-", "-"][:2]]
     error = sample(kind)
-    body = openai_body(error)["error"]
-    assert isinstance(body, dict)
-    assert {"message", "type", "param", "code"} <= body.keys()
-    assert body["message"] == ollama_body(error)["error"] != ""
-    assert status_of(error) >= 400
-
-
-def test_openai_bodies_name_type_field_and_code() -> None:
-    assert openai_body(SAMPLES[errors.ModelNotFound]) == {
-        "error": {
-            "message": "model 'nobody' not found",
-            "type": "not_found_error",
-            "param": "model",
-            "code": "model_not_found",
-            "hint": "vmm pull nobody",
-        }
+    hint = {"hint": error.hint} if error.hint else {}
+    assert status_of(error) == int(status)
+    assert openai_body(error) == {
+        "error": {"message": error.message, "type": openai_type, "param": param, "code": code} | hint
     }
-    too_long = openai_body(SAMPLES[errors.ContextLengthExceeded])["error"]
-    assert isinstance(too_long, dict)
-    assert (too_long["type"], too_long["param"], too_long["code"]) == (
-        "invalid_request_error",
-        "messages",
-        "context_length_exceeded",
-    )
+    assert ollama_body(error) == {"error": error.message} | hint
+    told = "prompt is too long: 5000 tokens > 4096 maximum" if code == "context_length_exceeded" else error.message
+    assert anthropic_body(error) == {
+        "type": "error",
+        "error": {"type": anthropic_type, "message": told} | hint,
+        "request_id": "-",
+    }
+    pause = re.fullmatch(r"after-(\d+)", retry)
+    expected = {"x-should-retry": "false" if retry == "no" else "true"}
+    assert headers_of(error) == expected | ({"retry-after": pause[1]} if pause else {})
 
 
-def test_clients_are_told_when_to_retry_and_when_not() -> None:
-    assert headers_of(errors.Overloaded(retry_after_s=3)) == {"retry-after": "3", "x-should-retry": "true"}
-    assert headers_of(errors.ShuttingDown())["x-should-retry"] == "true"
-    assert headers_of(errors.ModelLoadFailed("no room")) == {"x-should-retry": "false"}
-    assert headers_of(errors.CorruptFile("truncated")) == {"x-should-retry": "false"}
+@pytest.mark.parametrize(
+    ("status", "openai_type", "anthropic_type", "retry"),
+    [
+        (400, "invalid_request_error", "invalid_request_error", "false"),
+        (401, "authentication_error", "authentication_error", "false"),
+        (403, "permission_error", "permission_error", "false"),
+        (404, "not_found_error", "not_found_error", "false"),
+        (405, "invalid_request_error", "invalid_request_error", "false"),
+        (408, "invalid_request_error", "invalid_request_error", "true"),
+        (413, "invalid_request_error", "request_too_large", "false"),
+        (429, "rate_limit_error", "rate_limit_error", "true"),
+        (500, "api_error", "api_error", "false"),
+        (503, "api_error", "overloaded_error", "false"),
+        (504, "api_error", "timeout_error", "false"),
+    ],
+)
+def test_the_frameworks_errors_are_named_by_their_status(
+    status: int, openai_type: str, anthropic_type: str, retry: str
+) -> None:
+    error = HTTPException(status_code=status, detail="what it says")
+    openai: Any = openai_body(error)
+    anthropic: Any = anthropic_body(error)
+    assert (openai["error"]["type"], anthropic["error"]["type"]) == (openai_type, anthropic_type)
+    assert headers_of(error)["x-should-retry"] == retry
+    assert openai["error"]["message"] == ("what it says" if status < 500 else "internal server error")
+
+
+def test_a_framework_errors_own_headers_are_kept() -> None:
+    error = TooManyRequestsException(headers={"retry-after": "7"})
+    assert headers_of(error) == {"retry-after": "7", "x-should-retry": "true"}
+
+
+def test_anthropic_bodies_carry_the_id_of_the_request() -> None:
+    token = request_id.set("req-1")
+    try:
+        assert anthropic_body(errors.Overloaded())["request_id"] == "req-1"
+    finally:
+        request_id.reset(token)
+
+
+def test_each_path_has_its_dialect() -> None:
+    assert body_for("/v1/messages") is body_for("/v1/messages/count_tokens") is anthropic_body
+    assert body_for("/v1") is body_for("/v1/chat/completions") is body_for("/v1/messagesX") is openai_body
+    assert body_for("/api") is body_for("/api/chat") is ollama_body
+    assert body_for("/") is body_for("/v12") is body_for("/apis") is body_for("/health") is None
 
 
 def test_a_foreign_exception_says_nothing_of_our_insides() -> None:
     error = RuntimeError("secret/path.py")
     assert status_of(error) == 500
     assert ollama_body(error) == {"error": "internal server error"}
+    assert headers_of(error) == {"x-should-retry": "false"}

@@ -1,4 +1,4 @@
-"""Exception → status, headers and body, in one table for both dialects.
+"""Exception → status, headers and body, in one table for all dialects.
 
 A class without a row of its own takes the one of its nearest base. `VMMError` and `AdapterError` have rows, so
 every error has an answer; `tests/test_errors.py` holds the table against the trees.
@@ -6,76 +6,96 @@ every error has an answer; `tests/test_errors.py` holds the table against the tr
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 
-from vmm_adapters.errors import AdapterError, OutOfMemory
+from vmm_adapters.errors import AdapterError
 from vmm_server import errors
+from vmm_server.logs import request_id
 
 logger = logging.getLogger(__name__)
 
 Body = Mapping[str, object]
 
-STATUS: Mapping[type[Exception], int] = {
-    errors.InvalidRequest: 400,
-    errors.ModelNotFound: 404,
-    errors.SourceNotFound: 404,
-    errors.RequestCancelled: 499,
-    errors.SourceError: 502,
-    errors.Overloaded: 503,
-    errors.ShuttingDown: 503,
-    errors.StoreError: 507,
-    errors.ImportFailed: 500,
-    errors.ModelLoadFailed: 500,
-    errors.GenerationFailed: 500,
-    errors.SettingsError: 500,
-    errors.VMMError: 500,
-    OutOfMemory: 500,
-    AdapterError: 500,
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How an error is answered: in each dialect its status decides the rest of the body."""
+
+    status: int
+    retry: bool = False
+    """The same request may succeed later. Clients try every status from 500 on again unless they are told not to."""
+    retry_after_s: int | None = None
+    """When the error itself does not say."""
+
+
+ANSWERS: Mapping[type[Exception], Answer] = {
+    errors.InvalidRequest: Answer(400),
+    errors.ModelNotFound: Answer(404),
+    errors.RequestCancelled: Answer(499),
+    errors.Overloaded: Answer(503, retry=True),
+    errors.ShuttingDown: Answer(503, retry=True, retry_after_s=5),
+    errors.SourceError: Answer(502, retry=True),
+    errors.DigestMismatch: Answer(502),  # the next gigabytes would not match either
+    errors.SourceNotFound: Answer(404),
+    errors.StoreError: Answer(507),
+    errors.ImportFailed: Answer(500),
+    errors.ModelLoadFailed: Answer(500),
+    errors.GenerationFailed: Answer(500, retry=True),
+    errors.SettingsError: Answer(500),
+    errors.VMMError: Answer(500),
+    AdapterError: Answer(500),
 }
-"""HTTP status of each error."""
+"""The answer to each error, and to its subclasses that have none of their own."""
 
-TRANSIENT = (errors.Overloaded, errors.ShuttingDown, errors.GenerationFailed, errors.SourceError)
-"""Worth another try. OpenAI's clients retry every status from 500 on unless told not to."""
+OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+ANTHROPIC_TYPES = OPENAI_TYPES | {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
+"""`error.type` of a status; others are `invalid_request_error` below 500 and `api_error` from there on."""
 
-DRAIN_RETRY_AFTER_S = 5
+RETRIED_BY_CLIENTS = (408, 409, 429)
+"""What they try again unasked, beside everything from 500 on."""
+
+
+def answer_to(error: Exception) -> Answer:
+    """The row of an error; 500 for one that is not ours."""
+    if isinstance(error, HTTPException):
+        return Answer(error.status_code, retry=error.status_code in RETRIED_BY_CLIENTS)
+    return next((ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS), Answer(500))
 
 
 def status_of(error: Exception) -> int:
     """The HTTP status of an error; 500 for one that is not ours."""
-    if isinstance(error, HTTPException):
-        return error.status_code
-    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+    return answer_to(error).status
 
 
 def message_of(error: BaseException) -> str:
     """What the client may read. An error that is not ours says nothing of our insides."""
     if isinstance(error, errors.VMMError | AdapterError):
         return error.message
-    return error.detail if isinstance(error, HTTPException) else "internal server error"
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        return error.detail
+    return "internal server error"
 
 
 def headers_of(error: Exception) -> dict[str, str]:
-    """`Retry-After` and `x-should-retry`, which OpenAI's clients obey."""
-    if isinstance(error, HTTPException):
-        return dict(error.headers or {})
-    if isinstance(error, errors.Overloaded):
-        return {"retry-after": str(error.retry_after_s), "x-should-retry": "true"}
-    if isinstance(error, errors.ShuttingDown):
-        return {"retry-after": str(DRAIN_RETRY_AFTER_S), "x-should-retry": "true"}
-    return {} if isinstance(error, TRANSIENT) else {"x-should-retry": "false"}
+    """`x-should-retry`, which OpenAI's and Anthropic's clients obey, and `Retry-After` where a pause is known."""
+    answer = answer_to(error)
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    pause_s = getattr(error, "retry_after_s", answer.retry_after_s)
+    if pause_s is not None:
+        headers["retry-after"] = str(pause_s)
+    return headers | {"x-should-retry": "true" if answer.retry else "false"}
 
 
 def openai_body(error: Exception) -> Body:
     """`{"error": {"message", "type", "param", "code"}}`; `hint` beside them where there is one."""
-    status = status_of(error)
-    kind = {400: "invalid_request_error", 404: "not_found_error"}.get(status, "api_error")
     inner: dict[str, object] = {
         "message": message_of(error),
-        "type": kind,
+        "type": _type_of(error, OPENAI_TYPES),
         "param": getattr(error, "param", None),
         "code": getattr(error, "code", None),
     }
@@ -87,16 +107,35 @@ def ollama_body(error: Exception) -> Body:
     return {"error": message_of(error)} | _hint(error)
 
 
+def anthropic_body(error: Exception) -> Body:
+    """`{"type": "error", "error": {"type", "message"}, "request_id"}`; `hint` beside the message where there is one."""
+    message = message_of(error)
+    if isinstance(error, errors.ContextLengthExceeded):  # Anthropic has no code: its clients look for these words
+        message = f"prompt is too long: {error.asked} tokens > {error.limit} maximum"
+    inner: dict[str, object] = {"type": _type_of(error, ANTHROPIC_TYPES), "message": message}
+    return {"type": "error", "error": inner | _hint(error), "request_id": request_id.get()}
+
+
+def _type_of(error: Exception, types: Mapping[int, str]) -> str:
+    status = status_of(error)
+    return types.get(status, "invalid_request_error" if status < 500 else "api_error")
+
+
 def _hint(error: Exception) -> dict[str, object]:
     hint = getattr(error, "hint", None)
     return {"hint": hint} if hint else {}
 
 
+FAMILIES: tuple[tuple[str, Callable[[Exception], Body]], ...] = (
+    ("/v1/messages", anthropic_body),
+    ("/v1", openai_body),
+    ("/api", ollama_body),
+)
+
+
 def body_for(path: str) -> Callable[[Exception], Body] | None:
-    """How the routes under `path` word their errors; `None` where neither dialect is spoken."""
-    if path == "/v1" or path.startswith("/v1/"):
-        return openai_body
-    return ollama_body if path == "/api" or path.startswith("/api/") else None
+    """How the routes under `path` word their errors; `None` where no dialect is spoken."""
+    return next((body for root, body in FAMILIES if path == root or path.startswith(f"{root}/")), None)
 
 
 def report(error: Exception) -> None:
