@@ -4,6 +4,8 @@
 * Text without the chat's markers it continues with the alphabet: after a letter comes the next one (`z` → `a`), after
   anything else `a`. It never ends by itself.
 
+A folder with a `script.json` holds a model that says other things in a chat (`echo_script`), and echoes the rest.
+
 The expected token's logit stands `PEAK` above small noise that depends on the whole context, so temperatures,
 seeds and log-probabilities have something to work on.
 
@@ -21,12 +23,16 @@ from threading import Semaphore
 import numpy as np
 from numpy.typing import NDArray
 
+from vmm_adapters.echo_script import Script, next_byte, read_script
 from vmm_adapters.errors import OutOfMemory, RuntimeFailed, UnsupportedModel
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 
 SPECIAL_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 """Ids from 256 on; ids below are bytes."""
-USER, ASSISTANT, END = (256 + SPECIAL_TOKENS.index(token) for token in ("<|user|>", "<|assistant|>", "<|end|>"))
+_FIRST_SPECIAL = 256
+USER, ASSISTANT, END = (
+    _FIRST_SPECIAL + SPECIAL_TOKENS.index(token) for token in ("<|user|>", "<|assistant|>", "<|end|>")
+)
 VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 PEAK = 30.0
 """How far the expected token's logit stands above the noise, which is in [0, 1)."""
@@ -34,6 +40,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+_MAX_REMEMBERED_ANSWERS = 256
 
 _HASH_FACTOR = np.uint64(6364136223846793005)  # Knuth's MMIX multiplier; arithmetic is modulo 2**64
 _BYTES_PER_POSITION = 12
@@ -83,6 +91,7 @@ class EchoRunner:
         context_length: int = 512,
         vocab_size: int = VOCAB_SIZE,
         gate: Callable[[Batch], None] | None = None,
+        script: Script | None = None,
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
@@ -92,6 +101,9 @@ class EchoRunner:
         self.memory_bytes = num_blocks * block_size * _BYTES_PER_POSITION
         self.is_closed = False
         self.gate = gate
+        self._script = script
+        self._answers: dict[int, bytes | None] = {}
+        """What the script says, by the hash of the conversation: it is searched once an answer, not once a token."""
         self._tokens = np.zeros((num_blocks, block_size), np.int32)
         self._hashes = np.zeros((num_blocks, block_size), np.uint64)
         self._columns = np.arange(1, vocab_size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -105,7 +117,7 @@ class EchoRunner:
         for chunk in batch.chunks:
             tokens, hashes = self._store(chunk)
             for end in range(len(tokens) - chunk.num_logits + 1, len(tokens) + 1):
-                expected.append(next_token(tokens[:end]))
+                expected.append(self._next_token(tokens[:end], hashes))
                 states.append(hashes[end - 1])
         return self._logits(expected, states)
 
@@ -147,6 +159,23 @@ class EchoRunner:
             raise RuntimeFailed(f"block {table[position // size]} does not hold position {position} of this sequence")
         return tokens, hashes
 
+    def _next_token(self, tokens: NDArray[np.int32], hashes: NDArray[np.uint64]) -> int:
+        """The script's next token, else the echo's."""
+        starts = np.flatnonzero(tokens == ASSISTANT)
+        if self._script is None or not len(starts):
+            return next_token(tokens)
+        start = int(starts[-1])
+        key = int(hashes[start])
+        if key not in self._answers:
+            if len(self._answers) == _MAX_REMEMBERED_ANSWERS:
+                self._answers.clear()
+            self._answers[key] = self._script.answer(decode(tokens[: start + 1]))
+        answer = self._answers[key]
+        if answer is None:
+            return next_token(tokens)
+        byte = next_byte(answer, decode(tokens[start + 1 :]))
+        return END if byte is None else byte
+
     def _logits(self, expected: list[int], states: list[np.uint64]) -> NDArray[np.float32]:
         """float32 `[len(expected), vocab_size]`: noise hashed from (state, column), and the peaks."""
         mixed = np.array(states, np.uint64)[:, None] ^ self._columns
@@ -172,6 +201,17 @@ def next_token(tokens: NDArray[np.int32]) -> int:
     return int(question[spoken]) if spoken < length else END
 
 
+def decode(tokens: NDArray[np.int32]) -> bytes:
+    """The text of these tokens (int32 `[n]`), special tokens by their names."""
+    specials = np.flatnonzero(tokens >= _FIRST_SPECIAL)
+    pieces, start = [], 0
+    for position in specials:
+        pieces.append(tokens[start:position].astype(np.uint8).tobytes())
+        pieces.append(SPECIAL_TOKENS[int(tokens[position]) - _FIRST_SPECIAL].encode())
+        start = int(position) + 1
+    return b"".join((*pieces, tokens[start:].astype(np.uint8).tobytes()))
+
+
 def list_devices() -> tuple[str, ...]:
     """It computes on the CPU."""
     return ("CPU",)
@@ -190,7 +230,12 @@ def load_runner(folder: Path, options: RunnerOptions) -> EchoRunner:
     useful = options.max_sequences * -(-context_length // block_size)
     if affordable == 0:
         raise OutOfMemory("no room for one KV block", hint="raise memory_budget")
-    return EchoRunner(num_blocks=min(affordable, useful), block_size=block_size, context_length=context_length)
+    return EchoRunner(
+        num_blocks=min(affordable, useful),
+        block_size=block_size,
+        context_length=context_length,
+        script=read_script(folder),
+    )
 
 
 def write_echo_model(folder: Path, *, context_length: int = 512, block_size: int = 16) -> None:
