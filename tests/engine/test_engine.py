@@ -144,6 +144,19 @@ def test_an_answer_ends(run: Run, engine_over: Run, sampling: SamplingParams, te
     run(scenario())
 
 
+@pytest.mark.parametrize(("stop", "found"), [(("zz", "g", "fg"), "fg"), (("zz",), None)])
+def test_usage_says_which_stop_string_ended_the_answer(
+    run: Run, engine_over: Run, stop: tuple[str, ...], found: str | None
+) -> None:
+    async def scenario() -> None:
+        async with engine_over(EchoRunner()) as engine:
+            answer = await read(engine.submit(tokens("abc"), SamplingParams(temperature=0, max_tokens=5, stop=stop)))
+            assert answer.usage is not None
+            assert answer.usage.stop_string == found
+
+    run(scenario())
+
+
 def test_ignore_eos_goes_on(run: Run, engine_over: Run) -> None:
     async def scenario() -> None:
         async with engine_over(EchoRunner()) as engine:

@@ -118,6 +118,11 @@ class AnswerText:
         self._stop = StopStrings(stop)
 
     @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._stop.found
+
+    @property
     def is_stopped(self) -> bool:
         """A stop string was met; nothing more is shown."""
         return self._stop.found is not None

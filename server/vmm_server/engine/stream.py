@@ -26,6 +26,8 @@ class Usage:
     """From the first generated token to the last."""
     num_reasoning_tokens: int = 0
     """Of the generated ones, thinking and its markers; counted by `prompt.answer`."""
+    stop_string: str | None = None
+    """The one of `SamplingParams.stop` that ended the answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ An `Abort` is a message like any other, read before the next step.
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 
@@ -196,7 +196,7 @@ class Worker(Thread):
     def _last_words(self, sequence: Sequence, text: str, now: float) -> Delta:
         answer = self._answers[sequence]
         text += answer.text.flush()
-        usage = sequence.usage(now)
+        usage = replace(sequence.usage(now), stop_string=answer.text.stop_string)
         self.mean_answer_s += 0.2 * (usage.prefill_s + usage.decode_s - self.mean_answer_s)
         self._close(sequence, sequence.status)
         return Delta(text, finish_reason=FINISH_REASONS[sequence.status], usage=usage)
