@@ -92,3 +92,13 @@ def test_special_tokens_have_names() -> None:
     assert decode(np.array([256, *b"a", 260, 257], np.int32)) == b"<|system|>a<|end|><|user|>"
     assert decode(np.array([], np.int32)) == b""
     assert Script((Entry((), (), b"x"),)).answer(b"") == b"x"
+
+
+def test_the_scripted_model_of_the_compat_tests_is_of_this_making(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "compat_tests" / "scripted"
+    write_echo_model(tmp_path, context_length=16384, block_size=64)
+    for name in ("tokenizer.json", "tokenizer_config.json", "genai_config.json"):
+        assert (folder / name).read_text("utf-8") == (tmp_path / name).read_text("utf-8")
+    script = read_script(folder)
+    assert script
+    assert script.answer(b"<|user|>How is the weather in Paris?<|tool|>sunny") == b"It is sunny in Paris."
