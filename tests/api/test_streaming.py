@@ -6,8 +6,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from sse_starlette import ServerSentEvent
 
 from vmm_server.api.errors import ollama_body, openai_body
+from vmm_server.api.framing import named_event
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, ndjson_response, sse_response
 from vmm_server.errors import GenerationFailed, ModelNotFound, Overloaded
 
@@ -226,5 +228,26 @@ def test_a_silent_sse_stream_is_kept_alive_by_comments() -> None:
         reply = sse_response(opened, openai_body, drain_s=1.0, ping_s=0.001)
         await reply(SCOPE, connection.receive, connection.send)
         assert connection.bodies[:3] == [b"one", b": ping\n\n", b": ping\n\n"]
+
+    run(test)
+
+
+def test_pings_and_late_failures_are_framed_as_the_dialect_has_it() -> None:
+    async def test(connection: Connection) -> None:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield named_event({"type": "start"})
+            while len(connection.bodies) < 2:  # noqa: ASYNC110 - the ping is what is waited for
+                await asyncio.sleep(0)
+            raise GenerationFailed("it broke")
+
+        ping = ServerSentEvent("{}", event="ping", sep="\n")
+        opened = Opened(chunks)
+        reply = sse_response(
+            opened, lambda e: {"type": "error", "of": str(e)}, drain_s=1.0, frame=named_event, ping=ping, ping_s=0.001
+        )
+        await reply(SCOPE, connection.receive, connection.send)
+        assert connection.bodies[0] == b'event: start\ndata: {"type":"start"}\n\n'
+        assert connection.bodies[1] == b"event: ping\ndata: {}\n\n"
+        assert connection.bodies[-1] == b'event: error\ndata: {"type":"error","of":"it broke"}\n\n'
 
     run(test)

@@ -12,6 +12,11 @@ def sse_event(body: Mapping[str, object]) -> bytes:
     return b"data: " + _encode(body) + b"\n\n"
 
 
+def named_event(body: Mapping[str, object]) -> bytes:
+    """One server-sent event named by its body's `type`, as Anthropic and OpenAI's Responses frame theirs."""
+    return b"event: %b\ndata: %b\n\n" % (str(body["type"]).encode(), _encode(body))
+
+
 def json_line(body: Mapping[str, object]) -> bytes:
     """One line of NDJSON."""
     return _encode(body) + b"\n"

@@ -26,7 +26,9 @@ from vmm_server.api.framing import json_line, sse_event
 FIRST_CHUNK_GRACE_S = 15.0
 """How long a response waits for its first chunk."""
 PING_S = 15.0
-"""Between two SSE comments on a silent stream. NDJSON has no such thing and gets none."""
+"""Between two pings on a silent SSE stream. NDJSON has no such thing and gets none."""
+COMMENT = ServerSentEvent(comment="ping", sep="\n")
+"""The ping that no client takes for an event."""
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 
@@ -96,10 +98,12 @@ def sse_response(
     failure: Callable[[Exception], Body],
     *,
     drain_s: float,
+    frame: Callable[[Body], bytes] = sse_event,
+    ping: ServerSentEvent = COMMENT,
     grace_s: float = FIRST_CHUNK_GRACE_S,
     ping_s: float = PING_S,
 ) -> ASGIApp:
-    """200 with server-sent events and pings; a late failure is the last event, in `failure`'s words.
+    """200 with server-sent events and pings; a late failure is the last event, in `failure`'s words and `frame`d.
 
     `drain_s` is how long a running stream may go on once the server is told to stop.
     """
@@ -108,14 +112,14 @@ def sse_response(
         async def answer() -> None:
             async with (
                 open_stream() as stream,
-                aclosing(_guarded(stream.chunks, lambda e: sse_event(failure(e)), grace_s)) as events,
+                aclosing(_guarded(stream.chunks, lambda e: frame(failure(e)), grace_s)) as events,
             ):
                 first = await anext(events, b"")
                 response = EventSourceResponse(
                     _prepended(first, events),
                     headers=stream.headers,
                     ping=ping_s,
-                    ping_message_factory=_ping,
+                    ping_message_factory=lambda: ping,
                     shutdown_grace_period=drain_s,
                 )
                 await response(scope, receive, send)  # type: ignore[arg-type]
@@ -123,10 +127,6 @@ def sse_response(
         await _while_connected(receive, answer())
 
     return reply
-
-
-def _ping() -> ServerSentEvent:
-    return ServerSentEvent(comment="ping", sep="\n")
 
 
 async def _start(send: Send, headers: Mapping[str, str]) -> None:
