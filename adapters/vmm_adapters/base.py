@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vmm_adapters.types import Batch, RunnerOptions
+from vmm_adapters.types import Batch, EncoderInput, EncoderOptions, RunnerOptions
 
 
 class CausalLMRunner(Protocol):
@@ -56,3 +56,41 @@ class RunnerFactory(Protocol):
     """What `catalog` names: loads a folder into a runner. May take seconds; raises `AdapterError`."""
 
     def __call__(self, folder: Path, options: RunnerOptions) -> CausalLMRunner: ...
+
+
+class Encoder(Protocol):
+    """One shot: token ids of texts in, one row of numbers a text out. Used from one thread at a time.
+
+    The row is the text's vector, pooled and normalised as `EncoderOptions` says, or a cross-encoder's logits, as they
+    leave the model. It depends on its text alone, not on what else is in the call (to rounding).
+    """
+
+    dim: int
+    """Columns of the rows."""
+    max_length: int
+    """Tokens an input may have."""
+    device: str
+    """Where it runs, in words: `CPU`, `GPU.0`."""
+    memory_bytes: int
+    """Weights, as allocated."""
+
+    def encode(self, inputs: Sequence[EncoderInput]) -> NDArray[np.float32]:
+        """float32 `[len(inputs), dim]`, rows in the inputs' order; the array is the caller's. Raises `AdapterError`.
+
+        Inputs have 1 to `max_length` tokens. All are padded to the longest: the caller sorts them by length.
+        """
+        ...
+
+    def warm_up(self) -> None:
+        """Run once, so that no request pays for what the first run prepares."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. Idempotent; no other method may be called afterwards."""
+        ...
+
+
+class EncoderFactory(Protocol):
+    """What `catalog` names: loads a folder into an encoder. May take seconds; raises `AdapterError`."""
+
+    def __call__(self, folder: Path, options: EncoderOptions) -> Encoder: ...

@@ -5,15 +5,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from vmm_adapters.base import CausalLMRunner, RunnerFactory
+from vmm_adapters.base import CausalLMRunner, Encoder, EncoderFactory, RunnerFactory
 from vmm_adapters.errors import RuntimeMissing
-from vmm_adapters.types import RunnerOptions
+from vmm_adapters.types import EncoderOptions, RunnerOptions
 
 CAUSAL_LM: dict[str, str] = {
     "echo": "vmm_adapters.echo:load_runner",
     "openvino": "vmm_adapters.openvino.runner:load_runner",
 }
 """Adapters that implement `CausalLMRunner`, as `module:factory`."""
+
+ENCODERS: dict[str, str] = {
+    "echo": "vmm_adapters.echo_encoder:load_encoder",
+    "openvino": "vmm_adapters.openvino.encoder:load_encoder",
+}
+"""Adapters that implement `Encoder`, as `module:factory`."""
 
 DEVICES: dict[str, str] = {
     "echo": "vmm_adapters.echo:list_devices",
@@ -39,6 +45,12 @@ def load_causal_lm(adapter: str, folder: Path, options: RunnerOptions) -> Causal
     else whatever `AdapterError` the adapter raises.
     """
     load = cast(RunnerFactory, _import(adapter, CAUSAL_LM[adapter]))
+    return load(folder, options)
+
+
+def load_encoder(adapter: str, folder: Path, options: EncoderOptions) -> Encoder:
+    """Load `folder` (an encoder's ONNX folder) with the named adapter. Raises as `load_causal_lm` does."""
+    load = cast(EncoderFactory, _import(adapter, ENCODERS[adapter]))
     return load(folder, options)
 
 

@@ -104,3 +104,38 @@ class RunnerOptions:
     """The most sequences one step will hold."""
     cache_dir: Path | None = None
     """Where compiled models may be kept between starts; `None` keeps nothing."""
+
+
+class Pooling(StrEnum):
+    """How the hidden states of a text's tokens become one vector, in sentence-transformers' words."""
+
+    MEAN = "mean"
+    CLS = "cls"
+    """The first token's."""
+    LAST_TOKEN = "lasttoken"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInput:
+    """One text, or a pair of texts, for an encoder."""
+
+    token_ids: Sequence[int]
+    """With the special tokens."""
+    type_ids: Sequence[int] = ()
+    """Which text of a pair each token belongs to; empty is 0 for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderOptions:
+    """What is decided for one load of an encoder."""
+
+    max_length: int
+    """The most tokens an input will have."""
+    pooling: Pooling | None = None
+    """`None`: the model's output is one row a text already."""
+    normalize: bool = False
+    """Whether rows are divided by their L2 norm."""
+    device: str = "CPU"
+    """A device name as the runtime spells it."""
+    num_threads: int | None = None
+    """Compute threads; `None` leaves the choice to the runtime."""

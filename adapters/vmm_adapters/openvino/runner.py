@@ -1,7 +1,5 @@
 """`CausalLMRunner` on OpenVINO's PagedAttention: one compiled model, one infer request, KV blocks as plain tensors."""
 
-import ctypes
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,9 @@ from numpy.typing import NDArray
 
 from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
 from vmm_adapters.openvino.batching import pack
+from vmm_adapters.openvino.devices import check_device
 from vmm_adapters.openvino.graph import PagedModel, read_paged_model
+from vmm_adapters.openvino.heap import trim_heap
 from vmm_adapters.openvino.kv_cache import KVCache, count_blocks, read_layout
 from vmm_adapters.openvino.model_folder import read_model_folder
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
@@ -86,14 +86,14 @@ class OpenVINORunner:
         self.execute(Batch((Chunk([0] * length, 0, [0]),)))
         if self._weights is not None:
             self._weights.release()
-        _trim_heap()
+        trim_heap()
 
     def close(self) -> None:
         """See `CausalLMRunner.close`."""
         self._request = None
         self._cache = None
         self._weights = None
-        _trim_heap()
+        trim_heap()
 
 
 def load_runner(folder: Path, options: RunnerOptions, *, properties: Mapping[str, Any] | None = None) -> OpenVINORunner:
@@ -103,7 +103,7 @@ def load_runner(folder: Path, options: RunnerOptions, *, properties: Mapping[str
     """
     described = read_model_folder(folder)
     core = ov.Core()
-    _check_device(core, options.device)
+    check_device(core, options.device)
     paged = read_paged_model(core, described.decoder, options.cache_dir)
     lengths = [length for length in (described.context_length, paged.max_positions) if length]
     if not lengths:
@@ -122,19 +122,3 @@ def _properties(options: RunnerOptions) -> dict[str, Any]:
         if options.num_threads is not None:
             chosen["INFERENCE_NUM_THREADS"] = options.num_threads
     return chosen
-
-
-def _check_device(core: Any, device: str) -> None:
-    with runtime_errors("listing devices", RuntimeError):
-        available = core.available_devices
-    family, _, index = device.partition(".")
-    if not any(found == device or (found.partition(".")[0] == family and not index) for found in available):
-        raise RuntimeFailed(f"OpenVINO has no device {device!r} here", hint=f"it has {', '.join(available)}")
-
-
-def _trim_heap() -> None:
-    """Hand freed memory to the system: glibc keeps about 100 MB of what a small model's packing and closing free."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
