@@ -16,6 +16,7 @@ from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive
 import vmm_server
 from vmm_server.api.body import MAX_BODY_BYTES
 from vmm_server.api.errors import message_of, respond
+from vmm_server.api.head import head_as_get
 from vmm_server.api.ollama.chat import ChatController as OllamaChatController
 from vmm_server.api.ollama.generate import GenerateController
 from vmm_server.api.ollama.models import ModelsController as OllamaModelsController
@@ -55,7 +56,7 @@ class App(Litestar):
         self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
     ) -> None:
         """One connection, as ASGI has it."""
-        await logged(super().__call__, scope, receive, send)
+        await logged(partial(head_as_get, super().__call__), scope, receive, send)
 
 
 def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:

@@ -54,6 +54,10 @@ def field_path(location: tuple[int | str, ...], inside: str = "") -> str:
     return path
 
 
+_PLAIN = {"model_type": "input should be an object", "dict_type": "input should be an object"}
+"""Where pydantic speaks of Python's types."""
+
+
 def invalid_request(error: ValidationError, inside: str = "") -> InvalidRequest:
     """The first thing wrong with a body, or with what is `inside` one of its fields, in a sentence that names it."""
     first = error.errors(include_url=False)[0]
@@ -61,7 +65,7 @@ def invalid_request(error: ValidationError, inside: str = "") -> InvalidRequest:
         return InvalidRequest(first["msg"])
     path = field_path(first["loc"], inside)
     reason = first.get("ctx", {}).get("error") if first["type"] == "value_error" else None
-    message = str(reason) if reason else first["msg"][:1].lower() + first["msg"][1:]
+    message = str(reason) if reason else _PLAIN.get(first["type"]) or first["msg"][:1].lower() + first["msg"][1:]
     return InvalidRequest(f"{path}: {message}" if path else message, param=path or None)
 
 
@@ -80,6 +84,9 @@ async def read_body(request: Request[Any, Any, Any], shape: type[Shape]) -> Shap
 
     Raises `InvalidRequest`; `RequestCancelled` when the client leaves in the middle of it.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise InvalidRequest(f"Content-Encoding {encoding} is not supported", hint="send the body uncompressed")
     try:
         raw = await request.body()
     except InternalServerException as error:  # Litestar's word for that, and for nothing else here

@@ -12,9 +12,11 @@ from typing import Any
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.status_codes import HTTP_413_REQUEST_ENTITY_TOO_LARGE
 
 from vmm_adapters.errors import AdapterError
 from vmm_server import errors
+from vmm_server.api.body import MAX_BODY_BYTES
 from vmm_server.logs import request_id
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,9 @@ OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_
 ANTHROPIC_TYPES = OPENAI_TYPES | {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
 """`error.type` of a status; others are `invalid_request_error` below 500 and `api_error` from there on."""
 
+MAX_TEXT = 4000
+"""Characters of a message or a hint."""
+
 RETRIED_BY_CLIENTS = (408, 409, 429)
 """What they try again unasked, beside everything from 500 on."""
 
@@ -75,10 +80,15 @@ def status_of(error: Exception) -> int:
 def message_of(error: BaseException) -> str:
     """What the client may read. An error that is not ours says nothing of our insides."""
     if isinstance(error, errors.VMMError | AdapterError):
-        return error.message
+        return bounded(error.message)
     if isinstance(error, HTTPException) and error.status_code < 500:
-        return error.detail
+        return bounded(error.detail)
     return "internal server error"
+
+
+def bounded(text: str) -> str:
+    """A client that sent megabytes as a name does not get them back."""
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT // 2]} … {text[-MAX_TEXT // 2 :]}"
 
 
 def headers_of(error: Exception) -> dict[str, str]:
@@ -123,7 +133,7 @@ def _type_of(error: Exception, types: Mapping[int, str]) -> str:
 
 def _hint(error: Exception) -> dict[str, object]:
     hint = getattr(error, "hint", None)
-    return {"hint": hint} if hint else {}
+    return {"hint": bounded(hint)} if hint else {}
 
 
 FAMILIES: tuple[tuple[str, Callable[[Exception], Body]], ...] = (
@@ -153,17 +163,20 @@ def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes
     shown = _route_error(request, error)
     word = body_for(request.url.path)
     if word is None:
-        text, media_type = message_of(shown).encode(), "text/plain; charset=utf-8"
+        text, media_type = message_of(shown).encode(), "text/plain"
     else:
         text, media_type = msgspec.json.encode(word(shown)), "application/json"
     return Response(text, status_code=status_of(shown), headers=headers_of(shown), media_type=media_type)
 
 
 def _route_error(request: Request[Any, Any, Any], error: Exception) -> Exception:
-    """Say which path or method there is none of; the framework's own words are only the status's name."""
+    """Say which path, method or limit it is about; the framework's own words are only the status's name."""
     path = request.url.path
     if isinstance(error, MethodNotAllowedException):
         return MethodNotAllowedException(f"method {request.method} not allowed for {path}", headers=error.headers)
     if isinstance(error, NotFoundException):
         return NotFoundException("404 page not found" if body_for(path) is None else f"no route {path}")
+    if status_of(error) == HTTP_413_REQUEST_ENTITY_TOO_LARGE:
+        limit = f"{MAX_BODY_BYTES // 2**20} MiB"
+        return HTTPException(status_code=413, detail=f"the request body is larger than the limit of {limit}")
     return error

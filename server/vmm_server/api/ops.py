@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-from litestar import Controller, HttpMethod, Response, route
+from litestar import Controller, Response, get
 from litestar.di import NamedDependency
 
 from vmm_server.inference import Inference
-
-_PROBE = [HttpMethod.GET, HttpMethod.HEAD]
 
 
 @dataclass(slots=True)
@@ -23,12 +21,12 @@ class HealthController(Controller):
 
     path = "/health"
 
-    @route("/live", http_method=_PROBE, sync_to_thread=False)
+    @get("/live", sync_to_thread=False)
     def live(self) -> dict[str, str]:
         """200 as long as the event loop turns."""
         return {"status": "ok"}
 
-    @route(["/", "/ready"], http_method=_PROBE, sync_to_thread=False)
+    @get(["/", "/ready"], sync_to_thread=False)
     def ready(
         self, readiness: NamedDependency[Readiness], inference: NamedDependency[Inference]
     ) -> Response[dict[str, str]]:

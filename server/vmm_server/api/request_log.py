@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
+from urllib.parse import quote
 
 from litestar.types import Message
 
@@ -14,9 +15,12 @@ from vmm_server.logs import request_id
 logger = logging.getLogger(__name__)
 
 HEADER = b"x-request-id"
+ANTHROPIC_HEADER = b"request-id"
+"""What Anthropic's clients look for, on their routes."""
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _PROBES = ("/health", "/health/live", "/health/ready")
 _CLIENT_LEFT = 499
+_MAX_PATH = 200
 
 
 async def logged(
@@ -32,13 +36,14 @@ async def logged(
         await app(scope, receive, send)
         return
     chosen = _request_id(scope["headers"])
+    names = (HEADER, ANTHROPIC_HEADER) if scope["path"].startswith("/v1/messages") else (HEADER,)
     status, started = _CLIENT_LEFT, clock()
 
     async def send_with_id(message: Message) -> None:
         nonlocal status
         if message["type"] == "http.response.start":
             status = message["status"]
-            message["headers"] = [*message["headers"], (HEADER, chosen.encode())]
+            message["headers"] = [*message["headers"], *((name, chosen.encode()) for name in names)]
         await send(message)
 
     token = request_id.set(chosen)
@@ -47,7 +52,8 @@ async def logged(
     finally:
         level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
         took_ms = 1e3 * (clock() - started)
-        logger.log(level, "%s %s %d %.1f ms", scope["method"], scope["path"], status, took_ms)
+        path = quote(scope["path"][:_MAX_PATH], safe="/:@")  # no line break of a client's gets into the log
+        logger.log(level, "%s %s %d %.1f ms", scope["method"], path, status, took_ms)
         request_id.reset(token)
 
 

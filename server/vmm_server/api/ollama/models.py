@@ -6,7 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from litestar import Controller, HttpMethod, MediaType, Request, Response, delete, get, post, route
+from litestar import Controller, MediaType, Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
@@ -31,17 +31,17 @@ class ModelsController(Controller):
 
     path = "/"
 
-    @route("/", http_method=[HttpMethod.GET, HttpMethod.HEAD], media_type=MediaType.TEXT, sync_to_thread=False)
+    @get("/", media_type=MediaType.TEXT, sync_to_thread=False)
     def root(self) -> str:
         """Clients look for these words."""
         return "Ollama is running"
 
-    @route("/api/version", http_method=[HttpMethod.GET, HttpMethod.HEAD], sync_to_thread=False)
+    @get("/api/version", sync_to_thread=False)
     def version(self, settings: NamedDependency[Settings]) -> dict[str, str]:
         """The Ollama version clients switch features on by, and VMM's own."""
         return {"version": settings.ollama_version, "vmm_version": vmm_server.__version__}
 
-    @route("/api/tags", http_method=[HttpMethod.GET, HttpMethod.HEAD], sync_to_thread=True)
+    @get("/api/tags", sync_to_thread=True)
     def tags_list(self, registry: NamedDependency[Registry]) -> dict[str, object]:
         """Installed models, newest first."""
         return {"models": [tag_fields(model) for model in registry.installed()]}

@@ -1,0 +1,139 @@
+"""Whatever bytes come in: the family's words, an id, no failure of ours."""
+
+import asyncio
+import json
+import logging
+import socket
+from typing import Any
+
+import pytest
+
+from vmm_server.api.body import MAX_BODY_BYTES
+
+FAMILIES = ("/v1/chat/completions", "/v1/messages", "/api/chat")
+
+
+def exchange(server: Any, request: bytes) -> bytes:
+    """Send these bytes, and return all that comes back."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(request)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    return answer
+
+
+def get_raw(server: Any, target: bytes) -> bytes:
+    return exchange(server, b"GET " + target + b" HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\n\r\n")
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/models/echo", "/api/tags", "/api/ps", "/health", "/schema"])
+def test_head_is_get_without_the_body(live_server: Any, path: str) -> None:
+    get, head = live_server.client.get(path), live_server.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-type", "content-length"):
+        assert head.headers[name] == get.headers[name]
+    assert head.headers["x-request-id"]
+
+
+def test_options_says_what_is_allowed(live_server: Any) -> None:
+    for path, allowed in {"/v1/models": "GET HEAD OPTIONS", "/v1/chat/completions": "OPTIONS POST"}.items():
+        response = live_server.client.options(path)
+        assert response.status_code == 204
+        assert sorted(response.headers["allow"].split(", ")) == allowed.split()
+        assert response.headers["x-request-id"]
+
+
+def test_a_method_that_is_not_allowed_is_told_which_are(live_server: Any) -> None:
+    for path in ("/v1/models", "/api/tags", "/health"):
+        response = live_server.client.put(path)
+        assert response.status_code == 405
+        assert sorted(response.headers["allow"].split(", ")) == ["GET", "HEAD", "OPTIONS"]
+
+
+@pytest.mark.parametrize("path", FAMILIES)
+def test_a_body_that_is_too_big_is_refused_with_the_limit_before_it_is_read(live_server: Any, path: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n"
+    answer = exchange(live_server, head.encode())
+    if path == "/v1/messages" and answer.startswith(b"HTTP/1.1 404"):
+        pytest.skip("no such route yet")
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"larger than the limit of 64 MiB" in answer
+    assert b"x-request-id: " in answer
+
+
+def test_chunks_are_counted(live_server: Any) -> None:
+    def chunks() -> Any:
+        for _ in range(MAX_BODY_BYTES // 2**20 + 1):
+            yield b" " * 2**20
+
+    response = live_server.client.post("/v1/chat/completions", content=chunks())
+    assert response.status_code == 413
+    assert response.json()["error"]["message"] == "the request body is larger than the limit of 64 MiB"
+
+
+@pytest.mark.parametrize("length", [b"-5", b"abc", b"1e3", b"9" * 40, b"5, 5", b""])
+def test_a_content_length_that_is_none_is_400(live_server: Any, length: bytes) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: vmm\r\nContent-Length: "
+    assert exchange(live_server, head + length + b"\r\n\r\n{}").startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"/%ff", 404),
+        (b"/v1/%ff%00", 404),
+        (b"/v1/../api/tags", 404),
+        (b"/api/%2e%2e/x", 404),
+        (b"/v1/models/%ff", 400),
+        (b"/v1/models/%00", 400),
+        (b"/v1/models/%0d%0ax:%20y", 400),
+        (b"/v1/models/" + b"a" * 60_000, 400),
+        (b"/v1/models/nobody?a=%ff", 404),
+        (b"*", 404),
+        (b"//", 200),
+    ],
+)
+def test_odd_paths_have_an_answer_and_an_id(live_server: Any, target: bytes, status: int) -> None:
+    head, _, body = get_raw(live_server, target).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert head.count(b"\r\nx-request-id: ") == 1
+    assert len(body) < 9000
+    if target.startswith(b"/v1/"):
+        assert json.loads(body)["error"]["message"]
+
+
+def test_no_path_can_forge_a_line_of_the_log(live_server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="vmm_server.api.request_log"):
+        get_raw(live_server, b"/v1/models/a%0aroot%20logged%20in")
+        live_server.run(asyncio.sleep(0))  # the line is written right after the answer
+    (line,) = [record.getMessage() for record in caplog.records if "root" in record.getMessage()]
+    assert line.startswith("GET /v1/models/a%0Aroot%20logged%20in 400")
+
+
+def test_a_name_of_megabytes_does_not_come_back(live_server: Any) -> None:
+    for path in ("/v1/chat/completions", "/api/chat"):
+        response = live_server.client.post(path, json={"model": "a" * 5_000_000, "messages": []})
+        assert response.status_code == 400
+        assert len(response.content) < 10_000
+
+
+def test_anthropics_clients_find_the_id_under_their_own_name(live_server: Any) -> None:
+    response = live_server.client.get("/v1/messages/nowhere")
+    assert response.headers["request-id"] == response.headers["x-request-id"] == response.json()["request_id"]
+    assert "request-id" not in live_server.client.get("/v1/models").headers
+
+
+def test_a_compressed_body_is_refused_by_name(live_server: Any) -> None:
+    response = live_server.client.post(
+        "/v1/chat/completions", content=b"\x1f\x8b", headers={"content-encoding": "gzip"}
+    )
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "Content-Encoding gzip is not supported"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
+def test_a_part_of_the_wrong_kind_is_not_explained_in_pythons_words(live_server: Any, path: str) -> None:
+    response = live_server.client.post(path, json={"model": "echo", "messages": [7]})
+    assert response.status_code == 400
+    assert "messages[0]: input should be an object" in response.text
