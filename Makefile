@@ -1,24 +1,28 @@
 # Everything a developer types; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup dev serve test lint fmt bench lock
+.PHONY: help setup dev clients serve test lint fmt bench lock
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+CLIENTS := .venv-clients
+NODE := compat_tests/node
 LOCK_INPUTS := pyproject.toml requirements/install.sh requirements/build.txt
 COMPILE := UV_SYSTEM_CERTS=true $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED)-default ## Make .venv and install VMM in it: .venv/bin/vmm
 	@:
 dev: $(INSTALLED)-dev ## The same, with what the tests need
+clients: $(CLIENTS)/.installed $(NODE)/node_modules/.installed ## Clients that cannot share .venv, for the tests
 
 serve: setup ## Start the server; ARGS="--port 8080" passes flags
 	@exec $(BIN)/vmm serve $(ARGS)
 
-test: lint ## Set up, lint, check types and run all tests, on the real model too
+test: lint clients ## Set up, lint, check types and run all tests, on the real model too
 	$(BIN)/pytest tests compat_tests $(ARGS)
+	$(CLIENTS)/bin/pytest compat_tests/third_party
 
 lint: dev ## Check the format, the rules and the types
 	$(BIN)/ruff format --check .
@@ -36,6 +40,7 @@ lock: setup ## Resolve the dependencies anew; ARGS="--upgrade" takes newer versi
 	$(COMPILE) $(ARGS) --extra dev pyproject.toml -o requirements/dev.txt
 	$(COMPILE) $(ARGS) -c requirements/dev.txt pyproject.toml -o requirements/default.txt
 	$(COMPILE) $(ARGS) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
+	$(COMPILE) $(ARGS) requirements/clients.in -o requirements/clients.txt
 
 $(INSTALLED)-default: $(LOCK_INPUTS) requirements/default.txt
 	requirements/install.sh default
@@ -44,3 +49,11 @@ $(INSTALLED)-default: $(LOCK_INPUTS) requirements/default.txt
 $(INSTALLED)-dev: $(LOCK_INPUTS) requirements/default.txt requirements/dev.txt
 	requirements/install.sh dev
 	@touch $(INSTALLED)-default $@
+
+$(CLIENTS)/.installed: requirements/install.sh requirements/build.txt requirements/clients.txt
+	requirements/install.sh clients
+	@touch $@
+
+$(NODE)/node_modules/.installed: $(NODE)/package.json $(NODE)/install.mjs
+	@if command -v node >/dev/null && command -v npm >/dev/null; then node $(NODE)/install.mjs && touch $@; \
+	else echo "node or npm is not installed: the tests with OpenAI's Node client will be skipped"; fi

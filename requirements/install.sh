@@ -1,6 +1,7 @@
 #!/bin/sh
 # install.sh [PROFILE [WHEEL]]: installs a profile (`default`, `dev`) into .venv (or $VENV) from its hashed lock
-# file, then this checkout, editable, or the wheel. `make setup` runs it.
+# file, then this checkout, editable, or the wheel; or `clients`, and nothing of ours, into .venv-clients.
+# `make setup` runs it.
 #
 # pip, which every Python brings, installs the pinned uv; uv installs the rest. uv reads no pip configuration, so
 # the mirrors and certificates that pip was told of are handed on to it; hashes make any mirror safe.
@@ -9,6 +10,7 @@ cd "$(dirname "$0")/.."
 profile=${1:-default}
 wheel=${2:-}
 venv=${VENV:-.venv}
+[ "$profile" != clients ] || venv=${VENV:-.venv-clients}
 
 fail() {
   echo "setup: $1" >&2
@@ -61,4 +63,5 @@ export_unless_set UV_FIND_LINKS "$find_links"
 
 uv() { "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@"; }
 uv --compile-bytecode --require-hashes -r "requirements/$profile.txt"
+if [ "$profile" = clients ]; then exit; fi
 if [ -n "$wheel" ]; then uv --compile-bytecode --no-deps "$wheel"; else uv --no-deps --no-build-isolation --editable .; fi
