@@ -1,0 +1,197 @@
+"""Dynamic batching for one-shot models: items of all calls that wait are stacked, computed together, and split again.
+
+One thread owns the runtime. It takes the next batch as soon as the last one is done, so under load batches fill by
+themselves; only an idle one waits, a few milliseconds at most, and only while other requests are being prepared.
+Results go back to the event loop with one wake-up a batch. What an item is, and how it is computed, is the caller's.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Generic, TypeVar
+
+from vmm_adapters.errors import AdapterError
+from vmm_server.engine.batch_queue import BatchLimits, BatchQueue, Waiting
+from vmm_server.errors import GenerationFailed, Overloaded, ShuttingDown, VMMError
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherOptions:
+    """Limits of one batcher."""
+
+    batch: BatchLimits = field(default_factory=BatchLimits)
+    max_calls: int = 576
+    """Unfinished calls; more are refused."""
+    max_waiting_size: int = 1 << 22
+    """What may wait in all, in the items' unit, so that memory is bounded. One call always may."""
+    gather_s: float = 0.004
+    """How long an idle batcher waits for calls that are being prepared."""
+
+
+@dataclass(slots=True, eq=False)
+class _Call(Generic[Item, Result]):
+    items: Sequence[Item]
+    done: "asyncio.Future[list[Result]]"
+    loop: asyncio.AbstractEventLoop
+    results: dict[int, Result] = field(default_factory=dict)
+
+
+class Batcher(Generic[Item, Result]):
+    """Takes calls on an event loop; computes in its own thread, which ends with `aclose`."""
+
+    def __init__(
+        self,
+        compute: Callable[[Sequence[Item]], Sequence[Result]],
+        *,
+        size: Callable[[Item], int],
+        close: Callable[[], None],
+        options: BatcherOptions | None = None,
+        name: str = "vmm-batcher",
+    ) -> None:
+        """`compute` gives one result an item, in order, and may raise `AdapterError`; `size` measures an item, at
+        least 1; `close` gives the runtime back. `compute` and `close` are called in the thread alone."""
+        self._compute = compute
+        self._size = size
+        self._close = close
+        self._options = options or BatcherOptions()
+        self._queue: BatchQueue[_Call[Item, Result]] = BatchQueue(self._options.batch)
+        self._changed = threading.Condition()
+        self._num_calls = 0
+        self._num_expected = 0
+        self._is_closing = False
+        self._seconds_per_size = 0.0
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Around what comes before `call`: an idle batcher that gets another call waits a moment for this one."""
+        with self._changed:
+            self._num_expected += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_expected -= 1  # wakes nobody: the call that follows does
+
+    async def call(self, items: Sequence[Item]) -> list[Result]:
+        """Results of `items`, in their order. Cancelling it takes back what has not begun.
+
+        Raises `Overloaded`, `ShuttingDown` at once; `GenerationFailed` when the runtime fails.
+        """
+        if not items:
+            return []
+        loop = asyncio.get_running_loop()
+        call: _Call[Item, Result] = _Call(items, loop.create_future(), loop)
+        sizes = [self._size(item) for item in items]
+        with self._changed:
+            if self._is_closing or not self._thread.is_alive():
+                raise ShuttingDown
+            waits = self._queue.total_size
+            if self._num_calls >= self._options.max_calls or (
+                waits and waits + sum(sizes) > self._options.max_waiting_size
+            ):
+                raise Overloaded(retry_after_s=min(60, max(1, ceil(waits * self._seconds_per_size))))
+            self._num_calls += 1
+            self._queue.add(call, sizes)
+            self._changed.notify()
+        try:
+            return await call.done
+        finally:
+            with self._changed:
+                self._num_calls -= 1
+                self._queue.discard(call)
+
+    async def aclose(self) -> None:
+        """End the thread after the batch under way and close the runtime. Open calls get `ShuttingDown`. Idempotent."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    # In the thread
+
+    def _run(self) -> None:
+        try:
+            while batch := self._next_batch():
+                self._process(batch)
+        finally:
+            with self._changed:
+                self._is_closing = True
+                left = self._drain()
+            self._deliver([(call, ShuttingDown()) for call in left])
+            self._close()
+
+    def _next_batch(self) -> list[Waiting[_Call[Item, Result]]]:
+        """Wait for one; empty when closing."""
+        with self._changed:
+            if not self._queue:
+                self._changed.wait_for(lambda: self._queue or self._is_closing)
+                self._changed.wait_for(lambda: not self._num_expected or self._is_closing, self._options.gather_s)
+            while not self._queue and not self._is_closing:  # whoever was waited for has left
+                self._changed.wait()
+            return [] if self._is_closing else self._queue.take()
+
+    def _process(self, batch: list[Waiting[_Call[Item, Result]]]) -> None:
+        started = time.perf_counter()
+        says: list[tuple[_Call[Item, Result], VMMError | None]]
+        try:
+            results = self._compute([waiting.call.items[waiting.index] for waiting in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} items")
+        except Exception as error:
+            logger.exception("a batch failed")
+            says = [(call, _failed(error)) for call in {waiting.call for waiting in batch}]
+            with self._changed:
+                for call, _ in says:
+                    self._queue.discard(call)
+        else:
+            for waiting, result in zip(batch, results, strict=True):
+                waiting.call.results[waiting.index] = result
+            says = [(call, None) for call in {w.call for w in batch} if len(call.results) == len(call.items)]
+        spent = (time.perf_counter() - started) / sum(waiting.size for waiting in batch)
+        self._seconds_per_size += 0.2 * (spent - self._seconds_per_size)
+        self._deliver(says)
+
+    def _drain(self) -> set[_Call[Item, Result]]:
+        left: set[_Call[Item, Result]] = set()
+        while batch := self._queue.take():
+            left |= {waiting.call for waiting in batch}
+        return left
+
+    def _deliver(self, says: Sequence[tuple[_Call[Item, Result], VMMError | None]]) -> None:
+        """Finish calls on their event loops, with one wake-up each loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Call[Item, Result], VMMError | None]]] = {}
+        for call, error in says:
+            by_loop.setdefault(call.loop, []).append((call, error))
+        for loop, ended in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_finish, ended)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                continue
+
+
+def _finish(ended: Sequence[tuple[_Call[Item, Result], VMMError | None]]) -> None:
+    for call, error in ended:
+        if call.done.done():  # the client left
+            continue
+        if error is not None:
+            call.done.set_exception(error)
+        else:
+            call.done.set_result([call.results[index] for index in range(len(call.items))])
+
+
+def _failed(error: Exception) -> GenerationFailed:
+    if isinstance(error, AdapterError):
+        return GenerationFailed(f"the runtime failed: {error.message}", hint=error.hint)
+    return GenerationFailed(f"the engine failed: {type(error).__name__}: {error}", hint="see the server's log")

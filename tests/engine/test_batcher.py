@@ -1,0 +1,208 @@
+"""Calls from an event loop, computed in a thread in batches."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmm_adapters.errors import RuntimeFailed
+from vmm_server.engine.batch_queue import BatchLimits
+from vmm_server.engine.batcher import Batcher, BatcherOptions
+from vmm_server.errors import GenerationFailed, Overloaded, ShuttingDown
+
+TIMEOUT_S = 10
+
+
+class Runtime:
+    """Doubles numbers; can be held, and fails on 13."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.threads: set[int] = set()
+        self.is_closed = False
+        self.entered = threading.Semaphore(0)
+        self.permits = threading.Semaphore(0)
+        self.is_held = False
+
+    def compute(self, items: Sequence[int]) -> list[int]:
+        self.threads.add(threading.get_ident())
+        self.batches.append(list(items))
+        self.entered.release()
+        if self.is_held:
+            assert self.permits.acquire(timeout=TIMEOUT_S)
+        if 13 in items:
+            raise RuntimeFailed("no thirteen")
+        return [2 * item for item in items]
+
+    def close(self) -> None:
+        self.threads.add(threading.get_ident())
+        self.is_closed = True
+
+    async def is_computing(self) -> None:
+        assert await asyncio.to_thread(self.entered.acquire, timeout=TIMEOUT_S)
+
+
+Body = Callable[[Batcher[int, int], Runtime], Coroutine[Any, Any, None]]
+
+
+def run(body: Body, *, held: bool = False, **options: Any) -> Runtime:
+    """Run `body` with a batcher of `Runtime`; one item has the size of its value."""
+    runtime = Runtime()
+    runtime.is_held = held
+
+    async def bounded() -> None:
+        batcher: Batcher[int, int] = Batcher(
+            runtime.compute, size=lambda item: max(1, item), close=runtime.close, options=BatcherOptions(**options)
+        )
+        try:
+            await asyncio.wait_for(body(batcher, runtime), TIMEOUT_S)
+        finally:
+            runtime.is_held = False
+            runtime.permits.release(1000)
+            await batcher.aclose()
+
+    asyncio.run(bounded())
+    assert runtime.is_closed
+    return runtime
+
+
+@given(st.lists(st.lists(st.integers(14, 60), max_size=9), max_size=6), st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_every_call_gets_its_results_in_order(calls: list[list[int]], max_items: int) -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        results = await asyncio.gather(*(batcher.call(items) for items in calls))
+        assert results == [[2 * item for item in items] for items in calls]
+
+    runtime = run(body, batch=BatchLimits(max_items=max_items))
+    assert all(len(batch) <= max_items for batch in runtime.batches)
+    assert len(runtime.threads) == 1
+
+
+def test_calls_that_wait_are_computed_together() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        first = asyncio.create_task(batcher.call([5]))
+        await runtime.is_computing()
+        others = [asyncio.create_task(batcher.call([item])) for item in (20, 21, 22)]
+        await asyncio.sleep(0)
+        runtime.permits.release(2)
+        assert await asyncio.gather(first, *others) == [[10], [40], [42], [44]]
+        assert runtime.batches == [[5], [20, 21, 22]]
+
+    run(body, held=True)
+
+
+def test_an_idle_batcher_waits_for_a_call_in_the_making() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        with batcher.preparing():
+            first = asyncio.create_task(batcher.call([20]))
+            await asyncio.sleep(0)
+        second = asyncio.create_task(batcher.call([21]))
+        await asyncio.gather(first, second)
+        assert runtime.batches == [[20, 21]]
+
+    run(body, gather_s=TIMEOUT_S)
+
+
+def test_a_call_in_the_making_that_never_comes_holds_nobody_up_for_long() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        with batcher.preparing():
+            assert await batcher.call([20]) == [40]
+
+    run(body, gather_s=0.001)
+
+
+def test_what_a_client_left_behind_is_not_computed() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        first = asyncio.create_task(batcher.call([5]))
+        await runtime.is_computing()
+        leaving = asyncio.create_task(batcher.call([20, 40]))
+        staying = asyncio.create_task(batcher.call([30]))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        runtime.permits.release(2)
+        assert await asyncio.gather(first, staying) == [[10], [60]]
+        assert runtime.batches == [[5], [30]]
+
+    run(body, held=True)
+
+
+def test_a_client_that_leaves_while_it_is_computed_disturbs_nobody() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        leaving = asyncio.create_task(batcher.call([5]))
+        await runtime.is_computing()
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        runtime.permits.release(2)
+        assert await batcher.call([20]) == [40]
+
+    run(body, held=True)
+
+
+def test_a_failure_is_that_of_its_batch_alone() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        bad, good = await asyncio.gather(batcher.call([13, 50]), batcher.call([30]), return_exceptions=True)
+        assert isinstance(bad, GenerationFailed)
+        assert "no thirteen" in bad.message
+        assert good == [60]
+        assert await batcher.call([14]) == [28]
+
+    assert [50] not in run(body, batch=BatchLimits(max_items=1)).batches  # the rest of a failed call is let go
+
+
+def test_a_full_queue_refuses() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        first = asyncio.create_task(batcher.call([5]))
+        second = asyncio.create_task(batcher.call([20]))
+        await runtime.is_computing()
+        with pytest.raises(Overloaded):
+            await batcher.call([30])
+        runtime.permits.release(2)
+        await asyncio.gather(first, second)
+        runtime.permits.release(1)
+        assert await batcher.call([30]) == [60]
+
+    run(body, held=True, max_calls=2)
+
+
+def test_what_waits_is_bounded_in_size_but_a_large_call_alone_is_served() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        first = asyncio.create_task(batcher.call([5]))
+        await runtime.is_computing()
+        large = asyncio.create_task(batcher.call([200]))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await batcher.call([1])
+        runtime.permits.release(2)
+        assert await asyncio.gather(first, large) == [[10], [400]]
+
+    run(body, held=True, max_waiting_size=100)
+
+
+def test_closing_ends_the_calls_that_wait() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        running = asyncio.create_task(batcher.call([5, 50]))
+        await runtime.is_computing()
+        waiting = asyncio.create_task(batcher.call([20]))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(batcher.aclose())
+        await asyncio.sleep(0)
+        runtime.permits.release(1)
+        ends = await asyncio.gather(running, waiting, closing, return_exceptions=True)
+        assert [type(end) for end in ends[:2]] == [ShuttingDown, ShuttingDown]
+        with pytest.raises(ShuttingDown):
+            await batcher.call([20])
+        assert runtime.batches == [[5]]
+
+    run(body, held=True)
+
+
+def test_nothing_asked_is_nothing_done() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        assert await batcher.call([]) == []
+
+    assert run(body).batches == []
