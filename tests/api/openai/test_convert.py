@@ -12,7 +12,7 @@ from vmm_server.api.body import parse_body
 from vmm_server.api.openai.convert import chat_request, completion_requests
 from vmm_server.api.openai.wire import ChatCompletionRequest, CompletionRequest
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
-from vmm_server.requests import ChatPrompt, GenerateRequest, KeepAlive, Message, TextPrompt
+from vmm_server.requests import ChatPrompt, GenerateRequest, InsertPrompt, KeepAlive, Message, TextPrompt
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -25,11 +25,6 @@ def chat(**fields: object) -> GenerateRequest:
 def completions(**fields: object) -> list[GenerateRequest]:
     body = {"model": "m", "prompt": "hello"} | fields
     return completion_requests(parse_body(json.dumps(body).encode(), CompletionRequest))
-
-
-def messages_of(request: GenerateRequest) -> tuple[Message, ...]:
-    assert isinstance(request.prompt, ChatPrompt)
-    return request.prompt.messages
 
 
 def test_a_bare_request_leaves_everything_to_the_defaults_of_openai() -> None:
@@ -112,35 +107,6 @@ def test_top_k_off_is_none() -> None:
     assert "top_k" not in chat(top_k=0).unset
 
 
-def test_roles_meet_the_ones_of_chat_templates() -> None:
-    roles = ["system", "developer", "user", "assistant", "tool", "function"]
-    request = chat(messages=[{"role": role, "content": "x"} for role in roles])
-    assert [message.role for message in messages_of(request)] == [
-        "system",
-        "system",
-        "user",
-        "assistant",
-        "tool",
-        "tool",
-    ]
-
-
-def test_content_comes_as_string_parts_or_null() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    request = chat(
-        messages=[
-            {"role": "user", "content": parts},
-            {"role": "assistant", "content": None, "reasoning_content": "hm"},
-            {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
-        ]
-    )
-    assert messages_of(request) == (
-        Message("user", "a\nb"),
-        Message("assistant", "", thinking="hm"),
-        Message("assistant", "no"),
-    )
-
-
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -184,13 +150,14 @@ def test_wrong_fields_are_refused_by_name(fields: dict[str, object], param: str)
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"functions": [{"name": "f"}]}, "functions"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"moderation": {"model": "omni-moderation-latest"}}, "moderation"),
+        ({"verbosity": "low"}, "verbosity"),
+        ({"messages": [{"role": "assistant", "audio": {"id": "a"}}]}, "messages[0].audio"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
     ],
 )
@@ -200,9 +167,30 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, object], p
     assert refused.value.param == param
 
 
-def test_tools_that_must_not_be_used_need_no_support() -> None:
-    assert chat(tools=[{"type": "function"}], tool_choice="none") == chat()
-    assert chat(tools=[], response_format={"type": "text"}, n=1, reasoning_effort="none") == chat()
+@pytest.mark.parametrize(
+    ("effort", "thinking"),
+    [
+        (None, None),
+        ("none", False),
+        ("minimal", "low"),
+        ("low", "low"),
+        ("medium", "medium"),
+        ("high", "high"),
+        ("xhigh", "high"),
+        ("max", "high"),
+    ],
+)
+def test_efforts_are_the_three_that_models_know(effort: str | None, thinking: bool | str | None) -> None:
+    prompt = chat(reasoning_effort=effort).prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert (prompt.thinking, prompt.thinking_param) == (thinking, "reasoning_effort")
+
+
+def test_an_unknown_effort_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        chat(reasoning_effort="extreme")
+    assert refused.value.param == "reasoning_effort"
+    assert "xhigh" in refused.value.message
 
 
 @pytest.mark.parametrize(
@@ -237,11 +225,22 @@ def test_other_prompts_are_refused(prompt: object, param: str) -> None:
     assert refused.value.param == param
 
 
-@pytest.mark.parametrize("fields", [{"suffix": "x"}])
-def test_completions_refuse_what_they_cannot_honour(fields: dict[str, object]) -> None:
-    with pytest.raises(UnsupportedParameter) as refused:
+def test_a_suffix_makes_prompts_places_to_insert_at() -> None:
+    assert [request.prompt for request in completions(prompt=["a", "b"], suffix="z")] == [
+        InsertPrompt("a", "z"),
+        InsertPrompt("b", "z"),
+    ]
+    assert completions(suffix="") == completions(suffix=None) == completions()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"suffix": "x", "echo": True}, "echo"), ({"suffix": "x", "prompt": [1, 2]}, "suffix")],
+)
+def test_a_suffix_goes_with_text_alone(fields: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
         completions(**fields)
-    assert refused.value.param == next(iter(fields))
+    assert refused.value.param == param
 
 
 @pytest.mark.parametrize(

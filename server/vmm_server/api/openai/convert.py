@@ -1,45 +1,50 @@
 """OpenAI's requests → `GenerateRequest`. Pure. What cannot be honoured is refused by name."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeGuard
 
-from pydantic import TypeAdapter, ValidationError
-
 from vmm_adapters.types import SamplingParams
-from vmm_server.api.body import field_path, invalid_request
+from vmm_server.api.body import field_path
 from vmm_server.api.openai.choices import candidates
 from vmm_server.api.openai.constraints import constraint_of
-from vmm_server.api.openai.wire import (
-    ChatCompletionRequest,
-    ChatMessage,
-    CompletionRequest,
-    ContentPart,
-    SamplingFields,
-)
+from vmm_server.api.openai.messages import chat_messages
+from vmm_server.api.openai.tools import tool_use
+from vmm_server.api.openai.wire import ChatCompletionRequest, CompletionRequest, SamplingFields
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
-from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt
+from vmm_server.requests import ChatPrompt, GenerateRequest, InsertPrompt, TextPrompt
 
 MAX_TOP_LOGPROBS = 20
 MAX_PROMPTS = 128
 """Prompts in one `/v1/completions` request, and generations in all."""
-_PARTS = TypeAdapter(list[ContentPart])
+EFFORTS: Mapping[str, bool | str] = {
+    "none": False,
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
+"""`reasoning_effort`: models of today know three."""
 
 
 def chat_request(wire: ChatCompletionRequest) -> GenerateRequest:
     """The generation that a chat request asks for. Raises `InvalidRequest`, `UnsupportedParameter`."""
     _refuse_for_chat(wire)
-    if not wire.messages:
-        raise InvalidRequest("[] is too short - 'messages'", param="messages")
-    messages = tuple(_message(message, index) for index, message in enumerate(wire.messages))
-    prompt = ChatPrompt(messages, template_variables=wire.chat_template_kwargs or {})
+    prompt = ChatPrompt(
+        chat_messages(wire.messages),
+        template_variables=wire.chat_template_kwargs or {},
+        tools=tool_use(wire),
+        thinking=thinking(wire.reasoning_effort, "reasoning_effort"),
+    )
     max_tokens = wire.max_completion_tokens or wire.max_tokens
     return _request(wire, prompt, max_tokens, _chat_logprobs(wire))
 
 
 def completion_requests(wire: CompletionRequest) -> list[GenerateRequest]:
     """`best_of` (or `n`) generations of each prompt, in order. Raises `InvalidRequest`, `UnsupportedParameter`."""
-    _refuse("suffix", bool(wire.suffix))
-    prompts = _text_prompts(wire.prompt)
+    prompts = _prompts(wire)
     count = _num_candidates(wire, len(prompts))
     logprobs = 0 if wire.logprobs is None and wire.best_of else wire.logprobs  # they rank the candidates
     requests = [_request(wire, prompt, wire.max_tokens, logprobs) for prompt in prompts]
@@ -49,7 +54,7 @@ def completion_requests(wire: CompletionRequest) -> list[GenerateRequest]:
 
 
 def _request(
-    wire: SamplingFields, prompt: ChatPrompt | TextPrompt, max_tokens: int | None, logprobs: int | None
+    wire: SamplingFields, prompt: ChatPrompt | TextPrompt | InsertPrompt, max_tokens: int | None, logprobs: int | None
 ) -> GenerateRequest:
     if "" in (wire.stop or ()):
         raise InvalidRequest("stop: a stop string must not be empty", param="stop")
@@ -100,20 +105,25 @@ def _num_candidates(wire: CompletionRequest, num_prompts: int) -> int:
     return count
 
 
-def _refuse(field: str, asked: bool, hint: str | None = None) -> None:
+def thinking(effort: str | None, param: str) -> bool | str | None:
+    """`ChatPrompt.thinking` of an effort. Raises `InvalidRequest` for a word that is none."""
+    if effort is not None and effort not in EFFORTS:
+        raise InvalidRequest(f"{param}: {effort[:100]!r} is none of {', '.join(EFFORTS)}", param=param)
+    return None if effort is None else EFFORTS[effort]
+
+
+def _refuse(field: str, asked: bool) -> None:
     if asked:
-        raise UnsupportedParameter(f"{field} is not supported", param=field, hint=hint)
+        raise UnsupportedParameter(f"{field} is not supported", param=field)
 
 
 def _refuse_for_chat(wire: ChatCompletionRequest) -> None:
-    uses_tools = bool(wire.tools) and wire.tool_choice != "none"
-    _refuse("tools", uses_tools, 'leave tools out, or send "tool_choice": "none"')
-    _refuse("tool_choice", not wire.tools and wire.tool_choice not in (None, "none", "auto"))
-    _refuse("functions", bool(wire.functions) and wire.function_call != "none")
-    _refuse("reasoning_effort", wire.reasoning_effort not in (None, "none"))
     _refuse("modalities", any(modality != "text" for modality in wire.modalities or ()))
     _refuse("audio", wire.audio is not None)
     _refuse("web_search_options", wire.web_search_options is not None)
+    _refuse("moderation", wire.moderation is not None)
+    if wire.verbosity not in (None, "medium"):
+        raise UnsupportedParameter("verbosity: only medium, the default, is supported", param="verbosity")
 
 
 def _chat_logprobs(wire: ChatCompletionRequest) -> int | None:
@@ -132,44 +142,20 @@ def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
         raise InvalidRequest("logit_bias: keys are token ids", param="logit_bias") from error
 
 
-def _message(wire: ChatMessage, index: int) -> Message:
-    where = f"messages[{index}]"
-    _refuse(f"{where}.tool_calls", bool(wire.tool_calls))
-    _refuse(f"{where}.function_call", wire.function_call is not None)
-    _refuse(f"{where}.audio", wire.audio is not None)
-    roles = {"developer": "system", "function": "tool"}
-    return Message(
-        role=roles.get(wire.role, wire.role),
-        content=_text(wire, where),
-        name=wire.name,
-        thinking=wire.reasoning or wire.reasoning_content,
-    )
+def _prompts(wire: CompletionRequest) -> Sequence[TextPrompt | InsertPrompt]:
+    """The prompts; with a `suffix`, each goes before what is asked for, and the suffix behind it."""
+    prompts = _text_prompts(wire.prompt)
+    if not wire.suffix:
+        return prompts
+    if wire.echo:
+        raise InvalidRequest("echo: an answer that goes between prompt and suffix has no echo", param="echo")
+    return [_insertion(prompt, wire.suffix) for prompt in prompts]
 
 
-def _text(wire: ChatMessage, where: str) -> str:
-    """The text of a message; several text parts become lines."""
-    content, path = wire.content, f"{where}.content"
-    if isinstance(content, str):
-        return content
-    if content is None and wire.role == "assistant":
-        return wire.refusal or ""
-    if not isinstance(content, list):
-        raise InvalidRequest(f"{path}: must be a string or an array of parts", param=path)
-    try:
-        parts = _PARTS.validate_python(content)
-    except ValidationError as error:
-        raise invalid_request(error, path) from error
-    texts = []
-    for index, part in enumerate(parts):
-        text = part.text if part.type == "text" else part.refusal if part.type == "refusal" else None
-        if part.type not in ("text", "refusal"):
-            raise UnsupportedParameter(
-                f"{path}[{index}]: {part.type} parts are not supported", param=f"{path}[{index}]"
-            )
-        if text is None:
-            raise InvalidRequest(f"{path}[{index}].{part.type}: field required", param=f"{path}[{index}].{part.type}")
-        texts.append(text)
-    return "\n".join(texts)
+def _insertion(prompt: TextPrompt, suffix: str) -> InsertPrompt:
+    if not isinstance(prompt.text, str):
+        raise InvalidRequest("suffix: needs a prompt of text, not of token ids", param="suffix")
+    return InsertPrompt(prompt.text, suffix)
 
 
 def _is_token_ids(value: list[object]) -> TypeGuard[list[int]]:

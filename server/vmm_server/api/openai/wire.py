@@ -93,6 +93,64 @@ class SamplingFields(Wire):
     options: RunnerOptions | None = None
 
 
+class FunctionDefinition(Wire):
+    """`tools[].function`, and one element of the older `functions`."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, object] | None = None
+    """A JSON schema. None: there are no arguments."""
+    strict: bool | None = None
+
+
+class ToolDefinition(Wire):
+    """One element of `tools`."""
+
+    type: str
+    function: FunctionDefinition | None = None
+
+
+class FunctionName(Wire):
+    """A function, by its name."""
+
+    name: str
+
+
+class NamedTool(Wire):
+    """A tool, by its name."""
+
+    type: str
+    function: FunctionName | None = None
+
+
+class AllowedTools(Wire):
+    """`tool_choice.allowed_tools`."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class ToolChoice(NamedTool):
+    """`tool_choice`, where it is an object."""
+
+    allowed_tools: AllowedTools | None = None
+
+
+class FunctionCall(Wire):
+    """What an earlier answer called: `messages[].tool_calls[].function`, or the older `messages[].function_call`."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(Wire):
+    """One element of `messages[].tool_calls`."""
+
+    type: str = "function"
+    id: str | None = None
+    function: FunctionCall | None = None
+
+
 class ChatMessage(Wire):
     """One element of `messages`."""
 
@@ -103,8 +161,9 @@ class ChatMessage(Wire):
     refusal: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[object] | None = None
-    function_call: object = None
+    tool_calls: list[MessageToolCall] | None = None
+    function_call: FunctionCall | None = None
+    tool_call_id: str | None = None
     audio: object = None
 
 
@@ -123,14 +182,19 @@ class ChatCompletionRequest(SamplingFields):
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Integer | None = None
-    tools: list[object] | None = None
+    tools: list[ToolDefinition] | None = None
     tool_choice: object = None
-    functions: list[object] | None = None
+    """`none`, `auto`, `required` or a `ToolChoice`."""
+    parallel_tool_calls: bool | None = None
+    functions: list[FunctionDefinition] | None = None
+    """This and `function_call` (`none`, `auto` or a `FunctionName`): what OpenAI called tools before."""
     function_call: object = None
     reasoning_effort: str | None = None
+    verbosity: str | None = None
     modalities: list[str] | None = None
     audio: object = None
     web_search_options: object = None
+    moderation: object = None
     chat_template_kwargs: dict[str, object] | None = None
 
 

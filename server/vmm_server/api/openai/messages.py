@@ -1,0 +1,102 @@
+"""`messages` → `Message`s. Pure."""
+
+import json
+from collections.abc import Sequence
+
+from pydantic import TypeAdapter, ValidationError
+
+from vmm_server.api.body import invalid_request
+from vmm_server.api.openai.wire import ChatMessage, ContentPart, FunctionCall, MessageToolCall
+from vmm_server.errors import InvalidRequest, UnsupportedParameter
+from vmm_server.requests import Message, ToolCall
+
+_PARTS = TypeAdapter(list[ContentPart])
+_ROLES = {"developer": "system", "function": "tool"}
+
+
+def chat_messages(wire: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """A conversation. Raises `InvalidRequest`, and `UnsupportedParameter` for what is no text."""
+    if not wire:
+        raise InvalidRequest("[] is too short - 'messages'", param="messages")
+    functions: dict[str, str] = {}  # names by the ids of their calls: templates of results want the names
+    messages = []
+    for index, one in enumerate(wire):
+        message = _message(one, f"messages[{index}]", functions)
+        functions |= {call.id: call.name for call in message.tool_calls if call.id}
+        messages.append(message)
+    if messages[-1].tool_calls:
+        param = f"messages[{len(messages) - 1}]"
+        raise InvalidRequest(f"{param}: the results of its tool calls have to follow", param=param)
+    return tuple(messages)
+
+
+def _message(wire: ChatMessage, where: str, functions: dict[str, str]) -> Message:
+    if wire.audio is not None:
+        raise UnsupportedParameter(f"{where}.audio is not supported", param=f"{where}.audio")
+    result_of = functions.get(wire.tool_call_id or "") if wire.role == "tool" else None
+    return Message(
+        role=_ROLES.get(wire.role, wire.role),
+        content=_text(wire, where),
+        name=wire.name or result_of,
+        thinking=wire.reasoning or wire.reasoning_content,
+        tool_calls=_tool_calls(wire, where),
+        tool_call_id=wire.tool_call_id,
+    )
+
+
+def _tool_calls(wire: ChatMessage, where: str) -> tuple[ToolCall, ...]:
+    calls = [_tool_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(wire.tool_calls or ())]
+    if wire.function_call is not None:
+        path = f"{where}.function_call"
+        if calls:
+            raise InvalidRequest(f"{path}: the older name of tool_calls, which are there too", param=path)
+        calls.append(_call(wire.function_call, path))
+    if calls and wire.role != "assistant":
+        field = "tool_calls" if wire.tool_calls else "function_call"
+        raise InvalidRequest(f"{where}.{field}: only an assistant calls", param=f"{where}.{field}")
+    return tuple(calls)
+
+
+def _tool_call(wire: MessageToolCall, where: str) -> ToolCall:
+    if wire.type != "function":
+        param = f"{where}.type"
+        raise UnsupportedParameter(f"{param}: {wire.type[:100]!r} is not supported, only functions are", param=param)
+    if wire.function is None:
+        raise InvalidRequest(f"{where}.function: field required", param=f"{where}.function")
+    return _call(wire.function, f"{where}.function", wire.id)
+
+
+def _call(wire: FunctionCall, where: str, call_id: str | None = None) -> ToolCall:
+    arguments = wire.arguments.strip() or "{}"  # a call without arguments, as several clients keep it
+    try:
+        parsed = json.loads(arguments)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise InvalidRequest(f"{where}.arguments: must be the text of a JSON object", param=f"{where}.arguments")
+    return ToolCall(wire.name, arguments, call_id)
+
+
+def _text(wire: ChatMessage, where: str) -> str:
+    """The text of a message; several text parts become lines."""
+    content, path = wire.content, f"{where}.content"
+    if isinstance(content, str):
+        return content
+    if content is None and wire.role == "assistant":
+        return wire.refusal or ""
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{path}: must be a string or an array of parts", param=path)
+    try:
+        parts = _PARTS.validate_python(content)
+    except ValidationError as error:
+        raise invalid_request(error, path) from error
+    return "\n".join(_part(part, f"{path}[{index}]") for index, part in enumerate(parts))
+
+
+def _part(part: ContentPart, where: str) -> str:
+    if part.type not in ("text", "refusal"):
+        raise UnsupportedParameter(f"{where}: {part.type[:100]} parts are not supported", param=where)
+    text = part.text if part.type == "text" else part.refusal
+    if text is None:
+        raise InvalidRequest(f"{where}.{part.type}: field required", param=f"{where}.{part.type}")
+    return text
