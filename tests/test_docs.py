@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ByteSize
 
 from vmm_adapters import errors as adapter_errors
 from vmm_server import errors
@@ -27,6 +28,8 @@ def default_in_words(name: str) -> str:
     if isinstance(default, KeepAlive):
         assert default.seconds is not None
         return f"`{default.seconds / 60:g}m`"
+    if isinstance(default, ByteSize):
+        return f"`{default.human_readable()}`"
     return f"`{default}`" if default not in (None, (), "") else "unset"
 
 

@@ -17,7 +17,9 @@ SAMPLES: dict[type[Exception], Exception] = {
     errors.InvalidModelName: errors.InvalidModelName("a b"),
     errors.UnsupportedCapability: errors.UnsupportedCapability("bert", "chat"),
     errors.ModelNotFound: errors.ModelNotFound("nobody"),
+    errors.PreviousResponseNotFound: errors.PreviousResponseNotFound("resp_1"),
     errors.RequestCancelled: errors.RequestCancelled(),
+    errors.ResponseNotFound: errors.ResponseNotFound("resp_1"),
     errors.Overloaded: errors.Overloaded(retry_after_s=3),
     errors.ShuttingDown: errors.ShuttingDown(),
     errors.DigestMismatch: errors.DigestMismatch("weights", expected="a" * 64, actual="b" * 64),
@@ -39,7 +41,9 @@ ModelLoadFailed         500 no      api_error             api_error
 ModelNotFound           404 no      not_found_error       not_found_error       model_not_found model
 OutOfMemory             500 no      api_error             api_error
 Overloaded              503 after-3 api_error             overloaded_error
+PreviousResponseNotFound 400 no     invalid_request_error invalid_request_error previous_response_not_found previous_response_id
 RequestCancelled        499 no      invalid_request_error invalid_request_error
+ResponseNotFound        404 no      not_found_error       not_found_error       - response_id
 RuntimeFailed           500 no      api_error             api_error
 RuntimeMissing          500 no      api_error             api_error
 SettingsError           500 no      api_error             api_error

@@ -5,8 +5,10 @@ VMMError
 │   ├── UnsupportedParameter  400  a field asks for what this model or version cannot do
 │   ├── ContextLengthExceeded 400
 │   ├── InvalidModelName      400
+│   ├── PreviousResponseNotFound 400 a conversation cannot go on from what is not there
 │   └── UnsupportedCapability 400  the model cannot do this (`"x" does not support chat`)
 ├── ModelNotFound             404
+├── ResponseNotFound          404  no such stored response
 ├── RequestCancelled          499  the client went away
 ├── Overloaded                503  queue full; carries retry_after_s
 ├── ShuttingDown              503
@@ -76,6 +78,22 @@ class UnsupportedCapability(InvalidRequest):
 
     def __init__(self, model: str, capability: str) -> None:
         super().__init__(f'"{model}" does not support {capability}', param="model")
+
+
+class PreviousResponseNotFound(InvalidRequest):
+    """The response that a request goes on from is not stored here."""
+
+    code = "previous_response_not_found"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"Previous response with id '{response_id}' not found.", param="previous_response_id")
+
+
+class ResponseNotFound(VMMError):
+    """No response is stored here under that id."""
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"Response with id '{response_id}' not found.", param="response_id")
 
 
 class ModelNotFound(VMMError):

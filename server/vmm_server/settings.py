@@ -104,6 +104,8 @@ class Settings(BaseSettings):
     """How long an idle model stays loaded: 5m, 0, or -1 for ever."""
     shutdown_timeout_s: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that running generations get to finish after SIGTERM."""
+    response_store_size: Annotated[ByteSize, Field(ge=0)] = ByteSize(2**30)
+    """Disk space for the responses that /v1/responses keeps for later; 0 keeps none."""
     card_dirs: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_path_list)] = ()
     """Folders with model cards of your own; they win over the built-in ones. Separated as in PATH."""
     ollama_version: str = "0.13.0"
@@ -120,6 +122,11 @@ class Settings(BaseSettings):
     def cache_dir(self) -> Path:
         """Compiled models; may be deleted at any time."""
         return self.home / "cache"
+
+    @property
+    def response_store_path(self) -> Path:
+        """The file that stored responses lie in."""
+        return self.home / "responses.db"
 
     @classmethod
     def settings_customise_sources(

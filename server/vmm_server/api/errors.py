@@ -38,6 +38,7 @@ class Answer:
 ANSWERS: Mapping[type[Exception], Answer] = {
     errors.InvalidRequest: Answer(400),
     errors.ModelNotFound: Answer(404),
+    errors.ResponseNotFound: Answer(404),
     errors.RequestCancelled: Answer(499),
     errors.Overloaded: Answer(503, retry=True),
     errors.ShuttingDown: Answer(503, retry=True, retry_after_s=5),

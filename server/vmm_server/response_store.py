@@ -1,0 +1,302 @@
+"""Responses kept for later: `previous_response_id`, `GET /v1/responses/{id}` and references to items.
+
+One SQLite file. A response has its place in a chain (`previous_id`) and its own items, given ones first; a conversation
+is the items of its chain, so nothing is stored twice. What was not used for longest goes when a bound is passed; using
+a conversation uses every response in it. A thread of its own does all the work, several processes may share the file
+(WAL), and a file that SQLite cannot read is set aside, never deleted.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from filelock import FileLock
+from filelock import Timeout as LockTimeout
+
+from vmm_server.errors import PreviousResponseNotFound, StoreError
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, object]
+"""A JSON object; the store looks into none but for its `id`."""
+Result = TypeVar("Result")
+
+MAX_RESPONSES = 100_000
+"""Kept at most, however small they are."""
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE responses (
+    id TEXT PRIMARY KEY, previous_id TEXT, used INTEGER NOT NULL, num_bytes INTEGER NOT NULL, body BLOB NOT NULL
+);
+CREATE INDEX responses_by_use ON responses (used, num_bytes);
+CREATE TABLE items (
+    response_id TEXT NOT NULL REFERENCES responses (id) ON DELETE CASCADE,
+    position INTEGER NOT NULL, is_output INTEGER NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (response_id, position)
+) WITHOUT ROWID;
+CREATE INDEX items_by_id ON items (id);
+"""
+_CHAIN = """
+WITH RECURSIVE chain (id, previous_id, depth) AS (
+    SELECT id, previous_id, 0 FROM responses WHERE id = ?
+    UNION ALL
+    SELECT one.id, one.previous_id, depth + 1 FROM responses AS one JOIN chain ON one.id = chain.previous_id
+)
+SELECT id, previous_id FROM chain ORDER BY depth DESC
+"""
+_EVICT = """
+DELETE FROM responses WHERE used <= (
+    SELECT max(used) FROM (
+        SELECT used, count(*) OVER newest AS num, sum(num_bytes) OVER newest AS total FROM responses
+        WINDOW newest AS (ORDER BY used DESC ROWS UNBOUNDED PRECEDING)
+    ) WHERE num > ? OR total > ?
+)
+"""
+
+
+class ResponseStore:
+    """See the module. `max_bytes` bounds what is kept; 0 keeps nothing, and then there is no file.
+
+    Every method may raise `StoreError`.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, max_responses: int = MAX_RESPONSES, busy_s: float = 5.0) -> None:
+        """`busy_s` is how long to wait for another process."""
+        self.is_enabled = max_bytes > 0
+        self._path = path
+        self._max_bytes = max_bytes
+        self._max_responses = max_responses
+        self._busy_s = busy_s
+        self._connection: sqlite3.Connection | None = None
+        self._inode: int | None = None
+        self._executor = ThreadPoolExecutor(1, "response-store")
+
+    async def put(self, response: Json, *, given: Sequence[Json], output: Sequence[Json]) -> bool:
+        """Keep a response, the items it was given and those it gave: `get` returns the latter as its `output`.
+
+        False when nothing is kept here, or it alone is too large.
+        """
+        if not self.is_enabled:
+            return False
+        return await self._run(lambda connection: self._put(connection, response, given, output))
+
+    async def get(self, response_id: str) -> Json | None:
+        """A response as it was put."""
+        return await self._run(lambda connection: _get(connection, response_id)) if self.is_enabled else None
+
+    async def delete(self, response_id: str) -> bool:
+        """Forget a response with its items; false when it is not there. What came after it ends its chain there."""
+        return self.is_enabled and await self._run(lambda connection: _delete(connection, response_id))
+
+    async def conversation(self, response_id: str) -> list[Json]:
+        """All items up to the end of a response, oldest first.
+
+        Raises `PreviousResponseNotFound` naming the first response of the chain that is not there.
+        """
+        if not self.is_enabled:
+            raise PreviousResponseNotFound(response_id)
+        return await self._run(lambda connection: _conversation(connection, response_id))
+
+    async def given_items(self, response_id: str) -> list[Json] | None:
+        """The items a response answered, oldest first, with what is left of the chain before them."""
+        return await self._run(lambda connection: _given_items(connection, response_id)) if self.is_enabled else None
+
+    async def items(self, item_ids: Sequence[str]) -> dict[str, Json]:
+        """Those of these items that are there, by id."""
+        if not self.is_enabled or not item_ids:
+            return {}
+        return await self._run(lambda connection: _items(connection, item_ids))
+
+    async def aclose(self) -> None:
+        """Close the file. Idempotent."""
+        await asyncio.to_thread(self._shut_down)
+
+    def _shut_down(self) -> None:
+        try:
+            self._executor.submit(self._disconnect)
+        except RuntimeError:  # it was shut down before: the only error this call has
+            return
+        self._executor.shutdown()
+
+    async def _run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._attempt, work)
+
+    def _attempt(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Run `work`; once more on a new file when SQLite cannot read this one."""
+        try:
+            try:
+                return work(self._connect())
+            except sqlite3.DatabaseError as error:
+                if not _is_unreadable(error):
+                    raise
+                self._set_aside(error)
+                return work(self._connect())
+        except (sqlite3.Error, OSError, LockTimeout) as error:
+            hint = "see that the disk has room and the folder can be written to, or set response_store_size to 0"
+            raise StoreError(f"cannot use the stored responses in {self._path}: {error}", hint=hint) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        """The connection; a new one when another process has replaced the file."""
+        if self._connection is not None and _inode(self._path) == self._inode:
+            return self._connection
+        self._disconnect()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            self._path.touch(mode=0o600)  # conversations are nobody else's; SQLite's other files take the mode over
+            self._inode = _inode(self._path)
+            connection = sqlite3.connect(self._path, timeout=self._busy_s, isolation_level=None)
+            try:
+                _prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+        self._connection = connection
+        return connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
+        """Give the file another name, unless another process has done so."""
+        self._disconnect()
+        with self._lock():
+            if _inode(self._path) != self._inode:
+                return
+            aside = self._path.with_name(f"{self._path.name}.unreadable-{time.time_ns()}")
+            for suffix in ("", "-wal", "-shm"):
+                part = self._path.with_name(self._path.name + suffix)
+                if part.exists():
+                    part.replace(aside.with_name(aside.name + suffix))
+        logger.warning(
+            "the stored responses cannot be read (%s): they are in %s now, and a new file begins", error, aside
+        )
+
+    def _lock(self) -> FileLock:
+        """Held while the file is made or moved: two processes must not do that at the same time."""
+        return FileLock(f"{self._path}.lock", timeout=self._busy_s)
+
+    def _put(
+        self, connection: sqlite3.Connection, response: Json, given: Sequence[Json], output: Sequence[Json]
+    ) -> bool:
+        response_id = response["id"]
+        items = [
+            (response_id, position, position >= len(given), item["id"], msgspec.json.encode(item))
+            for position, item in enumerate([*given, *output])
+        ]
+        body = msgspec.json.encode(response | {"output": []})
+        num_bytes = len(body) + sum(len(item[-1]) for item in items)
+        if num_bytes > self._max_bytes:
+            return False
+        with _transaction(connection):
+            row = (response_id, response["previous_response_id"], _next_use(connection), num_bytes, body)
+            connection.execute(
+                "INSERT INTO responses (id, previous_id, used, num_bytes, body) VALUES (?, ?, ?, ?, ?)", row
+            )
+            connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?)", items)
+            connection.execute(_EVICT, (self._max_responses, self._max_bytes))
+        return True
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Options of a new connection, and tables in a new file."""
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = FAST")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT")
+    elif version != _VERSION:
+        raise sqlite3.DatabaseError(f"it has version {version}, this server reads version {_VERSION}")
+
+
+def _is_unreadable(error: sqlite3.DatabaseError) -> bool:
+    """It is damaged, no database, or of another version; not: it is busy, or the disk is full."""
+    code = getattr(error, "sqlite_errorcode", None)  # missing on the one that `_prepare` raises
+    return code is None or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:  # a full disk or a damaged file has ended it
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _next_use(connection: sqlite3.Connection) -> int:
+    (last,) = connection.execute("SELECT coalesce(max(used), 0) FROM responses").fetchone()
+    return int(last) + 1
+
+
+def _get(connection: sqlite3.Connection, response_id: str) -> Json | None:
+    row = connection.execute("SELECT body FROM responses WHERE id = ?", (response_id,)).fetchone()
+    if row is None:
+        return None
+    return _decode(row[0]) | {"output": _items_of(connection, response_id, given=False)}
+
+
+def _delete(connection: sqlite3.Connection, response_id: str) -> bool:
+    return connection.execute("DELETE FROM responses WHERE id = ?", (response_id,)).rowcount > 0
+
+
+def _conversation(connection: sqlite3.Connection, response_id: str) -> list[Json]:
+    with _transaction(connection):
+        chain = connection.execute(_CHAIN, (response_id,)).fetchall()
+        missing = chain[0][1] if chain else response_id
+        if missing is not None:
+            raise PreviousResponseNotFound(missing)
+        first = _next_use(connection)
+        uses = [(use, one) for use, (one, _) in enumerate(chain, first)]
+        connection.executemany("UPDATE responses SET used = ? WHERE id = ?", uses)
+        return [item for one, _ in chain for item in _items_of(connection, one)]
+
+
+def _given_items(connection: sqlite3.Connection, response_id: str) -> list[Json] | None:
+    chain = [one for one, _ in connection.execute(_CHAIN, (response_id,))]
+    if not chain:
+        return None
+    before = [item for one in chain[:-1] for item in _items_of(connection, one)]
+    return before + _items_of(connection, response_id, output=False)
+
+
+def _items_of(
+    connection: sqlite3.Connection, response_id: str, *, given: bool = True, output: bool = True
+) -> list[Json]:
+    rows = connection.execute(
+        "SELECT body FROM items WHERE response_id = ? AND is_output BETWEEN ? AND ? ORDER BY position",
+        (response_id, not given, output),
+    )
+    return [_decode(body) for (body,) in rows]
+
+
+def _items(connection: sqlite3.Connection, item_ids: Sequence[str]) -> dict[str, Json]:
+    found: dict[str, Json] = {}
+    for item_id in item_ids:
+        row = connection.execute("SELECT body FROM items WHERE id = ? LIMIT 1", (item_id,)).fetchone()
+        if row is not None:
+            found[item_id] = _decode(row[0])
+    return found
+
+
+_decode = msgspec.json.Decoder(Json).decode
