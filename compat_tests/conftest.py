@@ -1,15 +1,21 @@
 """The server under test: the one at `VMM_BASE_URL`, else a `vmm serve` of this environment on a free port.
 
 These tests know a base URL and nothing else of VMM. Our own server keeps its models in `.cache/vmm`, so that they are
-fetched once.
+fetched once. Where the default model is too small to be clever, they ask a scripted one, which is in `scripted/`: a
+server at `VMM_BASE_URL` has it after `vmm pull file:compat_tests/scripted --name scripted`.
+
+`third_party/` runs in an environment of its own (`make clients`), whose packages `.venv` cannot hold.
 """
 
+import importlib.util
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +24,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 400  # a first start fetches 98 MB
 STOP_TIMEOUT_S = 60
+PULLS = (("file:compat_tests/scripted", "--name", "scripted"),)
+"""Models that the tests ask for beside the default one."""
+
+collect_ignore = [] if importlib.util.find_spec("langchain_tests") else ["third_party"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,11 +44,18 @@ def base_url() -> Iterator[str]:
         return
     home = ROOT / ".cache" / "vmm"
     home.mkdir(parents=True, exist_ok=True)
+    vmm = next(
+        path for path in (Path(sys.executable).with_name("vmm"), ROOT / ".venv" / "bin" / "vmm") if path.exists()
+    )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("VMM_", "OLLAMA_"))}
+    for pull in PULLS:
+        command = [vmm, "pull", *pull, "--home", home]
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        assert done.returncode == 0, f"{pull} cannot be pulled:\n{done.stderr.decode()}"
     log_path = home / "compat_tests.log"
     with log_path.open("w") as log:
         server = subprocess.Popen(
-            [Path(sys.executable).with_name("vmm"), "serve", "--port", "0", "--home", home],
+            [vmm, "serve", "--port", "0", "--home", home],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -68,3 +85,26 @@ def base_url() -> Iterator[str]:
 def model() -> str:
     """The default model, by its short name."""
     return "smollm2"
+
+
+@pytest.fixture(scope="session")
+def installed(base_url: str) -> list[str]:
+    """The names of the models that the server has."""
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{base_url}/v1/models") as reply:
+        return [entry["id"] for entry in json.load(reply)["data"]]
+
+
+@pytest.fixture(scope="session")
+def scripted(installed: list[str]) -> str:
+    """The scripted model: it calls tools, thinks and answers as `scripted/script.json` says, and echoes otherwise."""
+    if "scripted:latest" not in installed:
+        pytest.skip("the server does not have the scripted model: vmm pull file:compat_tests/scripted --name scripted")
+    return "scripted"
+
+
+@pytest.fixture(scope="session")
+def embedding_model(installed: list[str]) -> str:
+    """The default embedding model."""
+    if not any(name.startswith("all-minilm") for name in installed):
+        pytest.skip("the server does not have the embedding model: vmm pull all-minilm")
+    return "all-minilm"
