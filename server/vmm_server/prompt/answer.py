@@ -1,0 +1,243 @@
+"""An engine's text → thinking, tool calls and content, told apart as it comes.
+
+First the thinking is taken off, which stands at the beginning or nowhere; what follows goes through the parser of the
+model's tool calls, if the request has tools. Without either a delta passes as it is.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from vmm_adapters.types import FinishReason
+from vmm_server.engine.stream import Delta, ToolCallDelta
+from vmm_server.prompt.formats.base import Arguments, CallStart, ChatFormat, Part, ReasoningFormat, Text
+from vmm_server.prompt.formats.tape import marker_pattern
+from vmm_server.requests import Tool
+
+_TURN = re.compile(r"<\|[^|<>]{1,40}\|>|<｜[^｜<>]{1,40}｜>|<(?:start|end)_of_turn>|</?s>|\[/?INST\]|<seed:[be]os>")
+"""What begins or ends a message, in the templates of the families that think."""
+
+
+class ThinkingState(Enum):
+    """Where a prompt leaves the model."""
+
+    NONE = "none"
+    """It cannot think, or is past it."""
+    POSSIBLE = "possible"
+    """It may begin to."""
+    OPEN = "open"
+    """It is in the middle of it."""
+
+
+def thinking_state(format: ChatFormat, prompt: str) -> ThinkingState:
+    """Whether the answer to a rendered prompt begins with thinking.
+
+    Only what the prompt says after its last message's beginning counts: templates write there the start marker, or
+    both markers to keep the model from thinking, and so may the client's own beginning of the answer.
+    """
+    if format.reasoning is None:
+        return ThinkingState.NONE
+    start, end = format.reasoning.start, format.reasoning.end
+    turns = [match.end() for match in _TURN.finditer(prompt) if match.group() not in (start, end)]
+    answer = prompt[turns[-1] :] if turns else prompt[-len(start + end) - 16 :].rstrip()
+    started, ended = answer.rfind(start), answer.rfind(end)
+    if not turns and started >= 0 and not answer.endswith((start, end)):
+        return ThinkingState.POSSIBLE
+    if started > ended:
+        return ThinkingState.OPEN
+    return ThinkingState.POSSIBLE if ended < 0 else ThinkingState.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class _Thought:
+    """Thinking, as a part of an answer."""
+
+    text: str
+
+
+class AnswerReader:
+    """Reads one answer. Pure: deltas in, deltas out."""
+
+    def __init__(
+        self,
+        format: ChatFormat,
+        *,
+        thinking: ThinkingState,
+        tools: Sequence[Tool],
+        token_bytes: Callable[[int], bytes],
+        new_call_id: Callable[[], str],
+    ) -> None:
+        """`tools` are those that may be called; none: nothing is read as a call."""
+        thinks = format.reasoning is not None and thinking is not ThinkingState.NONE
+        self._thinking = _ThinkingReader(format.reasoning, thinking) if thinks and format.reasoning else None
+        self._counter = _TokenCounter(format.reasoning.end, token_bytes) if thinks and format.reasoning else None
+        self._parser = format.tools.parser(tools) if tools else None
+        self._new_call_id = new_call_id
+        self._num_calls = 0
+
+    def read(self, delta: Delta) -> list[Delta]:
+        """What a delta says, as one to a few. Token ids and logprobs are with the first, the end with the last."""
+        if self._counter is not None:
+            self._counter.push(delta.token_ids)
+        if self._thinking is None and self._parser is None:
+            return [self._ended(delta, delta)]
+        said = self._merged(self._parts(delta))
+        if not said:
+            said = [Delta("")]
+        said[0] = replace(
+            said[0], token_ids=delta.token_ids, logprobs=delta.logprobs, prompt_logprobs=delta.prompt_logprobs
+        )
+        said[-1] = self._ended(said[-1], delta)
+        return said
+
+    def _parts(self, delta: Delta) -> Iterable[Part | _Thought]:
+        is_last = delta.finish_reason is not None
+        text = delta.text
+        if self._thinking is not None:
+            thought, text = self._thinking.push(text, is_last)
+            if thought:
+                yield _Thought(thought)
+            if self._thinking.is_over:
+                if not self._thinking.was_found:
+                    self._counter = None
+                self._thinking = None
+        if self._parser is None:
+            if text:
+                yield Text(text)
+            return
+        if text:
+            yield from self._parser.push(text)
+        if is_last:
+            yield from self._parser.finish()
+
+    def _merged(self, parts: Iterable[Part | _Thought]) -> list[Delta]:
+        """Deltas of one kind each, in order."""
+        said: list[Delta] = []
+        for part in parts:
+            last = said[-1] if said else None
+            match part:
+                case _Thought(text):
+                    said.append(Delta("", reasoning=text))
+                case Text(text):
+                    if last is not None and last.text:
+                        said[-1] = replace(last, text=last.text + text)
+                    else:
+                        said.append(Delta(text))
+                case CallStart() | Arguments():
+                    calls = last.tool_calls if last is not None else ()
+                    if calls and last is not None:
+                        said[-1] = replace(last, tool_calls=self._with_call(calls, part))
+                    else:
+                        said.append(Delta("", tool_calls=self._with_call((), part)))
+        return said
+
+    def _with_call(self, calls: tuple[ToolCallDelta, ...], part: CallStart | Arguments) -> tuple[ToolCallDelta, ...]:
+        """A call's first delta names it and says nothing else, which is what clients expect."""
+        if isinstance(part, CallStart):
+            self._num_calls += 1
+            return (*calls, ToolCallDelta(self._num_calls - 1, id=self._new_call_id(), name=part.name))
+        if calls and calls[-1].id is None:
+            return (*calls[:-1], replace(calls[-1], arguments=calls[-1].arguments + part.text))
+        return (*calls, ToolCallDelta(self._num_calls - 1, arguments=part.text))
+
+    def _ended(self, said: Delta, delta: Delta) -> Delta:
+        """`said` with the end that `delta` brings, if it does."""
+        if delta.finish_reason is None:
+            return said
+        reason, usage = delta.finish_reason, delta.usage
+        if self._num_calls and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS
+        if usage is not None and self._counter is not None:
+            usage = replace(usage, num_reasoning_tokens=self._counter.count)
+        return replace(said, finish_reason=reason, usage=usage)
+
+
+class _ThinkingReader:
+    """Takes the thinking off the beginning of a text. White space around it and its markers belongs to neither."""
+
+    def __init__(self, format: ReasoningFormat, state: ThinkingState) -> None:
+        self._start = format.start
+        self._end = marker_pattern((format.end,))
+        self.was_found = state is ThinkingState.OPEN
+        self.is_over = False
+        """What follows is not thinking."""
+        self._at = _At.BEGINNING
+        self._held = ""
+
+    def push(self, text: str, is_last: bool) -> tuple[str, str]:
+        """(thinking, other text) that became certain. The last push releases what was held back."""
+        self._held += text
+        if self._at is _At.BEGINNING and not self._begin(is_last):
+            return "", ""
+        thought = ""
+        if self._at in (_At.MARKER, _At.THOUGHT):
+            thought = self._think(is_last)
+        if self._at is _At.END:
+            self._held = self._held.lstrip()
+            self.is_over = bool(self._held)
+        return (thought, self._held) if self.is_over else (thought, "")
+
+    def _begin(self, is_last: bool) -> bool:
+        """Find out whether the text begins with thinking; false: not yet. The marker may come again after a prompt
+        that ends with it."""
+        text = self._held.lstrip()
+        if len(text) < len(self._start) and self._start.startswith(text) and not is_last:
+            return False
+        if text.startswith(self._start):
+            self.was_found = True
+            self._held = text[len(self._start) :]
+        if self.was_found:
+            self._at = _At.MARKER
+        else:
+            self.is_over = True
+        return True
+
+    def _think(self, is_last: bool) -> str:
+        text = self._held if self._at is _At.THOUGHT else self._held.lstrip()
+        match = self._end.search(text)
+        if match is not None and match.lastindex is not None:
+            self._held = text[match.end() :]
+            self._at = _At.END
+            return text[: match.start()].rstrip()
+        before = text if match is None else text[: match.start()]
+        thought = text if is_last else before.rstrip()
+        self._held = text[len(thought) :]
+        if thought:
+            self._at = _At.THOUGHT
+        return thought
+
+
+class _At(Enum):
+    """Where a `_ThinkingReader` stands."""
+
+    BEGINNING = 0
+    MARKER = 1
+    """Right after the start marker."""
+    THOUGHT = 2
+    END = 3
+    """After the end marker."""
+
+
+class _TokenCounter:
+    """Counts the tokens of thinking: all up to the one that completes the end marker, told by their bytes, because
+    a delta's text may come later than its tokens."""
+
+    def __init__(self, end: str, token_bytes: Callable[[int], bytes]) -> None:
+        self._end = end.encode()
+        self._token_bytes = token_bytes
+        self._tail = b""
+        self._is_over = False
+        self.count = 0
+
+    def push(self, token_ids: Iterable[int]) -> None:
+        """Count the next ones."""
+        if self._is_over:
+            return
+        for token_id in token_ids:
+            self.count += 1
+            self._tail += self._token_bytes(token_id)
+            if self._end in self._tail:
+                self._is_over = True
+                return
+            self._tail = self._tail[-len(self._end) :]
