@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vmm_adapters.errors import AdapterError
+from vmm_adapters.types import Pooling
 
-Capability = Literal["completion", "tools", "insert", "vision", "embedding", "thinking"]
-"""Ollama's words for what a model can do (`/api/show`, `capabilities`)."""
+Capability = Literal["completion", "tools", "insert", "vision", "embedding", "thinking", "rerank"]
+"""What a model can do (`/api/show`, `capabilities`): Ollama's words, and rerank."""
 
 
 class InvalidCard(AdapterError):
@@ -40,6 +41,19 @@ class SamplingDefaults(_CardPart):
     repetition_penalty: float | None = None
 
 
+class EmbeddingRecipe(_CardPart):
+    """How an encoder makes a text's vector."""
+
+    pooling: Pooling | None = None
+    """`None`: the graph pools by itself."""
+    normalize: bool = True
+    """Whether vectors are divided by their L2 norm."""
+    prompts: dict[str, str] = {}
+    """Text put before the input, by name: `query`, `document`, …"""
+    default_prompt: str | None = None
+    """The prompt of requests that name none."""
+
+
 class ModelCard(_CardPart):
     """One model that can be pulled by name."""
 
@@ -63,6 +77,8 @@ class ModelCard(_CardPart):
     system: str | None = None
     """A default system message; most chat templates bring their own."""
     sampling: SamplingDefaults = SamplingDefaults()
+    embedding: EmbeddingRecipe | None = None
+    """For encoders whose files do not say it."""
 
 
 def read_card(path: Path) -> ModelCard:

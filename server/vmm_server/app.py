@@ -27,9 +27,10 @@ from vmm_server.api.ops import HealthController, Readiness
 from vmm_server.api.request_log import logged
 from vmm_server.errors import VMMError
 from vmm_server.inference import Inference
-from vmm_server.models.loading import ModelLoader, ReadyModel, load_model
+from vmm_server.models.loading import ModelLoader, load_model
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.pull import Puller
+from vmm_server.models.ready import Ready
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.settings import Settings
@@ -85,7 +86,7 @@ def build_parts(settings: Settings, load: ModelLoader) -> Parts:
     store = Store(settings.store_dir)
     registry = Registry(store, read_cards(settings.card_dirs))
 
-    def load_checked(model: InstalledModel, kv_cache_bytes: int) -> ReadyModel:
+    def load_checked(model: InstalledModel, kv_cache_bytes: int) -> Ready:
         store.check_files(model)  # a folder used in place may have changed since it was installed
         return load(model, kv_cache_bytes)
 

@@ -32,7 +32,7 @@ class Completion:
     def __init__(
         self,
         model: InstalledModel,
-        lease: Lease,
+        lease: Lease[ReadyModel],
         generation: Generation,
         prompt_tokens: tuple[int, ...],
         created: datetime,
@@ -133,9 +133,7 @@ class Inference:
         if self.draining:
             raise ShuttingDown
         model = self._registry.resolve(name)
-        lease = await self._pool.acquire(model, keep_alive)
-        lease.release()
-        return LoadInfo(model, lease.load_s)
+        return LoadInfo(model, await self._pool.load(model, keep_alive))
 
     async def unload(self, name: str) -> bool:
         """Unload a model once it is idle. False if it was not loaded."""

@@ -1,4 +1,4 @@
-"""A model folder on disk → an engine that is warm: the blocking half of a load, run in a thread by the pool."""
+"""A model folder on disk → something warm that takes requests: the blocking half of a load, run in a thread."""
 
 import json
 from collections.abc import Callable
@@ -8,13 +8,16 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from vmm_adapters import catalog
-from vmm_adapters.errors import AdapterError
 from vmm_adapters.types import RunnerOptions
 from vmm_server.engine.engine import Engine, EngineOptions
 from vmm_server.errors import ModelLoadFailed
 from vmm_server.models.compiled import compiled_dir
-from vmm_server.models.router import Placement, placements
+from vmm_server.models.encoders import load_encoder
+from vmm_server.models.placing import load_on_best
+from vmm_server.models.ready import Ready
+from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
+from vmm_server.models.tokenizers import read_tokenizer
 from vmm_server.prompt.chat import ChatTemplate, read_chat_template
 from vmm_server.prompt.token_bytes import TokenBytes
 from vmm_server.settings import Settings
@@ -22,7 +25,7 @@ from vmm_server.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class ReadyModel:
-    """Everything a request needs of a loaded model."""
+    """Everything a request needs of a loaded text model."""
 
     engine: Engine
     tokenizer: Tokenizer
@@ -34,77 +37,64 @@ class ReadyModel:
     vocab_size: int
     memory_bytes: int
 
+    async def aclose(self) -> None:
+        """See `Ready`."""
+        await self.engine.aclose()
 
-ModelLoader = Callable[[InstalledModel, int], ReadyModel]
-"""`(model, bytes for KV blocks) -> ReadyModel`; blocks, may take seconds, raises `ModelLoadFailed`."""
+
+ModelLoader = Callable[[InstalledModel, int], Ready]
+"""`(model, bytes for KV blocks) -> Ready`; blocks, may take seconds, raises `ModelLoadFailed`."""
 
 
-def load_model(model: InstalledModel, kv_cache_bytes: int, settings: Settings) -> ReadyModel:
-    """Walk the placements until one runs the model. Raises `ModelLoadFailed` with each one's reason."""
-    tokenizer = _read_tokenizer(model)
+def load_model(model: InstalledModel, kv_cache_bytes: int, settings: Settings) -> Ready:
+    """Load a model of any kind on the best placement. Raises `ModelLoadFailed` with what was tried."""
+    if model.generates:
+        return _load_text(model, kv_cache_bytes, settings)
+    return load_encoder(model, settings)
+
+
+def _load_text(model: InstalledModel, kv_cache_bytes: int, settings: Settings) -> ReadyModel:
+    tokenizer = read_tokenizer(model)
     template = read_chat_template(model.folder)
     eos_token_ids = _read_eos_token_ids(model.folder)
-    failures: list[str] = []
-    try:
-        devices = catalog.list_devices(model.adapter)
-    except AdapterError as error:
-        raise ModelLoadFailed(f"cannot load {model.name!r}: {error.message}", hint=error.hint) from error
-    for placement in placements(model.adapter, model.size_bytes, devices, settings.device):
-        options = RunnerOptions(
-            device=placement.device,
-            kv_cache_bytes=kv_cache_bytes,
-            num_threads=settings.num_threads,
-            max_batched_tokens=settings.max_batched_tokens,
-            max_sequences=settings.max_sequences,
-            cache_dir=compiled_dir(settings.cache_dir, model),
-        )
-        try:
-            runner = catalog.load_causal_lm(placement.adapter, model.folder, options)
-        except AdapterError as error:
-            failures.append(f"{placement}: {error.message}")
-            continue
-        try:
-            runner.warm_up()
-        except AdapterError as error:
-            runner.close()
-            failures.append(f"{placement}: {error.message}")
-            continue
-        limit = min(runner.context_length, model.context_length, settings.context_length or runner.context_length)
-        engine = Engine(
-            runner,
-            tokenizer,
-            eos_token_ids=eos_token_ids,
-            options=EngineOptions(
+    placement, runner = load_on_best(
+        model,
+        settings.device,
+        lambda placement: catalog.load_causal_lm(
+            placement.adapter,
+            model.folder,
+            RunnerOptions(
+                device=placement.device,
+                kv_cache_bytes=kv_cache_bytes,
+                num_threads=settings.num_threads,
                 max_batched_tokens=settings.max_batched_tokens,
                 max_sequences=settings.max_sequences,
-                max_queue=settings.max_queue,
+                cache_dir=compiled_dir(settings.cache_dir, model),
             ),
-            context_length=limit,
-        )
-        return ReadyModel(
-            engine=engine,
-            tokenizer=tokenizer,
-            token_bytes=TokenBytes(tokenizer),
-            template=template,
-            placement=placement,
-            context_length=limit,
-            vocab_size=runner.vocab_size,
-            memory_bytes=runner.memory_bytes,
-        )
-    raise ModelLoadFailed(
-        f"cannot load {model.name!r}: " + ("; ".join(failures) or f"{model.adapter} has no device here"),
-        hint="vmm show tells what the model is; a log line tells more",
+        ),
     )
-
-
-def _read_tokenizer(model: InstalledModel) -> Tokenizer:
-    path = model.folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelLoadFailed(f"cannot load {model.name!r}: {path} is missing", hint=f"vmm pull {model.name}")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise ModelLoadFailed(f"cannot load {model.name!r}: {path}: {error}") from error
+    limit = min(runner.context_length, model.context_length, settings.context_length or runner.context_length)
+    engine = Engine(
+        runner,
+        tokenizer,
+        eos_token_ids=eos_token_ids,
+        options=EngineOptions(
+            max_batched_tokens=settings.max_batched_tokens,
+            max_sequences=settings.max_sequences,
+            max_queue=settings.max_queue,
+        ),
+        context_length=limit,
+    )
+    return ReadyModel(
+        engine=engine,
+        tokenizer=tokenizer,
+        token_bytes=TokenBytes(tokenizer),
+        template=template,
+        placement=placement,
+        context_length=limit,
+        vocab_size=runner.vocab_size,
+        memory_bytes=runner.memory_bytes,
+    )
 
 
 def _read_eos_token_ids(folder: Path) -> frozenset[int]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vmm_adapters.card import SamplingDefaults
+from vmm_adapters.card import EmbeddingRecipe, SamplingDefaults
 from vmm_server.errors import InvalidModelName
 from vmm_server.models.disk import write_atomically
 from vmm_server.models.names import ModelName
@@ -33,11 +33,11 @@ class InstalledModel:
     modified_at: datetime
     """When it was installed, with its time zone."""
     adapter: str
-    """The adapter that can run `folder`: a key of `vmm_adapters.catalog.CAUSAL_LM`."""
+    """The adapter that can run `folder`: a key of `vmm_adapters.catalog.CAUSAL_LM` or `ENCODERS`."""
     folder: Path
-    """Absolute: a genai ONNX folder or an OpenVINO IR folder."""
+    """Absolute: a genai ONNX folder, an OpenVINO IR folder or an encoder's ONNX folder."""
     format: str
-    """What was fetched: `gguf`, `onnx` or `openvino`."""
+    """What was fetched: `gguf`, `onnx`, `openvino` or `safetensors`."""
     family: str
     parameter_size: str
     quantization: str
@@ -54,6 +54,13 @@ class InstalledModel:
     """How it writes tool calls, in its card's words (`prompt.formats`); `None`: found from its template."""
     reasoning_format: str | None = None
     """The same of its thinking."""
+    embedding: EmbeddingRecipe | None = None
+    """How an encoder makes a text's vector; `None` for a text model or a cross-encoder."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether it makes text, and so needs KV blocks."""
+        return "completion" in self.capabilities
 
 
 class FileState(BaseModel):

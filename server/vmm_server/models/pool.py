@@ -14,14 +14,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any, Generic, TypeVar, overload
 
 from vmm_server.errors import ModelLoadFailed, ShuttingDown
 from vmm_server.models.loading import ModelLoader, ReadyModel
+from vmm_server.models.ready import Ready
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import KeepAlive
 from vmm_server.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+Held = TypeVar("Held")
 
 _KV_SHARE = 8
 """A model's KV blocks get at most this fraction (1/n) of the budget: several models and their weights must fit."""
@@ -35,7 +39,7 @@ class LoadedModel:
     """One model in memory."""
 
     model: InstalledModel
-    ready: ReadyModel
+    ready: Ready
     keep_alive: KeepAlive
     last_used: float
     num_leases: int = 0
@@ -58,19 +62,16 @@ class LoadedModel:
 
 
 @dataclass(slots=True)
-class Lease:
+class Lease(Generic[Held]):
     """A counted hold on a loaded model. `release` it once; a second call does nothing."""
 
     loaded: LoadedModel
+    ready: Held
+    """What requests are sent to."""
     load_s: float
     """Seconds this lease waited for a load; 0 when the model was there."""
     _release: Callable[[LoadedModel], None]
     _open: bool = field(default=True, init=False)
-
-    @property
-    def ready(self) -> ReadyModel:
-        """The engine, tokenizer and template."""
-        return self.loaded.ready
 
     def release(self) -> None:
         """Give it back; the keep-alive clock starts when it was the last one."""
@@ -80,7 +81,7 @@ class Lease:
 
 
 class ModelPool:
-    """Makes, lends and unloads engines. The only maker of engines."""
+    """Makes, lends and unloads models of every kind. The only maker of engines and batchers."""
 
     def __init__(self, settings: Settings, load: ModelLoader, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
@@ -93,8 +94,33 @@ class ModelPool:
         self._closing = False
         self.budget_bytes = int(settings.memory_budget or _physical_memory_bytes() // 2)
 
-    async def acquire(self, model: InstalledModel, keep_alive: KeepAlive | None) -> Lease:
-        """A lease, loading the model if it is cold. Raises `ModelLoadFailed`, `ShuttingDown`."""
+    @overload
+    async def acquire(self, model: InstalledModel, keep_alive: KeepAlive | None) -> Lease[ReadyModel]: ...
+    @overload
+    async def acquire(self, model: InstalledModel, keep_alive: KeepAlive | None, kind: type[Held]) -> Lease[Held]: ...
+    async def acquire(self, model: InstalledModel, keep_alive: KeepAlive | None, kind: Any = ReadyModel) -> Lease[Any]:
+        """A lease, loading the model if it is cold. Callers check what the model can do before.
+
+        Raises `ModelLoadFailed`, also for a model that turns out to be no `kind`, and `ShuttingDown`.
+        """
+        loaded, load_s = await self._find(model)
+        if not isinstance(loaded.ready, kind):
+            raise ModelLoadFailed(f"{model.name!r} is not what its manifest says", hint=f"vmm pull {model.source}")
+        loaded.num_leases += 1
+        loaded.last_used = self._clock()
+        loaded.keep_alive = keep_alive or self._settings.keep_alive
+        return Lease(loaded, loaded.ready, load_s, self._give_back)
+
+    async def load(self, model: InstalledModel, keep_alive: KeepAlive | None) -> float:
+        """Load a model of any kind and start its keep-alive clock; the seconds waited. Raises as `acquire` does."""
+        loaded, load_s = await self._find(model)
+        loaded.keep_alive = keep_alive or self._settings.keep_alive
+        loaded.last_used = self._clock()
+        self._changed.set()
+        return load_s
+
+    async def _find(self, model: InstalledModel) -> tuple[LoadedModel, float]:
+        """The model in memory, and the seconds its load was waited for."""
         if self._closing:
             raise ShuttingDown
         started = self._clock()
@@ -111,11 +137,8 @@ class ModelPool:
         else:
             load_s = 0.0
         if self._closing or self._loaded.get(model.digest) is not loaded:  # closed between the load and our turn
-            return await self.acquire(model, keep_alive)
-        loaded.num_leases += 1
-        loaded.last_used = self._clock()
-        loaded.keep_alive = keep_alive or self._settings.keep_alive
-        return Lease(loaded, load_s, self._give_back)
+            return await self._find(model)
+        return loaded, load_s
 
     def loaded(self) -> list[LoadedModel]:
         """Models in memory, the one that stays longest first."""
@@ -195,8 +218,10 @@ class ModelPool:
 
     async def _make_room(self, model: InstalledModel) -> int:
         """Evict idle models until `model` fits; returns the bytes its KV blocks may have."""
-        wanted = model.size_bytes + int(self._settings.kv_cache_size or self.budget_bytes // _KV_SHARE)
-        least = model.size_bytes + _MIN_KV_BYTES
+        kv_bytes = int(self._settings.kv_cache_size or self.budget_bytes // _KV_SHARE)
+        wanted, least = model.size_bytes, model.size_bytes
+        if model.generates:
+            wanted, least = wanted + kv_bytes, least + _MIN_KV_BYTES
         limit = self._settings.max_loaded_models
         while True:
             used = sum(loaded.size_bytes for loaded in self._loaded.values())
@@ -218,7 +243,7 @@ class ModelPool:
     async def _close(self, loaded: LoadedModel) -> None:
         self._loaded.pop(loaded.model.digest, None)
         self._changed.set()
-        await loaded.ready.engine.aclose()
+        await loaded.ready.aclose()
         logger.info("unloaded %s", loaded.model.name)
 
 

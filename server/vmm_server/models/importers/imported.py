@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from vmm_adapters.card import EmbeddingRecipe
+
 _TOOLS = re.compile(r"\btools\b")
 _THINKING = re.compile(r"</?think>|enable_thinking|reasoning_content")
 
@@ -22,13 +24,15 @@ class ImportedModel:
     """Positions that the folder's files can serve."""
     embedding_length: int | None
     capabilities: tuple[str, ...]
-    """Guessed from the chat template, in Ollama's words: completion, tools, thinking."""
+    """In Ollama's words: completion, and tools and thinking as the chat template shows; or embedding, or rerank."""
     has_chat_template: bool
     license: str | None
     """As the file has it, an SPDX identifier as a rule."""
     name: str | None
     adapter: str = "openvino"
     """The adapter that can run it."""
+    embedding: EmbeddingRecipe | None = None
+    """What the folder says of how its encoder makes a vector; `None` where it is no encoder or does not say."""
 
 
 def guess_capabilities(chat_template: str | None) -> tuple[str, ...]:

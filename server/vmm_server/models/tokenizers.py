@@ -1,0 +1,17 @@
+"""A model folder's tokenizer.json."""
+
+from tokenizers import Tokenizer
+
+from vmm_server.errors import ModelLoadFailed
+from vmm_server.models.store import InstalledModel
+
+
+def read_tokenizer(model: InstalledModel) -> Tokenizer:
+    """Read it. Raises `ModelLoadFailed`."""
+    path = model.folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelLoadFailed(f"cannot load {model.name!r}: {path} is missing", hint=f"vmm pull {model.name}")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise ModelLoadFailed(f"cannot load {model.name!r}: {path}: {error}") from error
