@@ -39,7 +39,7 @@ def chat_request(wire: ChatCompletionRequest) -> GenerateRequest:
         thinking=thinking(wire.reasoning_effort, "reasoning_effort"),
     )
     max_tokens = wire.max_completion_tokens or wire.max_tokens
-    return _request(wire, prompt, max_tokens, _chat_logprobs(wire))
+    return generate_request(wire, prompt, max_tokens, _chat_logprobs(wire))
 
 
 def completion_requests(wire: CompletionRequest) -> list[GenerateRequest]:
@@ -47,15 +47,16 @@ def completion_requests(wire: CompletionRequest) -> list[GenerateRequest]:
     prompts = _prompts(wire)
     count = _num_candidates(wire, len(prompts))
     logprobs = 0 if wire.logprobs is None and wire.best_of else wire.logprobs  # they rank the candidates
-    requests = [_request(wire, prompt, wire.max_tokens, logprobs) for prompt in prompts]
+    requests = [generate_request(wire, prompt, wire.max_tokens, logprobs) for prompt in prompts]
     if wire.echo:
         requests = [replace(one, sampling=replace(one.sampling, prompt_logprobs=wire.logprobs)) for one in requests]
     return [candidate for request in requests for candidate in candidates(request, count)]
 
 
-def _request(
+def generate_request(
     wire: SamplingFields, prompt: ChatPrompt | TextPrompt | InsertPrompt, max_tokens: int | None, logprobs: int | None
 ) -> GenerateRequest:
+    """The generation that the shared fields ask for, of this prompt."""
     if "" in (wire.stop or ()):
         raise InvalidRequest("stop: a stop string must not be empty", param="stop")
     min_tokens = wire.min_tokens or 0

@@ -50,7 +50,7 @@ def _tool_calls(wire: ChatMessage, where: str) -> tuple[ToolCall, ...]:
         path = f"{where}.function_call"
         if calls:
             raise InvalidRequest(f"{path}: the older name of tool_calls, which are there too", param=path)
-        calls.append(_call(wire.function_call, path))
+        calls.append(read_call(wire.function_call, path))
     if calls and wire.role != "assistant":
         field = "tool_calls" if wire.tool_calls else "function_call"
         raise InvalidRequest(f"{where}.{field}: only an assistant calls", param=f"{where}.{field}")
@@ -63,10 +63,11 @@ def _tool_call(wire: MessageToolCall, where: str) -> ToolCall:
         raise UnsupportedParameter(f"{param}: {wire.type[:100]!r} is not supported, only functions are", param=param)
     if wire.function is None:
         raise InvalidRequest(f"{where}.function: field required", param=f"{where}.function")
-    return _call(wire.function, f"{where}.function", wire.id)
+    return read_call(wire.function, f"{where}.function", wire.id)
 
 
-def _call(wire: FunctionCall, where: str, call_id: str | None = None) -> ToolCall:
+def read_call(wire: FunctionCall, where: str, call_id: str | None = None) -> ToolCall:
+    """A call that a client tells of. Raises `InvalidRequest` for arguments that are no JSON object."""
     arguments = wire.arguments.strip() or "{}"  # a call without arguments, as several clients keep it
     try:
         parsed = json.loads(arguments)
