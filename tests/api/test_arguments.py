@@ -1,0 +1,36 @@
+"""The arguments of a tool call on the wire."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmm_server.api.arguments import arguments_object
+
+
+@pytest.mark.parametrize("text", ['{"b": 1.0, "a": 123456789012345678901234567890}', "{}", ' {"a":"\\u00e4"} '])
+def test_a_whole_object_is_kept_to_the_letter(text: str) -> None:
+    assert bytes(arguments_object(text)) == text.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ('{"a": 1, "b": ["x", "y', {"a": 1, "b": ["x"]}),
+        ('{"a": "x", "b": "cut o', {"a": "x"}),
+        ('{"a": 123456789012345678901234567890, "b', {"a": 123456789012345678901234567890}),
+        ("{", {}),
+        ("", {}),
+        ("[1]", {}),
+        ('{"a": NaN}', {}),
+        ("no JSON", {}),
+    ],
+)
+def test_of_what_is_cut_off_the_beginning_is_left(text: str, rest: object) -> None:
+    assert json.loads(bytes(arguments_object(text))) == rest
+
+
+@given(st.text())
+def test_it_is_always_an_object(text: str) -> None:
+    assert isinstance(json.loads(bytes(arguments_object(text))), dict)
