@@ -72,7 +72,10 @@ class ToolFormat(Protocol):
         ...
 
     def grammar(self, use: ToolUse, spell: Spell) -> Composite:
-        """One or several calls of `use.callable` (one, unless `use.parallel`), and nothing else."""
+        """One or several calls of `use.callable` (one, unless `use.parallel`), and nothing else.
+
+        The first item of its rule `start`, which is its first line, is what `start` says.
+        """
         ...
 
     def start(self, spell: Spell) -> str:

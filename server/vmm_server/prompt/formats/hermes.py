@@ -42,9 +42,10 @@ class Hermes:
 
         def body(tool: Tool, arguments: str) -> str:
             name = f'\n{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
-            return lark.sequence([spell(START), lark.quote(name), arguments, lark.quote("}\n"), spell(END)])
+            return lark.sequence([lark.quote(name), arguments, lark.quote("}\n")])
 
-        return lark.calls(use, body, between=lark.quote("\n"))
+        start, end = spell(START), spell(END)
+        return lark.calls(use, body, start=start, between=lark.sequence([end, lark.quote("\n"), start]), end=end)
 
     def start(self, spell: Spell) -> str:
         """`<tool_call>`."""

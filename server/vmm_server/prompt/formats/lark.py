@@ -17,8 +17,11 @@ def quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
 
 
-def calls(use: ToolUse, body: Body, *, before: str = "", between: str = "", after: str = "") -> Composite:
-    """`before`, one call or up to `MAX_CALLS` with `between` between them, `after`: all of them Lark."""
+def calls(use: ToolUse, body: Body, *, start: str, between: str, end: str = "") -> Composite:
+    """`start`, one call or up to `MAX_CALLS` with `between` between them, `end`: all of them Lark.
+
+    The rule `start` begins with `start`, so that a grammar can be made of it for what follows a `start` in a text.
+    """
     rules: list[str] = []
     parts: list[tuple[str, JsonSchema]] = []
     for index, tool in enumerate(use.callable):
@@ -27,10 +30,13 @@ def calls(use: ToolUse, body: Body, *, before: str = "", between: str = "", afte
         rules.append(f"call_{index}: {rule}")
         if f"@{name}" in rule:
             parts.append((name, JsonSchema(object_schema(tool), tool.param)))
-    repeated = f" ({between} call){{0,{MAX_CALLS - 1}}}" if use.parallel else ""
+    repeated = f"({between} call){{0,{MAX_CALLS - 1}}}" if use.parallel else ""
     names = " | ".join(f"call_{index}" for index in range(len(rules)))
-    lark = "\n".join([f"start: {before} call{repeated} {after}".rstrip(), f"call: {names}", *rules])
-    return Composite(lark, tuple(parts), use.param)
+    return Composite(
+        "\n".join([f"start: {sequence([start, 'call', repeated, end])}", f"call: {names}", *rules]),
+        tuple(parts),
+        use.param,
+    )
 
 
 def object_schema(tool: Tool) -> str:
