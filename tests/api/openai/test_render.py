@@ -7,15 +7,13 @@ import pytest
 
 from vmm_adapters.types import FinishReason, TokenLogprob
 from vmm_server.api.gathered import Gathered
-from vmm_server.api.openai.render import (
-    ChatChunks,
+from vmm_server.api.openai.render import Identity, usage_fields
+from vmm_server.api.openai.render_chat import ChatChunks, chat_completion
+from vmm_server.api.openai.render_completion import (
     CompletionChunks,
     Echo,
-    Identity,
     LegacyLogprobs,
-    chat_completion,
     text_completion,
-    usage_fields,
 )
 from vmm_server.engine.stream import Delta, Usage
 from vmm_server.errors import GenerationFailed
@@ -106,7 +104,7 @@ def test_logprobs_stream_with_their_tokens() -> None:
         ],
         "refusal": None,
     }
-    assert got[1]["choices"][0]["delta"] == {"content": ""}
+    assert got[1]["choices"][0]["delta"] == {}
     assert got[1]["choices"][0]["logprobs"]["content"][0]["bytes"] == [0xE2, 0x82]
     assert got[1]["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
 

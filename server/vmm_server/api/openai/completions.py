@@ -1,22 +1,22 @@
 """`POST /v1/completions`: text goes on where the prompt ends."""
 
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from litestar import Controller, Request, post
 from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
-from vmm_server.api.answers import cache_header, gather_all, interleaved, open_all, provenance
+from vmm_server.api.answers import cache_header, gather_all, open_all, provenance
 from vmm_server.api.body import read_body
 from vmm_server.api.errors import openai_body
 from vmm_server.api.openai.choices import best
 from vmm_server.api.openai.convert import completion_requests
-from vmm_server.api.openai.render import CompletionChunks, Echo, Identity, text_completion, usage_fields
+from vmm_server.api.openai.render import usage_fields
+from vmm_server.api.openai.render_completion import CompletionChunks, Echo, text_completion
+from vmm_server.api.openai.replies import identity, open_stream
 from vmm_server.api.openai.wire import CompletionRequest
-from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
+from vmm_server.api.streaming import WholeAnswer, json_response, sse_response
 from vmm_server.inference import Completion, Inference
 from vmm_server.requests import GenerateRequest, TextPrompt
 from vmm_server.settings import Settings
@@ -39,16 +39,11 @@ class CompletionController(Controller):
         asked = completion_requests(wire)
         if not wire.stream:
             return json_response(lambda: _answer(inference, wire, asked))
-        return sse_response(lambda: _stream(inference, wire, asked), openai_body, drain_s=settings.shutdown_timeout_s)
-
-
-def _identity(asked: GenerateRequest, completion: Completion) -> Identity:
-    return Identity(
-        id=f"cmpl-{secrets.token_hex(12)}",
-        created=int(completion.created.timestamp()),
-        model=asked.model,
-        system_fingerprint=f"vmm-{completion.model.digest[:12]}",
-    )
+        return sse_response(
+            lambda: open_stream(inference, asked, lambda completions: _chunks(wire, asked, completions)),
+            openai_body,
+            drain_s=settings.shutdown_timeout_s,
+        )
 
 
 async def _answer(inference: Inference, wire: CompletionRequest, asked: Sequence[GenerateRequest]) -> WholeAnswer:
@@ -63,25 +58,21 @@ async def _answer(inference: Inference, wire: CompletionRequest, asked: Sequence
         first = completions[0]
         token_bytes = first.token_bytes if wire.logprobs is not None else None
         usage = usage_fields(usages, best_of)
-        body = text_completion(_identity(asked[0], first), choices, token_bytes, usage, shown)
+        body = text_completion(identity("cmpl", asked[0], first), choices, token_bytes, usage, shown)
         return WholeAnswer(body, provenance(first) | cache_header(usages[::best_of]))
 
 
-@asynccontextmanager
-async def _stream(
-    inference: Inference, wire: CompletionRequest, asked: Sequence[GenerateRequest]
-) -> AsyncIterator[ChunkStream]:
-    async with open_all(inference, asked) as completions:
-        first = completions[0]
-        chunks = CompletionChunks(
-            _identity(asked[0], first),
-            [_echo(wire, *pair) for pair in zip(asked, completions, strict=True)],
-            include_usage=bool(wire.stream_options and wire.stream_options.include_usage),
-            token_bytes=first.token_bytes if wire.logprobs is not None else None,
-            per_prompt=wire.n or 1,
-        )
-        async with aclosing(_events(completions, chunks)) as events:
-            yield ChunkStream(events, provenance(first))
+def _chunks(
+    wire: CompletionRequest, asked: Sequence[GenerateRequest], completions: Sequence[Completion]
+) -> CompletionChunks:
+    first = completions[0]
+    return CompletionChunks(
+        identity("cmpl", asked[0], first),
+        [_echo(wire, *pair) for pair in zip(asked, completions, strict=True)],
+        include_usage=bool(wire.stream_options and wire.stream_options.include_usage),
+        token_bytes=first.token_bytes if wire.logprobs is not None else None,
+        per_prompt=wire.n or 1,
+    )
 
 
 def _echo(wire: CompletionRequest, asked: GenerateRequest, completion: Completion) -> Echo | None:
@@ -92,10 +83,3 @@ def _echo(wire: CompletionRequest, asked: GenerateRequest, completion: Completio
     if not isinstance(text, str):
         text = b"".join(map(completion.token_bytes, text)).decode(errors="replace")
     return Echo(text, completion.prompt_tokens)
-
-
-async def _events(completions: Sequence[Completion], chunks: CompletionChunks) -> AsyncGenerator[bytes]:
-    async with aclosing(interleaved(completions)) as deltas:
-        async for index, delta in deltas:
-            for event in chunks.events(index, delta):
-                yield event
