@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -108,3 +109,10 @@ def embedding_model(installed: list[str]) -> str:
     if not any(name.startswith("all-minilm") for name in installed):
         pytest.skip("the server does not have the embedding model: vmm pull all-minilm")
     return "all-minilm"
+
+
+@pytest.fixture
+def client(base_url: str) -> Iterator[openai.OpenAI]:
+    """OpenAI's official client. It does not try again: a test that fails once has failed."""
+    with openai.OpenAI(base_url=f"{base_url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
