@@ -76,8 +76,8 @@ class InvalidModelName(InvalidRequest):
 class UnsupportedCapability(InvalidRequest):
     """The model cannot do what the route needs."""
 
-    def __init__(self, model: str, capability: str) -> None:
-        super().__init__(f'"{model}" does not support {capability}', param="model")
+    def __init__(self, model: str, capability: str, *, param: str = "model") -> None:
+        super().__init__(f'"{model}" does not support {capability}', param=param)
 
 
 class PreviousResponseNotFound(InvalidRequest):

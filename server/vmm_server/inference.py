@@ -1,4 +1,4 @@
-"""The one way to run a model: resolve → validate → lease → tokenise → submit.
+"""The one way to run a model: resolve → validate → lease → write the prompt → submit.
 
 `Inference.generate` returns only when nothing can go wrong any more that deserves a status code: the model is loaded,
 the prompt is tokenised and fits, the queue has room. The `Completion` it returns owns the lease and the generation;
@@ -6,7 +6,9 @@ whoever holds it closes it, finished or not.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -22,8 +24,9 @@ from vmm_server.models.loading import ReadyModel
 from vmm_server.models.pool import Lease, ModelPool
 from vmm_server.models.registry import Registry
 from vmm_server.models.store import InstalledModel
-from vmm_server.prompt.chat import ChatTemplate
-from vmm_server.requests import ChatPrompt, GenerateRequest, InsertPrompt, KeepAlive, Message
+from vmm_server.prompt.answer import AnswerReader
+from vmm_server.prompting import WrittenPrompt, answer_form, check_token_ids, write_prompt
+from vmm_server.requests import ChatPrompt, GenerateRequest, KeepAlive
 
 
 class Completion:
@@ -34,30 +37,34 @@ class Completion:
         model: InstalledModel,
         lease: Lease[ReadyModel],
         generation: Generation,
-        prompt_tokens: tuple[int, ...],
+        prompt: WrittenPrompt,
+        reader: AnswerReader | None,
         created: datetime,
         on_close: Callable[["Completion"], None],
     ) -> None:
         self.model = model
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens = prompt.tokens
+        self.prompt_text = prompt.text
+        """Of a chat, as rendered."""
         self.created = created
         self.load_s = lease.load_s
         self.placement = str(lease.ready.placement)
         self._lease = lease
         self._generation = generation
+        self._deltas = generation if reader is None else _Answer(generation, reader)
         self._on_close = on_close
 
     @property
     def usage(self) -> Usage | None:
         """Known after the last delta."""
-        return self._generation.usage
+        return self._deltas.usage
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for."""
         return self._lease.ready.token_bytes(token_id)
 
     def __aiter__(self) -> AsyncIterator[Delta]:
-        return aiter(self._generation)
+        return self._deltas
 
     async def aclose(self) -> None:
         """Abort if unfinished and return the lease. Idempotent."""
@@ -76,6 +83,26 @@ class Completion:
         await self.aclose()
 
 
+class _Answer:
+    """A generation's deltas as a reader tells them apart."""
+
+    def __init__(self, generation: Generation, reader: AnswerReader) -> None:
+        self.usage: Usage | None = None
+        self._generation = generation
+        self._reader = reader
+        self._said: deque[Delta] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while not self._said:
+            self._said.extend(self._reader.read(await anext(self._generation)))
+        delta = self._said.popleft()
+        self.usage = delta.usage
+        return delta
+
+
 @dataclass(frozen=True, slots=True)
 class LoadInfo:
     """What loading a model took."""
@@ -88,11 +115,17 @@ class Inference:
     """Runs requests on models. Every dialect goes through here."""
 
     def __init__(
-        self, registry: Registry, pool: ModelPool, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        registry: Registry,
+        pool: ModelPool,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        new_call_id: Callable[[], str] = lambda: f"call_{secrets.token_hex(12)}",
     ) -> None:
         self._registry = registry
         self._pool = pool
         self._now = now
+        self._new_call_id = new_call_id
         self._running: set[Completion] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -115,15 +148,21 @@ class Inference:
             sampling = _with_defaults(request.sampling, request.unset, model.sampling)
             _check_token_ids(sampling, lease.ready.vocab_size)
             with lease.ready.engine.preparing():
-                grammar = await _compile(request, lease.ready)
-                tokens = await asyncio.to_thread(_tokenize, request, model, lease.ready, self._now())
+                prompt = await asyncio.to_thread(write_prompt, request, model, lease.ready, self._now())
+                grammar = await _compile(request, prompt, lease.ready)
                 generation = lease.ready.engine.submit(
-                    tokens, sampling, grammar=grammar, context_length=request.num_ctx, param=request.prompt.param
+                    prompt.tokens,
+                    sampling,
+                    grammar=grammar,
+                    shown_tokens=prompt.shown_tokens,
+                    context_length=request.num_ctx,
+                    param=request.prompt.param,
                 )
         except BaseException:
             lease.release()
             raise
-        completion = Completion(model, lease, generation, tokens, self._now(), self._closed)
+        reader = prompt.reader(lease.ready.token_bytes, self._new_call_id)
+        completion = Completion(model, lease, generation, prompt, reader, self._now(), self._closed)
         self._running.add(completion)
         self._idle.clear()
         return completion
@@ -154,14 +193,15 @@ class Inference:
             self._idle.set()
 
 
-async def _compile(request: GenerateRequest, ready: ReadyModel) -> CompiledGrammar | None:
-    """The grammar of the request's constraint, if it has one."""
-    if request.constraint is None:
+async def _compile(request: GenerateRequest, prompt: WrittenPrompt, ready: ReadyModel) -> CompiledGrammar | None:
+    """The grammar of what the answer has to look like, if anything."""
+    constraint = answer_form(request, prompt, ready)
+    if constraint is None:
         return None
     if request.sampling.ignore_eos:
-        param = request.constraint.param
-        raise InvalidRequest(f"ignore_eos: an answer under {param} ends where that says", param="ignore_eos")
-    return await ready.engine.grammars.compile(request.constraint)
+        message = f"ignore_eos: an answer under {constraint.param} ends where that says"
+        raise InvalidRequest(message, param="ignore_eos")
+    return await ready.engine.grammars.compile(constraint)
 
 
 def _with_defaults(params: SamplingParams, unset: frozenset[str], defaults: SamplingDefaults) -> SamplingParams:
@@ -171,54 +211,5 @@ def _with_defaults(params: SamplingParams, unset: frozenset[str], defaults: Samp
 
 
 def _check_token_ids(params: SamplingParams, vocab_size: int) -> None:
-    _check_ids("logit_bias", params.logit_bias, vocab_size)
-    _check_ids("stop_token_ids", params.stop_token_ids, vocab_size)
-
-
-def _check_ids(param: str, ids: Iterable[int], vocab_size: int) -> None:
-    """Raise `InvalidRequest` for the first id that is no token of the model."""
-    for token in ids:
-        if not 0 <= token < vocab_size:
-            raise InvalidRequest(f"{param}: token id {token} is not in 0..{vocab_size - 1}", param=param)
-
-
-def _tokenize(request: GenerateRequest, model: InstalledModel, ready: ReadyModel, now: datetime) -> tuple[int, ...]:
-    """Token ids of the prompt. Runs in a thread: templates and long texts take milliseconds."""
-    prompt = request.prompt
-    if isinstance(prompt, ChatPrompt):
-        text = _render(prompt, request.model, model, ready.template, now)
-        _check_ids("context", prompt.context, ready.vocab_size)
-        # the template writes the special tokens itself
-        tokens = (*prompt.context, *ready.tokenizer.encode(text, add_special_tokens=False).ids)
-    elif isinstance(prompt, InsertPrompt):
-        raise UnsupportedCapability(request.model, "insert")
-    elif isinstance(prompt.text, str):
-        tokens = tuple(ready.tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens).ids)
-    else:
-        tokens = prompt.text
-        _check_ids(prompt.param, tokens, ready.vocab_size)
-    if not tokens:
-        raise InvalidRequest(f"{prompt.param} is empty", param=prompt.param)
-    return tokens
-
-
-def _render(prompt: ChatPrompt, name: str, model: InstalledModel, template: ChatTemplate | None, now: datetime) -> str:
-    if prompt.template is not None:
-        if template is None:
-            template = ChatTemplate(prompt.template, bos_token="", eos_token="")
-        else:
-            template = template.replaced(prompt.template)
-    if template is None:
-        raise UnsupportedCapability(name, "chat")
-    messages = prompt.messages
-    if model.system is not None and not any(message.role == "system" for message in messages):
-        messages = (Message("system", model.system), *messages)
-    # an assistant message at the end is a prefill: the answer goes on from it
-    prefill = bool(messages) and messages[-1].role == "assistant"
-    return template.render(
-        messages,
-        add_generation_prompt=not prefill,
-        continue_final_message=prefill,
-        now=now,
-        variables=prompt.template_variables,
-    )
+    check_token_ids("logit_bias", params.logit_bias, vocab_size)
+    check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)

@@ -21,10 +21,11 @@ from vmm_adapters.echo import END, VOCAB_SIZE, EchoRunner, Gate, write_echo_mode
 from vmm_adapters.types import Batch
 from vmm_server.app import App, Parts, create_app
 from vmm_server.engine.engine import Engine, EngineOptions, EngineStats
-from vmm_server.models.loading import ReadyModel
+from vmm_server.models.loading import ReadyModel, model_format
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.prompt.chat import read_chat_template
+from vmm_server.prompt.spelling import Spelling
 from vmm_server.prompt.token_bytes import TokenBytes
 from vmm_server.settings import Settings
 
@@ -81,11 +82,14 @@ class EchoLoader:
             options=self.options,
             context_length=self.context_length,
         )
+        template, spell = read_chat_template(model.folder), Spelling(tokenizer)
         return ReadyModel(
             engine=engine,
             tokenizer=tokenizer,
             token_bytes=TokenBytes(tokenizer),
-            template=read_chat_template(model.folder),
+            template=template,
+            format=model_format(model, template, spell),
+            spell=spell,
             placement=Placement("echo", "CPU"),
             context_length=engine.context_length,
             vocab_size=VOCAB_SIZE,

@@ -16,15 +16,8 @@ from tokenizers import Tokenizer
 from vmm_adapters.echo import END, VOCAB_SIZE, EchoRunner
 from vmm_adapters.types import FinishReason, SamplingParams
 from vmm_server.engine import Delta, Engine
-from vmm_server.engine.grammar import (
-    MAX_CACHED,
-    MAX_CHOICES,
-    MAX_GRAMMAR_NODES,
-    MAX_REGEX_BYTES,
-    MAX_SCHEMA_BYTES,
-    GrammarCompiler,
-    TokenMatcher,
-)
+from vmm_server.engine.constraints import MAX_CHOICES, MAX_GRAMMAR_NODES, MAX_REGEX_BYTES, MAX_SCHEMA_BYTES
+from vmm_server.engine.grammar import MAX_CACHED, GrammarCompiler, TokenMatcher
 from vmm_server.engine.sampler import SamplingState, sample
 from vmm_server.engine.stream import merge
 from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown

@@ -11,10 +11,11 @@ from tokenizers import Tokenizer
 from vmm_adapters.echo import END, EchoRunner, write_echo_model
 from vmm_server.engine.engine import Engine, EngineOptions
 from vmm_server.errors import ModelLoadFailed, ShuttingDown
-from vmm_server.models.loading import ReadyModel, load_model
+from vmm_server.models.loading import ReadyModel, load_model, model_format
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
+from vmm_server.prompt.spelling import Spelling
 from vmm_server.prompt.token_bytes import TokenBytes
 from vmm_server.requests import KeepAlive
 from vmm_server.settings import Settings
@@ -64,6 +65,8 @@ class Machine:
             tokenizer=self.tokenizer,
             token_bytes=TokenBytes(self.tokenizer),
             template=None,
+            format=model_format(model, None, Spelling(self.tokenizer)),
+            spell=Spelling(self.tokenizer),
             placement=Placement("echo", "CPU"),
             context_length=512,
             vocab_size=runner.vocab_size,

@@ -19,6 +19,9 @@ from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.models.tokenizers import read_tokenizer
 from vmm_server.prompt.chat import ChatTemplate, read_chat_template
+from vmm_server.prompt.formats.base import ChatFormat
+from vmm_server.prompt.formats.detect import find_format
+from vmm_server.prompt.spelling import Spelling
 from vmm_server.prompt.token_bytes import TokenBytes
 from vmm_server.settings import Settings
 
@@ -32,6 +35,10 @@ class ReadyModel:
     token_bytes: TokenBytes
     template: ChatTemplate | None
     """`None`: the model has no chat template, so it cannot chat."""
+    format: ChatFormat
+    """How it writes its thinking and its tool calls."""
+    spell: Spelling
+    """How grammars write its special tokens."""
     placement: Placement
     context_length: int
     vocab_size: int
@@ -56,6 +63,7 @@ def load_model(model: InstalledModel, kv_cache_bytes: int, settings: Settings) -
 def _load_text(model: InstalledModel, kv_cache_bytes: int, settings: Settings) -> ReadyModel:
     tokenizer = read_tokenizer(model)
     template = read_chat_template(model.folder)
+    spell = Spelling(tokenizer)
     eos_token_ids = _read_eos_token_ids(model.folder)
     placement, runner = load_on_best(
         model,
@@ -90,10 +98,22 @@ def _load_text(model: InstalledModel, kv_cache_bytes: int, settings: Settings) -
         tokenizer=tokenizer,
         token_bytes=TokenBytes(tokenizer),
         template=template,
+        format=model_format(model, template, spell),
+        spell=spell,
         placement=placement,
         context_length=limit,
         vocab_size=runner.vocab_size,
         memory_bytes=runner.memory_bytes,
+    )
+
+
+def model_format(model: InstalledModel, template: ChatTemplate | None, spell: Spelling) -> ChatFormat:
+    """How the model writes: its card's words, else what its template and its tokens show."""
+    return find_format(
+        None if template is None else template.source,
+        spell.special_tokens,
+        tool_format=model.tool_format,
+        reasoning_format=model.reasoning_format,
     )
 
 

@@ -15,7 +15,8 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from vmm_server.errors import CorruptFile, ImportFailed, InvalidRequest
 from vmm_server.prompt.budget import MAX_TEXT
 from vmm_server.prompt.sandbox import ChatEnvironment
-from vmm_server.requests import Message
+from vmm_server.prompt.turns import TurnWriter, tool_schemas
+from vmm_server.requests import Message, Tool
 
 MAX_SOURCE = 2**20
 """Characters a template may have; the longest of today's have about 20,000."""
@@ -42,6 +43,7 @@ class ChatTemplate:
                 f"the template has {len(source)} characters, the limit is {MAX_SOURCE}", param="template"
             )
         self.source = source
+        self._turns = TurnWriter(source)
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._environment = ChatEnvironment()
         self._environment.globals["raise_exception"] = _raise_exception
@@ -61,6 +63,8 @@ class ChatTemplate:
         self,
         messages: Sequence[Message],
         *,
+        tools: Sequence[Tool] = (),
+        thinking: bool | str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         now: datetime,
@@ -69,22 +73,24 @@ class ChatTemplate:
         """The prompt's text.
 
         `continue_final_message` ends it where the last message's content ends, so that the model goes on writing
-        that message; it excludes `add_generation_prompt`. `variables` (plain JSON values) are seen by the template
-        as globals; they cannot replace the messages. `now` is what `strftime_now` formats.
+        that message; it excludes `add_generation_prompt`. `thinking` goes by the names that templates know:
+        `enable_thinking`, `thinking`, `reasoning_effort`. `variables` (plain JSON values) are seen by the template
+        as globals, and win over those; they cannot replace the messages. `now` is what `strftime_now` formats.
 
         Raises `InvalidRequest` (param `messages`) with the template's own words when it refuses the messages, or
         with what went wrong when it fails or does too much.
         """
         if continue_final_message and (add_generation_prompt or not messages):
             raise ValueError("continue_final_message needs a message and excludes add_generation_prompt")
-        turns = [_as_mapping(message) for message in messages]
+        turns = self._turns.turns(messages, tools)
         if continue_final_message:
-            turns[-1]["content"] += _END_OF_MESSAGE + " "
+            turns[-1]["content"] = (turns[-1]["content"] or "") + _END_OF_MESSAGE + " "
         text = self._render(
             {
-                "tools": None,
+                "tools": tool_schemas(tools) or None,
                 "documents": None,
                 **{name: text for name, text in self._tokens.items() if text},
+                **_thinking_variables(thinking),
                 **variables,
                 "messages": turns,
                 "add_generation_prompt": add_generation_prompt,
@@ -128,14 +134,12 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
         raise ImportFailed(f"{folder}: {error.message}") from error
 
 
-def _as_mapping(message: Message) -> dict[str, str]:
-    """A message as templates know it. Reasoning goes by two names: most read one, gpt-oss the other."""
-    turn = {"role": message.role, "content": message.content}
-    if message.name is not None:
-        turn["name"] = message.name
-    if message.thinking is not None:
-        turn["reasoning_content"] = turn["thinking"] = message.thinking
-    return turn
+def _thinking_variables(thinking: bool | str | None) -> dict[str, object]:
+    """Qwen 3, SmolLM 3 and GLM read the first name, Granite and DeepSeek the second, gpt-oss the third."""
+    if thinking is None:
+        return {}
+    switched: dict[str, object] = {"enable_thinking": bool(thinking), "thinking": bool(thinking)}
+    return switched if isinstance(thinking, bool) else {**switched, "reasoning_effort": thinking}
 
 
 def _cut_after_final_message(text: str) -> str:

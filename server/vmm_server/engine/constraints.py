@@ -1,0 +1,177 @@
+"""Constraint → llguidance's grammar: what is taken, and what is refused because it is too big or cannot be enforced."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import any_to_lark
+
+from vmm_server.errors import InvalidRequest
+from vmm_server.requests import Choice, Composite, Constraint, Grammar, JsonObject, JsonSchema, Regex
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+MAX_SCHEMA_BYTES = 256 * 1024
+MAX_SCHEMAS_BYTES = 512 * 1024
+"""Of all schemas in one grammar: those of the tools, and of the answer."""
+MAX_SCHEMA_DEPTH = 4096
+"""(Different `$ref`s + 1) x nesting, which is what the compiler's recursion cannot exceed."""
+MAX_REGEX_BYTES = 16 * 1024
+MAX_CHOICES = 1000
+MAX_CHOICE_BYTES = 64 * 1024
+MAX_GRAMMAR_BYTES = 64 * 1024
+MAX_GRAMMAR_NODES = 2000
+"""Rules, groups and objects of a grammar: each can be one level of recursion."""
+MAX_REASON = 500
+"""Characters of llguidance's reason in an error."""
+
+_JSON_OPTIONS: "JsonCompileOptions" = {
+    # all of them, because options in the schema itself (x-guidance) could weaken what is promised
+    "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,16}",  # a model that loops on blanks gets on
+    "whitespace_flexible": True,
+    "item_separator": ",",
+    "key_separator": ":",
+    "lenient": False,
+    "coerce_one_of": False,
+    # without \u, by which a key could be spelt twice: {"a": 1, "\u0061": "x"} is one property, and not the schema's
+    "json_allowed_escapes": 'nrbtf\\"',
+    "json_allow_general_unicode_escapes": False,
+}
+# what those escapes cannot write, in a text and (group 1) as an escape in a pattern: llguidance would leave it out
+_CONTROL = re.compile("[\x00-\x07\x0b\x0e-\x1f\x7f]")
+_CONTROL_ESCAPE = re.compile(r"\\(?:(x[01]|x7[fF]|x\{|u00[01]|u007[fF]|u\{|U|c|[0-9av])|.)", re.DOTALL)
+
+
+def grammar_source(constraint: Constraint | Composite) -> str:
+    """The grammar as llguidance reads it: JSON. Raises `InvalidRequest`."""
+    if not isinstance(constraint, Composite):
+        return _source(constraint)
+    grammars: list[dict[str, object]] = [{"lark_grammar": constraint.lark}]
+    for name, part in constraint.parts:
+        (grammar,) = json.loads(_source(part))["grammars"]
+        grammars.append({**grammar, "name": name})
+    return json.dumps({"grammars": grammars})
+
+
+def _source(constraint: Constraint) -> str:
+    param = constraint.param
+    try:
+        match constraint:
+            case JsonObject():
+                return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=_JSON_OPTIONS)
+            case JsonSchema(schema):
+                _check_schema(schema, param)
+                return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
+            case Regex(pattern):
+                return LLMatcher.grammar_from_regex(pattern)
+            case Choice(choices):
+                strings = (json.dumps(choice, ensure_ascii=False) for choice in choices)
+                return LLMatcher.grammar_from_lark("start: " + " | ".join(strings))
+            case Grammar(text):
+                lark = any_to_lark(text)
+                _check_nodes(lark, param)
+                return LLMatcher.grammar_from_lark(lark)
+    except InvalidRequest:
+        raise
+    except Exception as error:  # the reader of GBNF raises bare ones
+        raise InvalidRequest(f"{param}: {shortened(str(error))}", param=param) from error
+
+
+def check_size(constraint: Constraint | Composite) -> None:
+    """Raise `InvalidRequest` for a constraint that is too big, its parts together if it has some."""
+    if not isinstance(constraint, Composite):
+        _check_size(constraint)
+        return
+    for _, part in constraint.parts:
+        _check_size(part)
+    size = sum(len(part.schema.encode()) for _, part in constraint.parts if isinstance(part, JsonSchema))
+    if size > MAX_SCHEMAS_BYTES:
+        message = f"schemas of {size} bytes, the limit is {MAX_SCHEMAS_BYTES}"
+        raise InvalidRequest(f"{constraint.param}: {message}", param=constraint.param)
+
+
+def _check_size(constraint: Constraint) -> None:
+    match constraint:
+        case JsonObject():
+            return
+        case JsonSchema(text, param):
+            limit = MAX_SCHEMA_BYTES
+        case Regex(text, param):
+            limit = MAX_REGEX_BYTES
+        case Grammar(text, param):
+            limit = MAX_GRAMMAR_BYTES
+        case Choice(choices, param):
+            if not 1 <= len(choices) <= MAX_CHOICES:
+                raise InvalidRequest(f"{param}: {len(choices)} choices, 1 to {MAX_CHOICES} are taken", param=param)
+            text, limit = "".join(choices), MAX_CHOICE_BYTES
+    size = len(text.encode(errors="surrogatepass"))
+    if size > limit:
+        raise InvalidRequest(f"{param}: {size} bytes, the limit is {limit}", param=param)
+    if isinstance(constraint, Grammar):
+        _check_nodes(text, param)
+
+
+def _check_schema(schema: str, param: str) -> None:
+    """Raise `InvalidRequest` for what llguidance would not notice: too deep for a stack, or not to be enforced."""
+    references: set[str] = set()
+    depth, level = 0, [json.loads(schema)]
+    while level:
+        depth += 1
+        below: list[object] = []
+        for value in level:
+            if isinstance(value, dict):
+                references.update(target for key, target in value.items() if key == "$ref" and isinstance(target, str))
+                below.extend(value.values())
+                _check_min_properties(value, param)
+                _check_characters(value, param)
+            elif isinstance(value, list):
+                below.extend(value)
+        level = below
+    if (1 + len(references)) * depth > MAX_SCHEMA_DEPTH:
+        message = f"{len(references)} references at a nesting of {depth}, their product may be {MAX_SCHEMA_DEPTH}"
+        raise InvalidRequest(f"{param}: {message}", param=param)
+
+
+def _check_min_properties(schema: dict[str, object], param: str) -> None:
+    """Properties are counted as they are written, and nothing keeps a free one from being written twice."""
+    fewest, required = schema.get("minProperties"), schema.get("required")
+    if isinstance(fewest, int) and fewest > (len(required) if isinstance(required, list) else 0):
+        reason = f"minProperties: {fewest} is more than the required properties, and cannot be enforced"
+        raise InvalidRequest(f"{param}: {reason}", param=param)
+
+
+def _check_characters(schema: dict[str, object], param: str) -> None:
+    """Control characters without a short escape cannot be written."""
+    texts = [*schema, *_strings(schema.values())]
+    pattern, properties = schema.get("pattern"), schema.get("patternProperties")
+    patterns = [pattern] if isinstance(pattern, str) else []
+    patterns.extend(properties if isinstance(properties, dict) else ())
+    escapes = (match[1] for text in patterns for match in _CONTROL_ESCAPE.finditer(text))
+    if any(map(_CONTROL.search, texts)) or any(escapes):
+        raise InvalidRequest(f"{param}: control characters cannot be enforced, but \\b \\t \\n \\f \\r", param=param)
+
+
+def _strings(values: Iterable[object]) -> Iterator[str]:
+    """Those among the values, and in arrays among them."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            yield from _strings(value)
+
+
+def _check_nodes(text: str, param: str) -> None:
+    """Raise `InvalidRequest` for a grammar that would need too much of the compiler's stack."""
+    nodes = sum(text.count(character) for character in ":([{")
+    if nodes > MAX_GRAMMAR_NODES:
+        message = f"{nodes} rules, groups and objects, the limit is {MAX_GRAMMAR_NODES}"
+        raise InvalidRequest(f"{param}: {message}", param=param)
+
+
+def shortened(reason: str) -> str:
+    """A reason as a line of an error."""
+    text = " ".join(reason.split())
+    return text if len(text) <= MAX_REASON else text[:MAX_REASON] + "…"

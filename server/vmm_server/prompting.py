@@ -1,0 +1,146 @@
+"""A request's prompt → text and tokens, and what an answer to it has to be: all before anything runs."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from vmm_server.errors import InvalidRequest, UnsupportedCapability
+from vmm_server.models.loading import ReadyModel
+from vmm_server.models.store import InstalledModel
+from vmm_server.prompt.answer import AnswerReader, ThinkingState, thinking_state
+from vmm_server.prompt.chat import ChatTemplate
+from vmm_server.prompt.form import answer_constraint
+from vmm_server.prompt.formats.base import ChatFormat
+from vmm_server.prompt.formats.detect import find_format
+from vmm_server.prompt.insert import insert_tokens
+from vmm_server.prompt.tool_text import with_tools_as_text
+from vmm_server.requests import ChatPrompt, Composite, Constraint, GenerateRequest, InsertPrompt, Message, ToolUse
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the answer to a chat is to be read: what is thinking in it, and what calls tools."""
+
+    format: ChatFormat
+    thinking: ThinkingState
+    tools: ToolUse | None
+    shown_tokens: frozenset[int]
+    """Special tokens that its text must show."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPrompt:
+    """What goes to the model, and how to read what comes back."""
+
+    tokens: tuple[int, ...]
+    text: str | None = None
+    """Of a chat, as rendered."""
+    reading: Reading | None = None
+    """`None`: the answer is the model's text as it comes."""
+
+    @property
+    def shown_tokens(self) -> frozenset[int]:
+        """Special tokens that the answer's text must show."""
+        return frozenset() if self.reading is None else self.reading.shown_tokens
+
+    def reader(self, token_bytes: Callable[[int], bytes], new_call_id: Callable[[], str]) -> AnswerReader | None:
+        """A reader for one answer, if it is to be read for anything."""
+        if (reading := self.reading) is None:
+            return None
+        tools = () if reading.tools is None else reading.tools.callable
+        return AnswerReader(
+            reading.format, thinking=reading.thinking, tools=tools, token_bytes=token_bytes, new_call_id=new_call_id
+        )
+
+
+def write_prompt(request: GenerateRequest, model: InstalledModel, ready: ReadyModel, now: datetime) -> WrittenPrompt:
+    """The prompt of a request. For a thread: templates and long texts take milliseconds.
+
+    Raises `InvalidRequest` naming the prompt's field, `UnsupportedCapability`.
+    """
+    prompt = request.prompt
+    if isinstance(prompt, ChatPrompt):
+        written = _write_chat(prompt, request.model, model, ready, now)
+    elif isinstance(prompt, InsertPrompt):
+        inserted = insert_tokens(ready.tokenizer, prompt.prefix, prompt.suffix)
+        if inserted is None:
+            raise UnsupportedCapability(request.model, "insert")
+        written = WrittenPrompt(inserted)
+    elif isinstance(prompt.text, str):
+        encoded = ready.tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+        written = WrittenPrompt(tuple(encoded.ids))
+    else:
+        check_token_ids(prompt.param, prompt.text, ready.vocab_size)
+        written = WrittenPrompt(prompt.text)
+    if not written.tokens:
+        raise InvalidRequest(f"{prompt.param} is empty", param=prompt.param)
+    return written
+
+
+def answer_form(request: GenerateRequest, written: WrittenPrompt, ready: ReadyModel) -> Constraint | Composite | None:
+    """What every answer to the request has to look like."""
+    reading = written.reading
+    if reading is None:
+        return request.constraint
+    return answer_constraint(
+        reading.format, thinking=reading.thinking, tools=reading.tools, form=request.constraint, spell=ready.spell
+    )
+
+
+def check_token_ids(param: str, ids: Iterable[int], vocab_size: int) -> None:
+    """Raise `InvalidRequest` for the first id that is no token of the model."""
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise InvalidRequest(f"{param}: token id {token} is not in 0..{vocab_size - 1}", param=param)
+
+
+def _write_chat(
+    prompt: ChatPrompt, name: str, model: InstalledModel, ready: ReadyModel, now: datetime
+) -> WrittenPrompt:
+    template, chat_format = _template(prompt, name, ready)
+    if prompt.thinking not in (None, False) and chat_format.reasoning is None:
+        raise UnsupportedCapability(name, "thinking", param=prompt.thinking_param)
+    messages = prompt.messages
+    if model.system is not None and not any(message.role == "system" for message in messages):
+        messages = (Message("system", model.system), *messages)
+    # an assistant message at the end is a prefill: the answer goes on from it
+    prefill = bool(messages) and messages[-1].role == "assistant"
+    tools = () if prompt.tools is None else prompt.tools.tools
+    if not chat_format.tools_in_template:
+        messages, tools = with_tools_as_text(messages, prompt.tools, chat_format.tools), ()
+    text = template.render(
+        messages,
+        tools=tools,
+        thinking=prompt.thinking,
+        add_generation_prompt=not prefill,
+        continue_final_message=prefill,
+        now=now,
+        variables=prompt.template_variables,
+    )
+    check_token_ids("context", prompt.context, ready.vocab_size)
+    # the template writes the special tokens itself
+    tokens = (*prompt.context, *ready.tokenizer.encode(text, add_special_tokens=False).ids)
+    return WrittenPrompt(tokens, text, _reading(chat_format, text, prompt.tools, ready))
+
+
+def _reading(format: ChatFormat, text: str, tools: ToolUse | None, ready: ReadyModel) -> Reading | None:
+    markers = () if format.reasoning is None else (format.reasoning.start, format.reasoning.end)
+    if tools is not None:
+        markers += format.tools.special_tokens
+    elif format.reasoning is None:
+        return None
+    return Reading(format, thinking_state(format, text), tools, ready.spell.ids(markers))
+
+
+def _template(prompt: ChatPrompt, name: str, ready: ReadyModel) -> tuple[ChatTemplate, ChatFormat]:
+    """The request's own template, else the model's, and how a model writes under it."""
+    template = ready.template
+    if prompt.template is None:
+        if template is None:
+            raise UnsupportedCapability(name, "chat")
+        return template, ready.format
+    if template is None:
+        template = ChatTemplate(prompt.template, bos_token="", eos_token="")
+    else:
+        template = template.replaced(prompt.template)
+    return template, replace(ready.format, tools_in_template=find_format(prompt.template, ()).tools_in_template)
