@@ -1,6 +1,5 @@
 """`messages` → `Message`s. Pure."""
 
-import json
 from collections.abc import Sequence
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,26 +17,20 @@ def chat_messages(wire: Sequence[ChatMessage]) -> tuple[Message, ...]:
     """A conversation. Raises `InvalidRequest`, and `UnsupportedParameter` for what is no text."""
     if not wire:
         raise InvalidRequest("[] is too short - 'messages'", param="messages")
-    functions: dict[str, str] = {}  # names by the ids of their calls: templates of results want the names
-    messages = []
-    for index, one in enumerate(wire):
-        message = _message(one, f"messages[{index}]", functions)
-        functions |= {call.id: call.name for call in message.tool_calls if call.id}
-        messages.append(message)
+    messages = tuple(_message(one, f"messages[{index}]") for index, one in enumerate(wire))
     if messages[-1].tool_calls:
         param = f"messages[{len(messages) - 1}]"
         raise InvalidRequest(f"{param}: the results of its tool calls have to follow", param=param)
-    return tuple(messages)
+    return messages
 
 
-def _message(wire: ChatMessage, where: str, functions: dict[str, str]) -> Message:
+def _message(wire: ChatMessage, where: str) -> Message:
     if wire.audio is not None:
         raise UnsupportedParameter(f"{where}.audio is not supported", param=f"{where}.audio")
-    result_of = functions.get(wire.tool_call_id or "") if wire.role == "tool" else None
     return Message(
         role=_ROLES.get(wire.role, wire.role),
         content=_text(wire, where),
-        name=wire.name or result_of,
+        name=wire.name,
         thinking=wire.reasoning or wire.reasoning_content,
         tool_calls=_tool_calls(wire, where),
         tool_call_id=wire.tool_call_id,
@@ -50,7 +43,7 @@ def _tool_calls(wire: ChatMessage, where: str) -> tuple[ToolCall, ...]:
         path = f"{where}.function_call"
         if calls:
             raise InvalidRequest(f"{path}: the older name of tool_calls, which are there too", param=path)
-        calls.append(read_call(wire.function_call, path))
+        calls.append(read_call(wire.function_call))
     if calls and wire.role != "assistant":
         field = "tool_calls" if wire.tool_calls else "function_call"
         raise InvalidRequest(f"{where}.{field}: only an assistant calls", param=f"{where}.{field}")
@@ -63,19 +56,12 @@ def _tool_call(wire: MessageToolCall, where: str) -> ToolCall:
         raise UnsupportedParameter(f"{param}: {wire.type[:100]!r} is not supported, only functions are", param=param)
     if wire.function is None:
         raise InvalidRequest(f"{where}.function: field required", param=f"{where}.function")
-    return read_call(wire.function, f"{where}.function", wire.id)
+    return read_call(wire.function, wire.id)
 
 
-def read_call(wire: FunctionCall, where: str, call_id: str | None = None) -> ToolCall:
-    """A call that a client tells of. Raises `InvalidRequest` for arguments that are no JSON object."""
-    arguments = wire.arguments.strip() or "{}"  # a call without arguments, as several clients keep it
-    try:
-        parsed = json.loads(arguments)
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise InvalidRequest(f"{where}.arguments: must be the text of a JSON object", param=f"{where}.arguments")
-    return ToolCall(wire.name, arguments, call_id)
+def read_call(wire: FunctionCall, call_id: str | None = None) -> ToolCall:
+    """A call that a client tells of. Arguments that a model got wrong, or did not end, stay as they are."""
+    return ToolCall(wire.name, wire.arguments or "{}", call_id)
 
 
 def _text(wire: ChatMessage, where: str) -> str:
