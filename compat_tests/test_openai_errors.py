@@ -35,10 +35,10 @@ def test_statuses_become_classes(
     ("field", "value"),
     [
         ("n", 0),
-        ("temperature", 3),
+        ("temperature", -1),
         ("top_p", 2),
         ("logit_bias", {"x": 1}),
-        ("stop", ["a"] * 100),
+        ("stop", 5),
         ("presence_penalty", 9),
         ("tool_choice", "maybe"),
         ("tools", [{"type": "function"}]),
@@ -56,7 +56,7 @@ def test_a_wrong_field_is_named(client: openai.OpenAI, scripted: str, field: str
     assert caught.value.type == "invalid_request_error"
 
 
-def test_unknown_fields_are_ignored(client: openai.OpenAI, scripted: str) -> None:
+def test_what_changes_nothing_here_is_ignored(client: openai.OpenAI, scripted: str) -> None:
     reply = client.chat.completions.create(
         model=scripted,
         messages=[{"role": "user", "content": "Hello"}],
@@ -66,7 +66,6 @@ def test_unknown_fields_are_ignored(client: openai.OpenAI, scripted: str) -> Non
         service_tier="auto",
         prompt_cache_key="k",
         safety_identifier="s",
-        verbosity="low",
         extra_body={"nonsense": {"deeply": ["nested"]}},
     )
     assert reply.choices[0].message.content == "Hello"
