@@ -20,11 +20,13 @@ from vmm_server.engine.engine import Generation
 from vmm_server.engine.grammar import CompiledGrammar
 from vmm_server.engine.stream import Delta, Usage
 from vmm_server.errors import InvalidRequest, ShuttingDown, UnsupportedCapability
+from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.loading import ReadyModel
 from vmm_server.models.pool import Lease, ModelPool
 from vmm_server.models.registry import Registry
 from vmm_server.models.store import InstalledModel
 from vmm_server.prompt.answer import AnswerReader
+from vmm_server.prompt.words import Words
 from vmm_server.prompting import WrittenPrompt, answer_form, check_token_ids, write_prompt
 from vmm_server.requests import ChatPrompt, GenerateRequest, KeepAlive
 
@@ -111,6 +113,17 @@ class LoadInfo:
     load_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """A request's prompt as the model would see it."""
+
+    model: InstalledModel
+    text: str | None
+    """Of a chat, as rendered."""
+    tokens: tuple[int, ...]
+    context_length: int
+
+
 class Inference:
     """Runs requests on models. Every dialect goes through here."""
 
@@ -137,13 +150,7 @@ class Inference:
         Raises, before anything is sent: `InvalidRequest` and its children, `ModelNotFound`, `ModelLoadFailed`,
         `Overloaded`, `ShuttingDown`.
         """
-        if self.draining:
-            raise ShuttingDown
-        model = self._registry.resolve(request.model)
-        if "completion" not in model.capabilities:
-            asked = "chat" if isinstance(request.prompt, ChatPrompt) else "generate"
-            raise UnsupportedCapability(request.model, asked)
-        lease = await self._pool.acquire(model, request.keep_alive)
+        model, lease = await self._acquire(request)
         try:
             sampling = _with_defaults(request.sampling, request.unset, model.sampling)
             _check_token_ids(sampling, lease.ready.vocab_size)
@@ -167,6 +174,29 @@ class Inference:
         self._idle.clear()
         return completion
 
+    async def count_tokens(self, request: GenerateRequest) -> Prompted:
+        """The request's prompt, rendered and tokenised; nothing is run. Raises what `generate` raises for it."""
+        model, lease = await self._acquire(request)
+        try:
+            prompt = await asyncio.to_thread(write_prompt, request, model, lease.ready, self._now())
+            return Prompted(model, prompt.text, prompt.tokens, lease.ready.context_length)
+        finally:
+            lease.release()
+
+    async def tokenizer(self, name: str) -> Words:
+        """The tokeniser of a model, which is loaded if it is cold."""
+        if self.draining:
+            raise ShuttingDown
+        model = self._registry.resolve(name)
+        if model.generates:
+            lease: Lease[ReadyModel] | Lease[ReadyEncoder] = await self._pool.acquire(model, None)
+        else:
+            lease = await self._pool.acquire(model, None, ReadyEncoder)
+        try:
+            return Words(lease.ready.tokenizer, lease.ready.context_length)
+        finally:
+            lease.release()
+
     async def load(self, name: str, keep_alive: KeepAlive | None) -> LoadInfo:
         """Load a model and start its keep-alive clock (Ollama's empty prompt)."""
         if self.draining:
@@ -186,6 +216,16 @@ class Inference:
         except TimeoutError:
             return False
         return True
+
+    async def _acquire(self, request: GenerateRequest) -> tuple[InstalledModel, Lease[ReadyModel]]:
+        """The model of a request, loaded."""
+        if self.draining:
+            raise ShuttingDown
+        model = self._registry.resolve(request.model)
+        if not model.generates:
+            asked = "chat" if isinstance(request.prompt, ChatPrompt) else "generate"
+            raise UnsupportedCapability(request.model, asked)
+        return model, await self._pool.acquire(model, request.keep_alive)
 
     def _closed(self, completion: Completion) -> None:
         self._running.discard(completion)

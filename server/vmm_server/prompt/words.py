@@ -1,0 +1,34 @@
+"""Text ↔ tokens of one model, for those who only want to know."""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from vmm_server.errors import InvalidRequest
+from vmm_server.prompt.token_bytes import TokenBytes
+
+
+class Words:
+    """A model's tokeniser. Works on when the model is unloaded, and in any thread; long texts belong in one."""
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
+        self.context_length = context_length
+        """Of the model as it is loaded."""
+        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self._tokenizer = tokenizer
+        self._bytes = TokenBytes(tokenizer)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids. Special tokens that the text spells are those tokens."""
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Sequence[int], param: str = "tokens") -> str:
+        """The text, special tokens included. Raises `InvalidRequest` for an id that is no token."""
+        for token_id in ids:
+            if not 0 <= token_id < 2**32 or self._tokenizer.id_to_token(token_id) is None:
+                raise InvalidRequest(f"{param}: {token_id} is no token of this model", param=param)
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def bytes(self, token_id: int) -> bytes:
+        """What one token stands for; empty for an id that is none."""
+        return self._bytes(token_id)
