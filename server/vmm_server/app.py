@@ -10,10 +10,8 @@ from functools import partial
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
-from litestar.openapi import OpenAPIConfig
 from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
 
-import vmm_server
 from vmm_server.api.body import MAX_BODY_BYTES
 from vmm_server.api.errors import message_of, respond
 from vmm_server.api.head import head_as_get
@@ -25,6 +23,7 @@ from vmm_server.api.openai.completions import CompletionController
 from vmm_server.api.openai.models import ModelsController
 from vmm_server.api.ops import HealthController, Readiness
 from vmm_server.api.request_log import logged
+from vmm_server.api.schema import SchemaController
 from vmm_server.errors import VMMError
 from vmm_server.inference import Inference
 from vmm_server.models.loading import ModelLoader, load_model
@@ -70,12 +69,13 @@ def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:
                 "/", route_handlers=[OllamaChatController, GenerateController, OllamaModelsController], tags=["Ollama"]
             ),
             Router("/", route_handlers=[HealthController], tags=["Health"]),
+            SchemaController,
         ],
         dependencies={part.name: _provide(getattr(parts, part.name)) for part in fields(parts)},
         exception_handlers={Exception: respond},
         lifespan=[lambda _: _lifespan(parts)],
         state=State({"parts": parts}),
-        openapi_config=OpenAPIConfig(title="VMM", version=vmm_server.__version__),
+        openapi_config=None,
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )

@@ -17,7 +17,9 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 class Wire(BaseModel):
     """Base of every request shape: unknown fields are ignored, types are not coerced, NaN is refused."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="ignore", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def _integral(value: object) -> object:

@@ -14,9 +14,11 @@ import vmm_server
 from vmm_server.api.body import read_body
 from vmm_server.api.errors import ollama_body
 from vmm_server.api.framing import json_line
+from vmm_server.api.ollama import examples
 from vmm_server.api.ollama.describe import loaded_fields, show_fields, tag_fields
 from vmm_server.api.ollama.replies import JSON
 from vmm_server.api.ollama.wire import NamedModel, PullBody, ShowBody
+from vmm_server.api.openapi import described
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, ndjson_response
 from vmm_server.errors import InvalidRequest
 from vmm_server.models.compiled import delete_compiled
@@ -31,35 +33,72 @@ class ModelsController(Controller):
 
     path = "/"
 
-    @get("/", media_type=MediaType.TEXT, sync_to_thread=False)
+    @get(
+        "/",
+        operation_id="root",
+        summary="Is somebody there",
+        media_type=MediaType.TEXT,
+        sync_to_thread=False,
+        opt=described(*examples.ROOT),
+    )
     def root(self) -> str:
         """Clients look for these words."""
         return "Ollama is running"
 
-    @get("/api/version", sync_to_thread=False)
+    @get(
+        "/api/version",
+        operation_id="version",
+        summary="Versions",
+        sync_to_thread=False,
+        opt=described(*examples.VERSION),
+    )
     def version(self, settings: NamedDependency[Settings]) -> dict[str, str]:
         """The Ollama version clients switch features on by, and VMM's own."""
         return {"version": settings.ollama_version, "vmm_version": vmm_server.__version__}
 
-    @get("/api/tags", sync_to_thread=True)
+    @get(
+        "/api/tags",
+        operation_id="list",
+        summary="List installed models",
+        sync_to_thread=True,
+        opt=described(*examples.TAGS),
+    )
     def tags_list(self, registry: NamedDependency[Registry]) -> dict[str, object]:
         """Installed models, newest first."""
         return {"models": [tag_fields(model) for model in registry.installed()]}
 
-    @get("/api/ps", sync_to_thread=False)
+    @get(
+        "/api/ps",
+        operation_id="ps",
+        summary="List models in memory",
+        sync_to_thread=False,
+        opt=described(*examples.PS),
+    )
     def loaded(self, pool: NamedDependency[ModelPool]) -> dict[str, object]:
         """Models in memory, the one that stays longest first."""
         now = pool.now()
         return {"models": [loaded_fields(loaded, loaded.expires_at(now)) for loaded in pool.loaded()]}
 
-    @post("/api/show", status_code=200)
+    @post(
+        "/api/show",
+        status_code=200,
+        operation_id="show",
+        summary="What a model is",
+        opt=described(*examples.SHOW, body=ShowBody),
+    )
     async def show(self, request: Request[Any, Any, Any], registry: NamedDependency[Registry]) -> dict[str, object]:
         """What a model is."""
         body = await read_body(request, ShowBody)
         model = registry.resolve(_required(body))
         return show_fields(model, _read_template(model.folder))
 
-    @post("/api/pull", status_code=200)
+    @post(
+        "/api/pull",
+        status_code=200,
+        operation_id="pull",
+        summary="Fetch and install a model",
+        opt=described(*examples.PULL, body=PullBody),
+    )
     async def pull(self, request: Request[Any, Any, Any], puller: NamedDependency[Puller]) -> ASGIApp:
         """Fetch and install a model: progress as NDJSON, or one object with `"stream": false`."""
         body = await read_body(request, PullBody)
@@ -68,7 +107,13 @@ class ModelsController(Controller):
             return json_response(lambda: _pull_whole(puller, reference), media_type=JSON)
         return ndjson_response(lambda: _pull_stream(puller, reference), ollama_body)
 
-    @delete("/api/delete", status_code=200)
+    @delete(
+        "/api/delete",
+        status_code=200,
+        operation_id="delete",
+        summary="Uninstall a model",
+        opt=described(*examples.DELETE, body=NamedModel),
+    )
     async def remove(
         self,
         request: Request[Any, Any, Any],

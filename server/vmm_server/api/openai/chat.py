@@ -10,11 +10,13 @@ from litestar.types import ASGIApp
 from vmm_server.api.answers import cache_header, gather_all, open_all, provenance
 from vmm_server.api.body import read_body
 from vmm_server.api.errors import openai_body
+from vmm_server.api.openai import examples
 from vmm_server.api.openai.choices import candidates
 from vmm_server.api.openai.convert import chat_request
 from vmm_server.api.openai.render_chat import ChatChunks, chat_completion
 from vmm_server.api.openai.replies import identity, open_stream
 from vmm_server.api.openai.wire import ChatCompletionRequest
+from vmm_server.api.openapi import described
 from vmm_server.api.streaming import WholeAnswer, json_response, sse_response
 from vmm_server.inference import Completion, Inference
 from vmm_server.requests import GenerateRequest
@@ -26,7 +28,12 @@ class ChatController(Controller):
 
     path = "/v1/chat/completions"
 
-    @post(status_code=200, operation_id="createChatCompletion", summary="Answer a conversation")
+    @post(
+        status_code=200,
+        operation_id="createChatCompletion",
+        summary="Answer a conversation",
+        opt=described(*examples.CHAT, body=ChatCompletionRequest),
+    )
     async def create(
         self,
         request: Request[Any, Any, Any],

@@ -10,12 +10,14 @@ from litestar.types import ASGIApp
 from vmm_server.api.answers import cache_header, gather_all, open_all, provenance
 from vmm_server.api.body import read_body
 from vmm_server.api.errors import openai_body
+from vmm_server.api.openai import examples
 from vmm_server.api.openai.choices import best
 from vmm_server.api.openai.convert import completion_requests
 from vmm_server.api.openai.render import usage_fields
 from vmm_server.api.openai.render_completion import CompletionChunks, Echo, text_completion
 from vmm_server.api.openai.replies import identity, open_stream
 from vmm_server.api.openai.wire import CompletionRequest
+from vmm_server.api.openapi import described
 from vmm_server.api.streaming import WholeAnswer, json_response, sse_response
 from vmm_server.inference import Completion, Inference
 from vmm_server.requests import GenerateRequest, TextPrompt
@@ -27,7 +29,12 @@ class CompletionController(Controller):
 
     path = "/v1/completions"
 
-    @post(status_code=200, operation_id="createCompletion", summary="Continue a text")
+    @post(
+        status_code=200,
+        operation_id="createCompletion",
+        summary="Continue a text",
+        opt=described(*examples.COMPLETION, body=CompletionRequest),
+    )
     async def create(
         self,
         request: Request[Any, Any, Any],

@@ -4,6 +4,8 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
+from vmm_server.api.openai import examples
+from vmm_server.api.openapi import described
 from vmm_server.models.registry import Registry
 from vmm_server.models.store import InstalledModel
 
@@ -13,12 +15,23 @@ class ModelsController(Controller):
 
     path = "/v1/models"
 
-    @get(operation_id="listModels", summary="List installed models", sync_to_thread=True)
+    @get(
+        operation_id="listModels",
+        summary="List installed models",
+        sync_to_thread=True,
+        opt=described(*examples.LIST_MODELS),
+    )
     def list_models(self, registry: NamedDependency[Registry]) -> dict[str, object]:
         """Newest first."""
         return {"object": "list", "data": [model_fields(model, model.name) for model in registry.installed()]}
 
-    @get("/{model_id:path}", operation_id="retrieveModel", summary="One installed model", sync_to_thread=True)
+    @get(
+        "/{model_id:path}",
+        operation_id="retrieveModel",
+        summary="One installed model",
+        sync_to_thread=True,
+        opt=described(*examples.RETRIEVE_MODEL),
+    )
     def retrieve(self, registry: NamedDependency[Registry], model_id: FromPath[str]) -> dict[str, object]:
         """The id may hold `/` and `:`."""
         name = model_id.lstrip("/")

@@ -1,0 +1,264 @@
+"""The OpenAPI document, made of what stands beside each route handler.
+
+Handlers read their bodies themselves (`body.read_body`) and return ASGI callables; a framework sees nothing of either.
+So a handler says in its `opt` which wire model it reads, and shows what is sent and what comes back:
+
+    @post(operation_id="createCompletion", summary="…", opt=described(*COMPLETION, body=CompletionRequest))
+
+The schemas of requests are those of the wire models; those of answers are the shapes of the examples, which
+`tests/api/test_openapi.py` sends to a server and compares with what it gets.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from litestar.handlers import HTTPRouteHandler
+from litestar.routes import BaseRoute, HTTPRoute
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+
+from vmm_server.api.errors import Body, anthropic_body, body_for, headers_of, message_of, ollama_body, openai_body
+from vmm_server.api.framing import json_line, named_event, sse_event
+from vmm_server.api.streaming import JSON, NDJSON
+from vmm_server.errors import ModelNotFound, Overloaded
+
+SSE = "text/event-stream"
+TEXT = "text/plain"
+OPENAPI_VERSION = "3.1.1"
+Schema = dict[str, Any]
+
+TAGS = {
+    "OpenAI": "OpenAI's dialect. Fields that its API does not have are those of other local servers.",
+    "Anthropic": "Anthropic's dialect.",
+    "Ollama": "Ollama's dialect. Streams are on unless `stream` is `false`.",
+    "Text": "What no dialect has.",
+    "Health": "For load balancers and orchestrators.",
+}
+"""In the order of the page; a tag that is not here comes last."""
+
+HEADERS: Mapping[str, str] = {
+    "x-request-id": "The client's own, if it is short and plain, else a new one. The log's lines carry it.",
+    "x-should-retry": "`false`: the same request will fail again.",
+    "retry-after": "Seconds to wait before another try.",
+}
+PARAMETERS: Mapping[str, str] = {
+    "model_id": "The model's name; it may hold `/` and `:`.",
+}
+"""Path and query parameters by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A request and what comes back for it."""
+
+    title: str
+    answer: Any
+    """JSON; text as a string; a stream as the sequence of its JSON objects, `[DONE]` as a string."""
+    body: Mapping[str, Any] | None = None
+    path: Mapping[str, str] = field(default_factory=dict)
+    """Path parameters."""
+    media_type: str = JSON
+    status: int = 200
+
+    @property
+    def name(self) -> str:
+        """As a key in the document."""
+        return re.sub(r"\W+", "_", self.title.lower()).strip("_")
+
+    @property
+    def shown(self) -> Any:
+        """The answer as it is on the wire; JSON stays what it is."""
+        if self.media_type == SSE:
+            return b"".join(map(_event, self.answer)).decode()
+        return b"".join(map(json_line, self.answer)).decode() if self.media_type == NDJSON else self.answer
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a route handler says of itself beyond its path, id and summary."""
+
+    examples: tuple[Example, ...]
+    body: type[BaseModel] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path."""
+
+    method: str
+    path: str
+    handler: HTTPRouteHandler
+
+    @property
+    def description(self) -> Description | None:
+        """`None`: the handler says nothing of itself."""
+        return self.handler.opt.get("openapi")
+
+    @property
+    def tag(self) -> str:
+        """Its router's."""
+        return next(iter(self.handler.resolve_tags()), "")
+
+
+def described(*examples: Example, body: type[BaseModel] | None = None) -> dict[str, Description]:
+    """For a route handler's `opt`: what is sent to it and what comes back."""
+    return {"openapi": Description(examples, body)}
+
+
+def operations(routes: Iterable[BaseRoute]) -> list[Operation]:
+    """All there are, in the order of the page."""
+    order = list(TAGS)
+    found = [
+        Operation(method, route.path_format or "/", handler)
+        for route in routes
+        if isinstance(route, HTTPRoute)
+        for method, (handler, _) in route.route_handler_map.items()
+        if handler.resolve_include_in_schema()
+    ]
+    return sorted(
+        found, key=lambda one: (order.index(one.tag) if one.tag in order else len(order), one.path, one.method)
+    )
+
+
+def build_document(routes: Iterable[BaseRoute], *, title: str, version: str) -> Schema:
+    """The whole document. An operation without a description has no examples in it."""
+    found = operations(routes)
+    schemas: dict[str, Schema] = {}
+    paths: dict[str, Schema] = {}
+    for operation in found:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, schemas)
+    tags = list(dict.fromkeys(operation.tag for operation in found))
+    return {
+        "openapi": OPENAPI_VERSION,
+        "info": {"title": title, "version": version, "description": "AI models behind the APIs that programs speak."},
+        "servers": [{"url": "/"}],
+        "tags": [{"name": tag, "description": TAGS.get(tag, "")} for tag in tags],
+        "paths": paths,
+        "components": {
+            "schemas": dict(sorted(schemas.items())),
+            "responses": dict(_error_responses()),
+            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
+        },
+    }
+
+
+def _operation(operation: Operation, schemas: dict[str, Schema]) -> Schema:
+    handler, description = operation.handler, operation.description or Description(())
+    shown: Schema = {
+        "operationId": handler.operation_id,
+        "summary": handler.summary,
+        "description": handler.fn.__doc__,
+        "tags": [operation.tag],
+        "parameters": [_path_parameter(name, description) for name in re.findall(r"{(\w+)", operation.path)],
+        "responses": _answers(description.examples) | _errors(operation.path),
+    }
+    if description.body is not None:
+        schema = _register(description.body, schemas)
+        examples = {one.name: {"summary": one.title, "value": one.body} for one in description.examples}
+        shown["requestBody"] = {"required": True, "content": {JSON: {"schema": schema, "examples": examples}}}
+    return {key: value for key, value in shown.items() if value}
+
+
+def _path_parameter(name: str, description: Description) -> Schema:
+    example = next((one.path[name] for one in description.examples if name in one.path), None)
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": PARAMETERS.get(name, ""),
+        "schema": {"type": "string"},
+        "example": example,
+    }
+
+
+def _answers(examples: Sequence[Example]) -> Schema:
+    answers: Schema = {}
+    for example in examples:
+        answer = answers.setdefault(
+            str(example.status), {"description": "The answer", "headers": _headers("x-request-id"), "content": {}}
+        )
+        schema = {"type": "string"} if isinstance(example.shown, str) else shape_of(example.answer)
+        content = answer["content"].setdefault(example.media_type, {"schema": schema, "examples": {}})
+        content["examples"][example.name] = {"summary": example.title, "value": example.shown}
+    return answers
+
+
+DIALECT_ERRORS: Mapping[Callable[[Exception], Body] | None, str] = {
+    openai_body: "OpenAI",
+    anthropic_body: "Anthropic",
+    ollama_body: "Ollama",
+    None: "Plain",
+}
+
+
+def _errors(path: str) -> Schema:
+    dialect = DIALECT_ERRORS[body_for(path)]
+    return {f"{digit}XX": {"$ref": f"#/components/responses/{dialect}{digit}XX"} for digit in (4, 5)}
+
+
+def _error_responses() -> Iterator[tuple[str, Schema]]:
+    errors = (("4XX", "The request is wrong", ModelNotFound("nobody")), ("5XX", "The server cannot", Overloaded()))
+    for word, dialect in DIALECT_ERRORS.items():
+        for statuses, text, error in errors:
+            body = message_of(error) if word is None else word(error)
+            content = {TEXT if word is None else JSON: {"schema": shape_of(body), "example": body}}
+            headers = _headers("x-request-id", *headers_of(error))
+            yield f"{dialect}{statuses}", {"description": text, "headers": headers, "content": content}
+
+
+def _headers(*names: str) -> Schema:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _register(model: type[BaseModel], schemas: dict[str, Schema]) -> Schema:
+    """Put a wire model and all that it is made of among `schemas`, each under its dialect's name."""
+    prefix = "".join(part.capitalize() for part in model.__module__.split(".")[2:-1])
+    schema = model.model_json_schema(
+        ref_template=f"#/components/schemas/{prefix}{{model}}", schema_generator=_Plain, by_alias=True
+    )
+    parts = schema.pop("$defs", {})
+    for name, part in {**parts, model.__name__: schema}.items():
+        schemas[f"{prefix}{name}"] = part
+    return {"$ref": f"#/components/schemas/{prefix}{model.__name__}"}
+
+
+class _Plain(GenerateJsonSchema):
+    """Without what says nothing: titles that repeat the name, and `null` as a default."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Never."""
+        return False
+
+    def default_schema(self, schema: Any) -> Schema:
+        """As it is, but for a default that is `null`."""
+        shown = super().default_schema(schema)
+        if shown.get("default", 0) is None:
+            del shown["default"]
+        return shown
+
+
+def shape_of(value: object) -> Schema:
+    """The schema that a value suggests: nothing is required, and what is `null` may be anything."""
+    if isinstance(value, Mapping):
+        return {"type": "object", "properties": {name: shape_of(part) for name, part in value.items()}}
+    if isinstance(value, str):
+        return {"type": "string"}
+    if isinstance(value, Sequence):
+        return {"type": "array", "items": shape_of(value[0]) if value else {}}
+    if isinstance(value, bool):
+        return {"type": "boolean"}
+    return {"type": "integer" if isinstance(value, int) else "number"} if value is not None else {}
+
+
+def _event(item: object) -> bytes:
+    if not isinstance(item, Mapping):
+        return f"data: {item}\n\n".encode()
+    return named_event(item) if "type" in item else sse_event(item)
+
+
+def encoded(document: Schema) -> bytes:
+    """As it is served."""
+    return msgspec.json.encode(document)

@@ -1,0 +1,179 @@
+"""The OpenAPI document: valid, whole, and true: every example in it is sent to a server."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from litestar.routes import HTTPRoute
+
+from vmm_server.api.openapi import SSE, TAGS, Example, Operation, operations
+from vmm_server.api.streaming import NDJSON
+from vmm_server.models.store import Store
+
+DATA = Path(__file__).parents[1] / "data"
+VALIDATOR = jsonschema_rs.validator_for(json.loads((DATA / "openapi_3_1.json").read_text()))
+TRIED_LAST = ("pull", "delete")
+"""What changes or takes away what the others need."""
+SOMETIMES = ("load_duration",)
+"""Only there after a load."""
+
+
+def all_operations(server: Any) -> list[Operation]:
+    return operations(server.uvicorn.config.app.routes)
+
+
+def document_of(server: Any) -> Any:
+    return server.client.get("/openapi.json").json()
+
+
+def refs(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for part in value.values():
+            yield from refs(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from refs(part)
+
+
+def resolve(document: Any, ref: str) -> Any:
+    for part in ref.removeprefix("#/").split("/"):
+        document = document[part]
+    return document
+
+
+def test_the_document_is_valid_openapi(live_server: Any) -> None:
+    document = document_of(live_server)
+    errors = [
+        f"{'/'.join(map(str, error.instance_path))}: {error.message}" for error in VALIDATOR.iter_errors(document)
+    ]
+    assert not errors
+    for ref in refs(document):
+        assert resolve(document, ref), ref
+    for schema in document["components"]["schemas"].values():
+        jsonschema_rs.meta.validate(schema)
+
+
+def test_both_addresses_give_the_same_document(live_server: Any) -> None:
+    assert live_server.client.get("/schema/openapi.json").content == live_server.client.get("/openapi.json").content
+
+
+def test_every_route_is_in_the_document_and_nothing_else(live_server: Any) -> None:
+    routes = {
+        (re.sub(r":\w+}", "}", route.path_format) or "/", method.lower())
+        for route in live_server.uvicorn.config.app.routes
+        if isinstance(route, HTTPRoute) and not route.path.startswith(("/schema", "/openapi.json"))
+        for method in route.methods
+        if method != "OPTIONS"
+    }
+    assert {(path, method) for path, item in document_of(live_server)["paths"].items() for method in item} == routes
+
+
+def test_every_route_says_what_it_is(live_server: Any) -> None:
+    found = all_operations(live_server)
+    undescribed = [f"{one.method} {one.path}" for one in found if one.description is None]
+    assert not undescribed, "give these `opt=described(...)`"
+    for one in found:
+        assert one.handler.operation_id, one.path
+        assert one.handler.summary, one.path
+        assert one.tag in TAGS, one.path
+    ids = [one.handler.operation_id for one in found]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_route_with_a_body_names_its_shape(live_server: Any) -> None:
+    for one in all_operations(live_server):
+        assert one.description is not None
+        assert (one.description.body is not None) == (one.method in ("POST", "PUT", "PATCH", "DELETE")), one.path
+        for example in one.description.examples:
+            assert (example.body is None) == (one.description.body is None), f"{one.path}: {example.title}"
+
+
+def test_examples_of_a_route_have_different_names(live_server: Any) -> None:
+    for one in all_operations(live_server):
+        names = [example.name for example in one.description.examples] if one.description else []
+        assert len(names) == len(set(names)), one.path
+
+
+def test_requests_in_the_document_have_the_schema_beside_them(live_server: Any) -> None:
+    document = document_of(live_server)
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                validator = jsonschema_rs.validator_for({**content["schema"], "components": document["components"]})
+                for example in content["examples"].values():
+                    assert validator.is_valid(example["value"]), (path, example)
+
+
+def shape(value: Any) -> Any:
+    """Keys and types, down to the leaves. An array is its first element; numbers are alike."""
+    if isinstance(value, dict):
+        return {name: shape(part) for name, part in value.items() if name not in SOMETIMES}
+    if isinstance(value, list | tuple):
+        return [shape(value[0])] if value else []
+    return {bool: "boolean", int: "number", float: "number", str: "string"}.get(type(value))
+
+
+def parsed(text: str, media_type: str) -> Any:
+    """A stream as its objects, JSON as it is, text as text."""
+    if media_type == NDJSON:
+        return [json.loads(line) for line in text.splitlines()]
+    if media_type == SSE:
+        data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+        return [item if item == "[DONE]" else json.loads(item) for item in data]
+    return json.loads(text) if media_type == "application/json" else text
+
+
+def check(server: Any, operation: Operation, example: Example) -> None:
+    where = f"{operation.method} {operation.path}: {example.title}"
+    path = operation.path.format(**example.path)
+    response = server.client.request(operation.method, path, json=example.body)
+    assert response.status_code == example.status, f"{where}: {response.text}"
+    assert response.headers["content-type"].partition(";")[0] == example.media_type, where
+    came, shown = parsed(response.text, example.media_type), example.answer
+    if example.media_type not in (SSE, NDJSON):
+        assert shape(came) == shape(shown), where
+        return
+    came, shown = [shape(item) for item in came], [shape(item) for item in shown]
+    assert [item for item in came if item not in shown] == [], where  # one piece may stand for several
+    assert came[-2:] == shown[-2:] if example.media_type == SSE else came[-1] == shown[-1], where
+
+
+def test_every_example_is_answered_as_it_says(example_server: Any) -> None:
+    found = sorted(all_operations(example_server), key=lambda one: one.handler.operation_id in TRIED_LAST)
+    for operation in found:
+        for example in operation.description.examples if operation.description else ():
+            check(example_server, operation, example)
+
+
+CARD = """id = "smollm2:135m"
+title = "SmolLM2"
+license = "MIT"
+origin = "a test"
+family = "llama"
+parameter_size = "135M"
+quantization = "Q4_1"
+context_length = 512
+[source]
+uri = "file:{folder}"
+"""
+
+
+@pytest.fixture
+def example_server(start_server: Any, tmp_path: Path) -> Any:
+    """Has the models of the examples, under their names, in memory; the echo model stands in for them."""
+    cards = tmp_path / "cards"
+    cards.mkdir()
+    (cards / "smollm2.toml").write_text(CARD.format(folder=tmp_path / "echo"))
+    server = start_server({"card_dirs": (cards,)})
+    echo = server.parts.registry.resolve("echo")
+    store = Store(server.parts.settings.store_dir)
+    store.install(replace(echo, name="smollm2:135m", aliases=(), family="llama", capabilities=("completion",)))
+    server.client.post("/api/generate", json={"model": "smollm2:135m"}).raise_for_status()
+    return server
