@@ -136,11 +136,13 @@ def pool(model: Any, options: EncoderOptions) -> Any:
 
 
 def _output(model: Any, rank: int) -> Any:
-    """The first output of this rank: the hidden states (3), the pooled row or the logits (2)."""
-    for result in model.get_results():
-        source = result.input_value(0)
-        if source.get_partial_shape().rank.get_length() == rank:
-            return source
+    """The first output of this rank: the hidden states (3), the pooled row or the logits (2).
+
+    `pooler_output` is what BERT was pretrained with, and no vector of a text.
+    """
+    for port in model.outputs:
+        if port.get_partial_shape().rank.get_length() == rank and "pooler_output" not in port.get_names():
+            return port.get_node().input_value(0)
     shapes = ", ".join(f"{port.get_any_name()} {port.get_partial_shape()}" for port in model.outputs)
     raise UnsupportedModel(f"the graph has no output of {rank} dimensions; it has {shapes}")
 

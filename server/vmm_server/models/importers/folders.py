@@ -1,11 +1,10 @@
 """What a file or folder on disk is, and what a model folder that needs no conversion holds.
 
-Two kinds of folder are used as they are: onnxruntime-genai's (genai_config.json beside the ONNX file) and OpenVINO IR
-(openvino_model.xml and .bin beside config.json). Sizes and extents are checked, so that a half-fetched folder is
-refused when it is pulled and not when it is first run.
+Three kinds of folder are used as they are: onnxruntime-genai's (genai_config.json beside the ONNX file), OpenVINO IR
+(openvino_model.xml and .bin beside config.json) and an encoder's (see `encoder_folder`). Sizes and extents are
+checked, so that a half-fetched folder is refused when it is pulled and not when it is first run.
 """
 
-import json
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import replace
@@ -13,16 +12,20 @@ from pathlib import Path
 from typing import Literal
 
 from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
+from vmm_server.models.importers.encoder_folder import describe_encoder, find_graph
+from vmm_server.models.importers.encoder_weights import FILE as SAFETENSORS_FILE
 from vmm_server.models.importers.gguf_reader import MAGIC
 from vmm_server.models.importers.imported import ImportedModel, guess_capabilities, parameter_size
+from vmm_server.models.importers.json_files import positive, read_json_object
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
 
-Format = Literal["gguf", "onnx", "openvino"]
+Format = Literal["gguf", "onnx", "openvino", "safetensors"]
+"""`safetensors` is an encoder's folder; it and `gguf` have to be imported."""
 
+_HINT = "name a GGUF file, an onnxruntime-genai folder, an OpenVINO IR folder or an encoder's ONNX folder"
 _IR_FILES = ("openvino_model.xml", "openvino_language_model.xml")
 _FAMILIES = {"gemma3_text": "gemma3"}
 """Where onnxruntime-genai or transformers have another name for a family than GGUF."""
-_MAX_CONFIG_BYTES = 64 * 1024**2
 _IR_INTEGERS = {"u2": "int2", "i2": "int2", "u4": "int4", "i4": "int4", "nf4": "nf4", "u8": "int8", "i8": "int8"}
 _IR_FLOATS = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
 _IR_BITS = {"u2": 2, "i2": 2, "u4": 4, "i4": 4, "nf4": 4, "u8": 8, "i8": 8, "f16": 16, "bf16": 16, "f32": 32}
@@ -35,9 +38,13 @@ def detect_format(path: Path) -> Format:
             return "onnx"
         if any((path / name).is_file() for name in _IR_FILES):
             return "openvino"
+        if (path / "config.json").is_file() and find_graph(path):
+            return "onnx"
+        if (path / "config.json").is_file() and (path / SAFETENSORS_FILE).is_file():
+            return "safetensors"
         raise ImportFailed(
-            f"{path}: holds neither genai_config.json nor openvino_model.xml",
-            hint="name a GGUF file, an onnxruntime-genai folder or an OpenVINO IR folder",
+            f"{path}: holds neither genai_config.json nor openvino_model.xml nor an encoder's model.onnx",
+            hint=_HINT,
         )
     try:
         with path.open("rb") as file:
@@ -50,7 +57,7 @@ def detect_format(path: Path) -> Format:
         raise CorruptFile(f"{path}: is empty", hint="fetch the file again")
     raise ImportFailed(
         f"{path}: is no GGUF file (it starts with {start!r})",
-        hint="name a GGUF file, an onnxruntime-genai folder or an OpenVINO IR folder",
+        hint=_HINT,
     )
 
 
@@ -61,6 +68,10 @@ def describe_folder(folder: Path) -> ImportedModel:
     neither, `UnsupportedArchitecture` for one that is no text model.
     """
     kind = detect_format(folder)
+    if kind == "safetensors":
+        raise ImportFailed(f"{folder}: its safetensors have to be imported first", hint=f"vmm pull file:{folder}")
+    if kind == "onnx" and not (folder / "genai_config.json").is_file():
+        return describe_encoder(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ImportFailed(
             f"{folder}: has no tokenizer.json", hint="save it with transformers' save_pretrained beside the model"
@@ -70,7 +81,7 @@ def describe_folder(folder: Path) -> ImportedModel:
 
 def _describe_onnx(folder: Path) -> ImportedModel:
     path = folder / "genai_config.json"
-    model = _object(_read_json(path), "model", path)
+    model = _object(read_json_object(path), "model", path)
     if model.get("type") == "echo":
         return _describe_echo(folder, model)
     decoder = _object(model, "decoder", path)
@@ -83,14 +94,14 @@ def _describe_onnx(folder: Path) -> ImportedModel:
         family=model.get("type"),
         count=count,
         quantization=quantization,
-        context_length=_positive(model.get("context_length"), path, "model.context_length"),
+        context_length=positive(model.get("context_length"), path, "model.context_length"),
         embedding_length=decoder.get("hidden_size"),
     )
 
 
 def _describe_echo(folder: Path, model: dict[str, object]) -> ImportedModel:
     """The test model of `vmm_adapters.echo`: it has no weights."""
-    length = _positive(model.get("context_length"), folder / "genai_config.json", "model.context_length")
+    length = positive(model.get("context_length"), folder / "genai_config.json", "model.context_length")
     imported = _imported(
         folder, family="echo", count=None, quantization="unknown", context_length=length, embedding_length=None
     )
@@ -100,7 +111,7 @@ def _describe_echo(folder: Path, model: dict[str, object]) -> ImportedModel:
 def _describe_ir(folder: Path) -> ImportedModel:
     graph = next(folder / name for name in _IR_FILES if (folder / name).is_file())
     path = folder / "config.json"
-    config = _read_json(path)
+    config = read_json_object(path)
     text_config = config.get("text_config")
     sizes = text_config if isinstance(text_config, dict) else config
     count, quantization = _count_ir_weights(graph)
@@ -109,7 +120,7 @@ def _describe_ir(folder: Path) -> ImportedModel:
         family=sizes.get("model_type", config.get("model_type")),
         count=count,
         quantization=quantization,
-        context_length=_positive(sizes.get("max_position_embeddings"), path, "max_position_embeddings"),
+        context_length=positive(sizes.get("max_position_embeddings"), path, "max_position_embeddings"),
         embedding_length=sizes.get("hidden_size"),
     )
 
@@ -139,32 +150,10 @@ def _imported(
     )
 
 
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise CorruptFile(f"{path}: is larger than any configuration", hint="fetch it again")
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise CorruptFile(f"{path}: is missing", hint="fetch the whole folder") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path}: cannot be read: {error}", hint="fetch it again") from error
-    if not isinstance(content, dict):
-        raise CorruptFile(f"{path}: is no JSON object", hint="fetch it again")
-    return content
-
-
 def _object(parent: dict[str, object], key: str, path: Path) -> dict[str, object]:
     value = parent.get(key)
     if not isinstance(value, dict):
         raise UnsupportedArchitecture(f"{path}: has no {key!r}: it is not the configuration of a text model")
-    return value
-
-
-def _positive(value: object, path: Path, key: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CorruptFile(
-            f"{path}: {key} is {value!r}, a positive number is expected", hint=f"add {key} to {path.name}"
-        )
     return value
 
 
@@ -175,7 +164,7 @@ def _chat_template(folder: Path) -> str | None:
         return path.read_text("utf-8", errors="replace")
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    template = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    template = read_json_object(folder / "tokenizer_config.json").get("chat_template")
     return template if isinstance(template, str) else None
 
 

@@ -1,0 +1,111 @@
+"""An encoder's ONNX folder that is used as it is: what it holds, and how its vectors are made.
+
+The graph is model.onnx or onnx/model.onnx, beside config.json and tokenizer.json; sentence-transformers' files tell the
+pooling. A graph that gives one row a text needs none. Anything else is not guessed: a card's `[embedding]` table tells.
+"""
+
+import re
+from pathlib import Path
+
+import onnx
+
+from vmm_adapters.card import EmbeddingRecipe
+from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
+from vmm_server.models.importers.encoder_config import first_position, is_cross_encoder
+from vmm_server.models.importers.imported import ImportedModel, parameter_size
+from vmm_server.models.importers.json_files import positive, read_json_object
+from vmm_server.models.importers.onnx_weights import count_onnx_weights
+from vmm_server.models.importers.sentence_transformers import read_sentence_transformer
+
+GRAPHS = ("model.onnx", "onnx/model.onnx")
+"""Where the graph may be; the first that is there is used."""
+_SMALL_FILES = re.compile(
+    r"config\.json|modules\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json"
+    r"|sentence_bert_config\.json|config_sentence_transformers\.json|\d+_[A-Za-z]+/config\.json"
+)
+_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+_WIDTH_KEYS = ("hidden_size", "dim", "d_model", "n_embd")
+
+
+def find_graph(folder: Path) -> Path | None:
+    """The folder's ONNX file."""
+    return next((folder / name for name in GRAPHS if (folder / name).is_file()), None)
+
+
+def is_encoder_file(path: str) -> bool:
+    """Whether a folder's small file (relative path, with `/`) is of use to us."""
+    return _SMALL_FILES.fullmatch(path) is not None
+
+
+def describe_encoder(folder: Path) -> ImportedModel:
+    """Read what the folder holds and check that it is all there.
+
+    Raises `CorruptFile`, `UnsupportedArchitecture`, `ImportFailed`, each naming the file.
+    """
+    path = folder / "config.json"
+    config = read_json_object(path)
+    if not (folder / "tokenizer.json").is_file():
+        raise ImportFailed(
+            f"{folder}: has no tokenizer.json", hint="save it with transformers' save_pretrained beside the model"
+        )
+    graph = find_graph(folder)
+    if graph is None:
+        raise CorruptFile(f"{folder / GRAPHS[0]}: is missing", hint="fetch the whole folder")
+    count, quantization = count_onnx_weights(graph)
+    told = read_sentence_transformer(folder)
+    rank, width = _output_shape(graph, pools=told.recipe is not None)
+    scores = is_cross_encoder(config) and told.recipe is None
+    if scores and (rank, width) != (2, 1):
+        raise UnsupportedArchitecture(
+            f"{graph}: a classifier of {width or 'several'} labels; a cross-encoder for reranking has one"
+        )
+    recipe = told.recipe
+    if rank == 2:
+        recipe = None if scores else (recipe or EmbeddingRecipe(normalize=False)).model_copy(update={"pooling": None})
+    return ImportedModel(
+        family=str(config.get("model_type", "unknown")),
+        parameter_count=count,
+        parameter_size=parameter_size(count),
+        quantization=quantization,
+        context_length=_context_length(path, config, told.max_length),
+        embedding_length=None if scores else width or _first_int(config, _WIDTH_KEYS),
+        capabilities=("rerank",) if scores else ("embedding",),
+        has_chat_template=False,
+        license=None,
+        name=None,
+        embedding=recipe,
+    )
+
+
+def _context_length(path: Path, config: dict[str, object], told: int | None) -> int:
+    """Tokens an input may have: what sentence-transformers uses, and no more than there are positions."""
+    rows = _first_int(config, _POSITION_KEYS)
+    if rows is None and told is None:
+        return positive(None, path, _POSITION_KEYS[0])
+    limits = [told, None if rows is None else rows - first_position(config)]
+    return min(limit for limit in limits if limit is not None)
+
+
+def _first_int(config: dict[str, object], keys: tuple[str, ...]) -> int | None:
+    return next((value for key in keys if isinstance(value := config.get(key), int) and value > 0), None)
+
+
+def _output_shape(graph: Path, *, pools: bool) -> tuple[int, int | None]:
+    """(dimensions, width) of the output that the adapter will use; with `pools`, hidden states are looked for first.
+
+    Raises `UnsupportedArchitecture`.
+    """
+    model = onnx.load(graph, load_external_data=False).graph
+    inputs = {value.name for value in model.input} - {tensor.name for tensor in model.initializer}
+    if "input_ids" not in inputs:
+        names = ", ".join(sorted(inputs))
+        raise UnsupportedArchitecture(f"{graph}: has the inputs {names}; an encoder's are input_ids and attention_mask")
+    shapes = {
+        output.name: output.type.tensor_type.shape.dim for output in model.output if output.name != "pooler_output"
+    }
+    order = (3, 2) if pools or "sentence_embedding" not in shapes else (2,)
+    for rank in order:
+        for shape in shapes.values():
+            if len(shape) == rank:
+                return rank, shape[-1].dim_value or None
+    raise UnsupportedArchitecture(f"{graph}: has no output with hidden states or with a row a text")
