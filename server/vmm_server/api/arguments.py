@@ -6,16 +6,22 @@ import msgspec
 from pydantic_core import from_json
 
 
-def arguments_object(text: str) -> msgspec.Raw:
+def whole_object(text: str) -> msgspec.Raw | None:
     """The object that `text` spells, to the letter: order, large numbers and spelling are kept.
 
-    Of arguments that were cut off it is what had come whole; of what is no object, an empty one.
+    `None` when it is no object: the answer was cut off in its middle.
     """
     try:
-        if isinstance(from_json(text, allow_inf_nan=False), dict):
-            return msgspec.Raw(text.encode())
+        value = from_json(text, allow_inf_nan=False)
     except ValueError:
-        pass
+        return None
+    return msgspec.Raw(text.encode()) if isinstance(value, dict) else None
+
+
+def begun_object(text: str) -> msgspec.Raw:
+    """The object that `text` spells or begins: of one that was cut off, what had come whole."""
+    if (whole := whole_object(text)) is not None:
+        return whole
     try:
         begun = from_json(text, allow_inf_nan=False, allow_partial=True)
     except ValueError:

@@ -13,12 +13,25 @@ from vmm_server.api.ollama.convert import (
     chat_request,
     check_chat_model,
     check_generate_model,
-    check_thinking,
     generate_request,
 )
 from vmm_server.api.ollama.wire import ChatBody, GenerateBody
-from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedCapability, UnsupportedParameter
-from vmm_server.requests import ChatPrompt, GenerateRequest, JsonObject, JsonSchema, KeepAlive, Message, TextPrompt
+from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
+from vmm_server.requests import (
+    ChatPrompt,
+    GenerateRequest,
+    InsertPrompt,
+    JsonObject,
+    JsonSchema,
+    KeepAlive,
+    Message,
+    TextPrompt,
+    Tool,
+    ToolCall,
+    ToolUse,
+)
+
+CALL = {"id": "call_1", "function": {"index": 0, "name": "f", "arguments": {"z": 1, "a": "ä"}}}
 
 
 def generate(**fields: object) -> GenerateRequest:
@@ -32,7 +45,7 @@ def chat(*messages: object, **fields: object) -> GenerateRequest:
 def test_a_bare_request_has_ollamas_defaults() -> None:
     assert generate() == GenerateRequest(
         model="m",
-        prompt=ChatPrompt((Message("user", "hi"),), param="prompt"),
+        prompt=ChatPrompt((Message("user", "hi"),), param="prompt", thinking_param="think"),
         sampling=SamplingParams(temperature=0.8, top_p=0.9, top_k=40, repetition_window=64),
         unset=frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}),
     )
@@ -116,9 +129,10 @@ def test_system_context_and_a_jinja_template_arrive() -> None:
     assert generate(system="be brief", context=[1, 2], template=template, think=False).prompt == ChatPrompt(
         (Message("system", "be brief"), Message("user", "hi")),
         template=template,
-        template_variables={"enable_thinking": False},
         context=(1, 2),
         param="prompt",
+        thinking=False,
+        thinking_param="think",
     )
 
 
@@ -142,7 +156,8 @@ def test_chat_messages_arrive() -> None:
             Message("user", "u"),
             Message("assistant", "a", thinking="t"),
             Message("tool", "r", name="f"),
-        )
+        ),
+        thinking_param="think",
     )
 
 
@@ -193,7 +208,7 @@ def test_other_formats_are_refused(wanted: object) -> None:
     assert refused.value.param == "format"
 
 
-@pytest.mark.parametrize("fields", [{"images": ["aGk="]}, {"suffix": "x"}])
+@pytest.mark.parametrize("fields", [{"images": ["aGk="]}, {"suffix": "x", "raw": True}, {"think": "low", "raw": True}])
 def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, object]) -> None:
     with pytest.raises(UnsupportedParameter) as refused:
         generate(**fields)
@@ -204,7 +219,17 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, object]) -
     ("message", "param"),
     [
         ({"role": "user", "content": "x", "images": ["aGk="]}, "messages[0].images"),
-        ({"role": "assistant", "tool_calls": [{}]}, "messages[0].tool_calls"),
+        ({"role": "assistant", "tool_calls": [{}]}, "messages[0].tool_calls[0].function"),
+        (
+            {"role": "assistant", "tool_calls": [CALL | {"function": {"name": 5}}]},
+            "messages[0].tool_calls[0].function.name",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        ({"role": "user", "tool_calls": [CALL]}, "messages[0].tool_calls"),
+        ({"role": "assistant", "tool_calls": [CALL]}, "messages"),
         ({"role": "wizard", "content": "x"}, "messages[0].role"),
         ({"content": "x"}, "messages[0].role"),
         ({"role": "user", "content": ["x"]}, "messages[0].content"),
@@ -216,10 +241,96 @@ def test_wrong_messages_are_refused_by_name(message: dict[str, object], param: s
     assert refused.value.param == param
 
 
-def test_chat_refuses_tools_and_accepts_none() -> None:
-    with pytest.raises(UnsupportedParameter, match="tools"):
-        chat({"role": "user", "content": "x"}, tools=[{"type": "function"}])
+def test_a_tool_loop_arrives() -> None:
+    request = chat(
+        {"role": "user", "content": "how is it?"},
+        {"role": "assistant", "thinking": "hm", "tool_calls": [CALL, {"function": {"name": "g"}}]},
+        {"role": "tool", "content": "rain", "tool_call_id": "call_1"},
+        {"role": "tool", "content": "news", "tool_name": "g"},
+        tools=[
+            {
+                "type": "function",
+                "function": {
+                    "name": "f",
+                    "description": "d",
+                    "parameters": {"type": "object", "properties": {"z": {}}},
+                },
+            },
+            {"function": {"name": "g"}},
+        ],
+    )
+    assert request.prompt == ChatPrompt(
+        (
+            Message("user", "how is it?"),
+            Message(
+                "assistant",
+                "",
+                thinking="hm",
+                tool_calls=(ToolCall("f", '{"z": 1, "a": "ä"}', "call_1"), ToolCall("g", "{}")),
+            ),
+            Message("tool", "rain", tool_call_id="call_1"),
+            Message("tool", "news", name="g"),
+        ),
+        tools=ToolUse((Tool("f", "d", '{"type": "object", "properties": {"z": {}}}'), Tool("g"))),
+        thinking_param="think",
+    )
+
+
+@pytest.mark.parametrize(
+    ("tools", "param"),
+    [
+        ([{"type": "web_search"}], "tools[0].function"),
+        ([{"type": "web_search", "function": {"name": "f"}}], "tools[0].type"),
+        ([{"type": "function", "function": {}}], "tools[0].function.name"),
+        ([{"function": {"name": "a b"}}], "tools[0].function.name"),
+        ([{"function": {"name": "f", "parameters": {"type": "string"}}}], "tools[0].function.parameters.type"),
+        ([{"function": {"name": "f"}}] * 2, "tools"),
+        ("f", "tools"),
+    ],
+)
+def test_wrong_tools_are_refused_by_name(tools: object, param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        chat({"role": "user", "content": "x"}, tools=tools)
+    assert refused.value.param == param
+
+
+def test_no_tools_are_no_tools() -> None:
     assert chat({"role": "user", "content": "x"}, tools=[], format="") == chat({"role": "user", "content": "x"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinks", "thinking"),
+    [
+        ({}, False, None),
+        ({}, True, True),
+        ({"think": None}, True, True),
+        ({"think": True}, False, True),
+        ({"think": False}, False, False),
+        ({"think": False}, True, False),
+        ({"think": "low"}, True, "low"),
+        ({"think": "max"}, True, "high"),
+    ],
+)
+def test_a_model_that_can_think_does_unless_told_not_to(
+    fields: dict[str, object], thinks: bool, thinking: object
+) -> None:
+    generated = generate_request(parse_body(json.dumps({"prompt": "x"} | fields).encode(), GenerateBody), thinks=thinks)
+    body = json.dumps({"messages": [{"role": "user", "content": "x"}]} | fields).encode()
+    for request in (generated, chat_request(parse_body(body, ChatBody), thinks=thinks)):
+        assert isinstance(request.prompt, ChatPrompt)
+        assert (request.prompt.thinking, request.prompt.thinking_param) == (thinking, "think")
+
+
+def test_a_suffix_goes_past_the_template() -> None:
+    assert generate(suffix="b").prompt == InsertPrompt("hi", "b")
+    assert generate(suffix="").prompt == generate().prompt
+    assert generate(prompt="", suffix="b", options={"stop": ["x"]}).prompt == InsertPrompt("", "b")
+
+
+@pytest.mark.parametrize("fields", [{"system": "s"}, {"template": "t"}, {"context": [1]}])
+def test_a_suffix_excludes_template_system_and_context(fields: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest, match="suffix does not support template, system, or context"):
+        generate(suffix="x", **fields)
 
 
 def test_a_blank_model_is_400_for_chat_and_404_for_generate() -> None:
@@ -229,17 +340,10 @@ def test_a_blank_model_is_400_for_chat_and_404_for_generate() -> None:
         check_generate_model(GenerateBody())
 
 
-def test_thinking_needs_a_model_that_thinks() -> None:
-    with pytest.raises(UnsupportedCapability, match='"m" does not support thinking'):
-        check_thinking(ChatBody(model="m", think=True), ("completion",))
-    with pytest.raises(UnsupportedParameter, match="think"):
-        check_thinking(ChatBody(model="m", think="high"), ("completion", "thinking"))
-    check_thinking(ChatBody(model="m", think=False), ("completion",))
-
-
+WORDS = st.sampled_from(["", "x", "json", "low", "5m"])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
     max_leaves=5,
 )
 

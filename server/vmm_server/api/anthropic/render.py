@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vmm_adapters.types import FinishReason
-from vmm_server.api.arguments import arguments_object
+from vmm_server.api.arguments import begun_object
 from vmm_server.api.framing import named_event
 from vmm_server.api.gathered import completed
 from vmm_server.engine.stream import Delta, ToolCallDelta, Usage
@@ -64,7 +64,7 @@ class Block:
         """The block with all of its content."""
         content = "".join(self.pieces)
         if self.kind == "tool_use":
-            return self.start() | {"input": arguments_object(content)}
+            return self.start() | {"input": begun_object(content)}
         return self.start() | {self.kind: content}
 
 

@@ -7,10 +7,12 @@ from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from vmm_server.api.body import read_body
-from vmm_server.api.ollama.convert import chat_request, check_chat_model, check_thinking, wants_thinking
+from vmm_server.api.ollama import examples
+from vmm_server.api.ollama.convert import chat_request, check_chat_model
 from vmm_server.api.ollama.render import chat_piece
 from vmm_server.api.ollama.replies import answer_or_stream, load_or_unload
 from vmm_server.api.ollama.wire import ChatBody
+from vmm_server.api.openapi import described
 from vmm_server.inference import Inference
 from vmm_server.models.registry import Registry
 
@@ -20,7 +22,12 @@ class ChatController(Controller):
 
     path = "/api/chat"
 
-    @post(status_code=200, operation_id="chat", summary="Answer a conversation")
+    @post(
+        status_code=200,
+        operation_id="chat",
+        summary="Answer a conversation",
+        opt=described(*examples.CHAT, body=ChatBody),
+    )
     async def create(
         self,
         request: Request[Any, Any, Any],
@@ -30,9 +37,8 @@ class ChatController(Controller):
         """NDJSON, or one object with `"stream": false`. No messages load the model."""
         body = await read_body(request, ChatBody)
         check_chat_model(body)
-        asked = chat_request(body)
-        if wants_thinking(body):
-            check_thinking(body, registry.resolve(body.model).capabilities)
+        thinks = "thinking" in registry.resolve(body.model).capabilities
+        asked = chat_request(body, thinks=thinks)
         if not body.messages:
             return load_or_unload(inference, body, chat_piece)
         return answer_or_stream(inference, body, asked, chat_piece)

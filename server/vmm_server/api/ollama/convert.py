@@ -2,48 +2,81 @@
 
 import json
 import re
+from collections.abc import Sequence
 
 from vmm_adapters.types import SamplingParams
-from vmm_server.api.ollama.wire import ChatBody, ChatMessage, GenerateBody, GenerationFields, Options
-from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedCapability, UnsupportedParameter
-from vmm_server.requests import ChatPrompt, Constraint, GenerateRequest, JsonObject, JsonSchema, Message, TextPrompt
+from vmm_server.api.ollama.wire import ChatBody, ChatMessage, GenerateBody, GenerationFields, Options, WireTool
+from vmm_server.api.tools import make_tool, make_tool_use
+from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
+from vmm_server.requests import (
+    ChatPrompt,
+    Constraint,
+    GenerateRequest,
+    InsertPrompt,
+    JsonObject,
+    JsonSchema,
+    Message,
+    TextPrompt,
+    Tool,
+    ToolCall,
+    ToolUse,
+)
 
 MAX_TOP_LOGPROBS = 20
-THINK_LEVELS = ("low", "medium", "high", "max")
+THINK_LEVELS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}
+"""Ollama's words for an effort, and the ones that templates know."""
 ROLES = ("system", "user", "assistant", "tool")
 
 _GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:[.$]|(?:if|else|end|range|with|block|define|template)\b)")
 """Go's template language: an action that starts with a field, a variable or a keyword."""
 
 
-def generate_request(body: GenerateBody) -> GenerateRequest:
-    """The generation that `/api/generate` asks for. Raises `InvalidRequest`, `UnsupportedParameter`."""
+def generate_request(body: GenerateBody, *, thinks: bool = False) -> GenerateRequest:
+    """The generation that `/api/generate` asks for. `thinks`: the model can, and is to unless the body says otherwise.
+
+    Raises `InvalidRequest`, `UnsupportedParameter`.
+    """
     _check_shared(body)
     _refuse("images", bool(body.images))
-    _refuse("suffix", bool(body.suffix))
-    prompt: TextPrompt | ChatPrompt
-    if body.raw:
-        if body.template or body.system or body.context:
-            raise InvalidRequest("raw mode does not support template, system, or context", param="raw")
-        prompt = TextPrompt(body.prompt or "")
-    else:
-        system = (Message("system", body.system),) if body.system else ()
-        prompt = ChatPrompt(
-            (*system, Message("user", body.prompt or "")),
-            template=_template(body.template),
-            template_variables=_template_variables(body),
-            context=tuple(body.context or ()),
-            param="prompt",
-        )
+    if body.raw or body.suffix:
+        return _request(body, _bare_prompt(body))
+    system = (Message("system", body.system),) if body.system else ()
+    prompt = ChatPrompt(
+        (*system, Message("user", body.prompt or "")),
+        template=_template(body.template),
+        context=tuple(body.context or ()),
+        param="prompt",
+        thinking=_thinking(body, thinks),
+        thinking_param="think",
+    )
     return _request(body, prompt)
 
 
-def chat_request(body: ChatBody) -> GenerateRequest:
-    """The generation that `/api/chat` asks for. Raises `InvalidRequest`, `UnsupportedParameter`."""
+def _bare_prompt(body: GenerateBody) -> TextPrompt | InsertPrompt:
+    """A prompt that goes past the template."""
+    mode = "raw mode" if body.raw else "suffix"
+    if body.template or body.system or body.context:
+        raise InvalidRequest(
+            f"{mode} does not support template, system, or context", param="raw" if body.raw else "suffix"
+        )
+    _refuse("suffix", bool(body.raw and body.suffix), "leave out raw")
+    _refuse("think", bool(body.think), f"with {mode} the answer is the model's text, thinking and all")
+    return InsertPrompt(body.prompt or "", body.suffix) if body.suffix else TextPrompt(body.prompt or "")
+
+
+def chat_request(body: ChatBody, *, thinks: bool = False) -> GenerateRequest:
+    """The generation that `/api/chat` asks for. `thinks`: the model can, and is to unless the body says otherwise.
+
+    Raises `InvalidRequest`, `UnsupportedParameter`.
+    """
     _check_shared(body)
-    _refuse("tools", bool(body.tools))
     messages = tuple(_message(message, index) for index, message in enumerate(body.messages or ()))
-    return _request(body, ChatPrompt(messages, template_variables=_template_variables(body)))
+    if messages and messages[-1].tool_calls:
+        raise InvalidRequest("messages: the last one calls tools; their results have to follow", param="messages")
+    prompt = ChatPrompt(
+        messages, tools=_tool_use(body.tools or ()), thinking=_thinking(body, thinks), thinking_param="think"
+    )
+    return _request(body, prompt)
 
 
 def check_generate_model(body: GenerateBody) -> None:
@@ -58,22 +91,9 @@ def check_chat_model(body: ChatBody) -> None:
         raise InvalidRequest("model is required", param="model")
 
 
-def check_thinking(body: GenerationFields, capabilities: tuple[str, ...]) -> None:
-    """Refuse `think` on a model that cannot; for one that can, thinking apart from the answer is not served yet."""
-    if not wants_thinking(body):
-        return
-    if "thinking" not in capabilities:
-        raise UnsupportedCapability(body.model, "thinking")
-    raise UnsupportedParameter("think: thinking apart from the answer is not supported", param="think")
-
-
-def wants_thinking(body: GenerationFields) -> bool:
-    """`think` asks for it."""
-    return body.think is True or isinstance(body.think, str)
-
-
 def _check_shared(body: GenerationFields) -> None:
-    if not (body.think is None or isinstance(body.think, bool) or body.think in THINK_LEVELS):
+    known = isinstance(body.think, str) and body.think in THINK_LEVELS
+    if not (body.think is None or isinstance(body.think, bool) or known):
         raise InvalidRequest(f"think: must be true, false or one of {', '.join(THINK_LEVELS)}", param="think")
     if not 0 <= (body.top_logprobs or 0) <= MAX_TOP_LOGPROBS:
         raise InvalidRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}", param="top_logprobs")
@@ -92,9 +112,22 @@ def _template(template: str | None) -> str | None:
     return template or None
 
 
-def _template_variables(body: GenerationFields) -> dict[str, object]:
-    """Hybrid models' templates (Qwen3, SmolLM3) read `enable_thinking`."""
-    return {"enable_thinking": False} if body.think is False else {}
+def _thinking(body: GenerationFields, thinks: bool) -> bool | str | None:
+    """A model that can think does unless told not to."""
+    if isinstance(body.think, str):
+        return THINK_LEVELS[body.think]
+    return bool(body.think) if body.think is not None else thinks or None
+
+
+def _tool_use(tools: Sequence[WireTool]) -> ToolUse | None:
+    return make_tool_use([_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]) if tools else None
+
+
+def _tool(wire: WireTool, where: str) -> Tool:
+    if wire.type not in (None, "", "function"):
+        raise UnsupportedParameter(f"{where}.type: {wire.type!r} is not supported", param=f"{where}.type")
+    function = wire.function
+    return make_tool(function.name, function.description, function.parameters, where=f"{where}.function")
 
 
 def _message(wire: ChatMessage, index: int) -> Message:
@@ -102,11 +135,23 @@ def _message(wire: ChatMessage, index: int) -> Message:
     if wire.role not in ROLES:
         raise InvalidRequest(f"{where}.role: must be one of {', '.join(ROLES)}", param=f"{where}.role")
     _refuse(f"{where}.images", bool(wire.images))
-    _refuse(f"{where}.tool_calls", bool(wire.tool_calls))
-    return Message(wire.role, wire.content or "", name=wire.tool_name, thinking=wire.thinking)
+    calls = tuple(
+        ToolCall(call.function.name, json.dumps(call.function.arguments or {}, ensure_ascii=False), call.id)
+        for call in wire.tool_calls or ()
+    )
+    if calls and wire.role != "assistant":
+        raise InvalidRequest(f"{where}.tool_calls: only an assistant calls tools", param=f"{where}.tool_calls")
+    return Message(
+        wire.role,
+        wire.content or "",
+        name=wire.tool_name,
+        thinking=wire.thinking,
+        tool_calls=calls,
+        tool_call_id=wire.tool_call_id,
+    )
 
 
-def _request(body: GenerationFields, prompt: TextPrompt | ChatPrompt) -> GenerateRequest:
+def _request(body: GenerationFields, prompt: TextPrompt | ChatPrompt | InsertPrompt) -> GenerateRequest:
     options = body.options or Options()
     recommendable = {
         "temperature": options.temperature,

@@ -7,10 +7,12 @@ from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from vmm_server.api.body import read_body
-from vmm_server.api.ollama.convert import check_generate_model, check_thinking, generate_request, wants_thinking
+from vmm_server.api.ollama import examples
+from vmm_server.api.ollama.convert import check_generate_model, generate_request
 from vmm_server.api.ollama.render import generate_piece
 from vmm_server.api.ollama.replies import answer_or_stream, load_or_unload
 from vmm_server.api.ollama.wire import GenerateBody
+from vmm_server.api.openapi import described
 from vmm_server.inference import Inference
 from vmm_server.models.registry import Registry
 
@@ -20,7 +22,12 @@ class GenerateController(Controller):
 
     path = "/api/generate"
 
-    @post(status_code=200, operation_id="generate", summary="Answer a prompt")
+    @post(
+        status_code=200,
+        operation_id="generate",
+        summary="Answer a prompt",
+        opt=described(*examples.GENERATE, body=GenerateBody),
+    )
     async def create(
         self,
         request: Request[Any, Any, Any],
@@ -30,9 +37,8 @@ class GenerateController(Controller):
         """NDJSON, or one object with `"stream": false`. An empty prompt loads the model."""
         body = await read_body(request, GenerateBody)
         check_generate_model(body)
-        asked = generate_request(body)
-        if wants_thinking(body):
-            check_thinking(body, registry.resolve(body.model).capabilities)
-        if not body.prompt:
+        thinks = "thinking" in registry.resolve(body.model).capabilities
+        asked = generate_request(body, thinks=thinks)
+        if not body.prompt and not body.suffix:
             return load_or_unload(inference, body, generate_piece)
         return answer_or_stream(inference, body, asked, generate_piece, with_context=not body.raw)

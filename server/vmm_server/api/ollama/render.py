@@ -1,19 +1,22 @@
 """Deltas → Ollama's objects and lines. Pure.
 
-`/api/generate` and `/api/chat` differ in one field: the piece of text is `response`, or `message.content`. What stays
-the same of a line is encoded once a request, so that a line costs one JSON string and one timestamp.
+`/api/generate` and `/api/chat` differ in one place: what is said stands in the object itself, or in its `message`. What
+stays the same of a line of text is encoded once a request, so that it costs one JSON string and one timestamp. A tool
+call is one line, when it is whole.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import msgspec
 
-from vmm_adapters.types import TokenLogprob
+from vmm_adapters.types import FinishReason, TokenLogprob
+from vmm_server.api.arguments import whole_object
 from vmm_server.api.framing import json_line
 from vmm_server.api.gathered import Gathered, completed
-from vmm_server.engine.stream import Delta, Usage
+from vmm_server.engine.stream import Delta, ToolCallDelta, Usage
+from vmm_server.requests import ToolCall
 
 TokenText = Callable[[int], bytes]
 """The bytes a token id stands for."""
@@ -26,17 +29,41 @@ def timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def generate_piece(text: str) -> dict[str, object]:
-    """Where `/api/generate` has its text."""
-    return {"response": text}
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What an answer, or a piece of one, says."""
+
+    text: str = ""
+    thinking: str = ""
+    tool_calls: Sequence[Mapping[str, object]] = ()
+
+    @property
+    def extras(self) -> dict[str, object]:
+        """Fields that are there only when they say something."""
+        fields = {"thinking": self.thinking, "tool_calls": self.tool_calls}
+        return {name: value for name, value in fields.items() if value}
 
 
-def chat_piece(text: str) -> dict[str, object]:
-    """Where `/api/chat` has its text."""
-    return {"message": {"role": "assistant", "content": text}}
+def generate_piece(said: Said) -> dict[str, object]:
+    """How `/api/generate` says it."""
+    return {"response": said.text} | said.extras
 
 
-Piece = Callable[[str], dict[str, object]]
+def chat_piece(said: Said) -> dict[str, object]:
+    """How `/api/chat` says it."""
+    return {"message": {"role": "assistant", "content": said.text} | said.extras}
+
+
+Piece = Callable[[Said], dict[str, object]]
+
+
+def called(index: int, call: ToolCall) -> Said:
+    """A call, with its arguments as an object. One that was cut off is no call but a text: nobody may run it."""
+    arguments = whole_object(call.arguments)
+    if arguments is None:
+        return Said(call.arguments)
+    function = {"index": index, "name": call.name, "arguments": arguments}
+    return Said(tool_calls=[{"id": call.id or "", "function": function}])
 
 
 def metrics(usage: Usage, load_s: float) -> dict[str, object]:
@@ -88,25 +115,35 @@ class Reply:
         logprobs: dict[str, object] = {}
         if self.token_bytes is not None:
             logprobs = {"logprobs": logprob_entries(gathered.logprobs, self.token_bytes)}
-        reason = completed(gathered.finish_reason).value
-        return self._final(gathered.text, reason, gathered.token_ids, gathered.usage) | logprobs
+        calls = [called(index, call) for index, call in enumerate(gathered.tool_calls)]
+        said = Said(
+            gathered.text + "".join(call.text for call in calls),
+            gathered.reasoning,
+            [entry for call in calls for entry in call.tool_calls],
+        )
+        return self._final(said, gathered.reason, gathered.token_ids, gathered.usage) | logprobs
 
     def idle(self, reason: str) -> dict[str, object]:
         """The one object for an empty prompt: `load` or `unload`."""
-        return self._start() | self.piece("") | {"done": True, "done_reason": reason}
+        return self._start() | self.piece(Said()) | {"done": True, "done_reason": reason}
 
-    def last(self, reason: str, token_ids: Sequence[int], usage: Usage) -> dict[str, object]:
+    def part(self, said: Said) -> dict[str, object]:
+        """A line in the middle of a stream."""
+        return self._start() | self.piece(said) | {"done": False}
+
+    def last(self, reason: FinishReason, token_ids: Sequence[int], usage: Usage) -> dict[str, object]:
         """The last line of a stream."""
-        return self._final("", reason, token_ids, usage)
+        return self._final(Said(), reason, token_ids, usage)
 
     def _start(self) -> dict[str, object]:
         return {"model": self.model, "created_at": timestamp(self.now())}
 
-    def _final(self, text: str, reason: str, token_ids: Sequence[int], usage: Usage) -> dict[str, object]:
+    def _final(self, said: Said, reason: FinishReason, token_ids: Sequence[int], usage: Usage) -> dict[str, object]:
         context: dict[str, object] = {}
         if self.prompt_tokens is not None:
             context = {"context": [*self.prompt_tokens, *token_ids]}
-        fields = self._start() | self.piece(text) | {"done": True, "done_reason": reason}
+        done_reason = "length" if reason is FinishReason.LENGTH else "stop"  # so it is after a call, too
+        fields = self._start() | self.piece(said) | {"done": True, "done_reason": done_reason}
         return fields | context | metrics(usage, self.load_s)
 
 
@@ -116,26 +153,50 @@ class Lines:
 
     reply: Reply
     _token_ids: list[int] = field(default_factory=list, init=False)
+    _call: list[ToolCallDelta] = field(default_factory=list, init=False)
+    """Of a call that is not whole yet."""
     _before_time: bytes = field(init=False)
     _before_text: bytes = field(init=False)
     _after_text: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         self._before_time = b'{"model":' + _encode(self.reply.model) + b',"created_at":"'
-        before, after = _encode(self.reply.piece("\x00")).split(b'"\\u0000"')
+        before, after = _encode(self.reply.piece(Said("\x00"))).split(b'"\\u0000"')
         self._before_text = b'",' + before[1:]
         self._after_text = after[:-1] + b',"done":false'
 
     def lines(self, delta: Delta) -> list[bytes]:
         """The lines for one delta; none while there is nothing to tell."""
         self._token_ids.extend(delta.token_ids)
-        has_text = delta.text or (self.reply.token_bytes and delta.logprobs)
-        lines = [self._text_line(delta)] if has_text else []
+        lines: list[bytes] = []
+        if delta.text or delta.reasoning:
+            lines += self._end_call()
+        if delta.reasoning:
+            lines.append(json_line(self.reply.part(Said(thinking=delta.reasoning)) | self._logprobs(delta)))
+        elif delta.text or (self.reply.token_bytes and delta.logprobs):
+            lines.append(self._text_line(delta))
+        for piece in delta.tool_calls:
+            if piece.name is not None:
+                lines += self._end_call()
+            self._call.append(piece)
         if delta.finish_reason is not None:
-            reason = completed(delta.finish_reason).value
             usage = Gathered(last_usage=delta.usage).usage
-            lines.append(json_line(self.reply.last(reason, self._token_ids, usage)))
+            lines += self._end_call()
+            lines.append(json_line(self.reply.last(completed(delta.finish_reason), self._token_ids, usage)))
         return lines
+
+    def _end_call(self) -> list[bytes]:
+        """The line of the call that is whole now, if there is one."""
+        pieces, self._call = self._call, []
+        return [
+            json_line(self.reply.part(called(pieces[0].index, call)))
+            for call in Gathered(call_deltas=pieces).tool_calls
+        ]
+
+    def _logprobs(self, delta: Delta) -> dict[str, object]:
+        if self.reply.token_bytes is None:
+            return {}
+        return {"logprobs": logprob_entries(delta.logprobs, self.reply.token_bytes)}
 
     def _text_line(self, delta: Delta) -> bytes:
         end = b"}\n"

@@ -59,6 +59,20 @@ class GenerateBody(GenerationFields):
     images: list[str] | None = None
 
 
+class CalledFunction(Wire):
+    """`function` of an element of `tool_calls`."""
+
+    name: str
+    arguments: dict[str, object] | None = None
+
+
+class WireToolCall(Wire):
+    """One element of `tool_calls`."""
+
+    id: str | None = None
+    function: CalledFunction
+
+
 class ChatMessage(Wire):
     """One element of `messages`."""
 
@@ -66,15 +80,32 @@ class ChatMessage(Wire):
     content: str | None = None
     thinking: str | None = None
     images: list[str] | None = None
-    tool_calls: list[object] | None = None
+    tool_calls: list[WireToolCall] | None = None
     tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class WireFunction(Wire):
+    """`function` of an element of `tools`."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, object] | None = None
+    """A JSON schema."""
+
+
+class WireTool(Wire):
+    """One element of `tools`."""
+
+    type: str | None = None
+    function: WireFunction
 
 
 class ChatBody(GenerationFields):
     """Body of `POST /api/chat`."""
 
     messages: list[ChatMessage] | None = None
-    tools: list[object] | None = None
+    tools: list[WireTool] | None = None
 
 
 class NamedModel(Wire):
