@@ -126,19 +126,17 @@ def test_a_schema_that_cannot_be_held_is_refused_by_name(client: openai.OpenAI, 
 
 
 def test_many_tools_are_no_reason_to_fail(client: openai.OpenAI, scripted: str) -> None:
-    """An agent's tool set: about 100 KB of schemas."""
-    properties = {f"field_{i}": {"type": "string", "enum": [f"value {j}" for j in range(8)]} for i in range(8)}
-    tools = [tool(f"tool_{i}", **properties) for i in range(8)]
-    reply = client.chat.completions.create(
-        model=scripted,
-        messages=[{"role": "user", "content": "Do something."}],
-        tools=tools,
-        tool_choice={"type": "function", "function": {"name": "tool_7"}},
-        parallel_tool_calls=False,
-        max_tokens=2000,
-    )
-    (call,) = _calls(reply)
-    assert set(json.loads(call.function.arguments)) == set(properties)
+    """An agent's tool set: 64 tools, about 80 KB of schemas."""
+    values = [f"value {i}" for i in range(8)]
+    tools = [tool(f"tool_{i}", **{f"field_{j}": {"enum": values} for j in range(8)}) for i in range(64)]
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Use the last tool."}]
+    for choice in ("auto", "required"):
+        reply = client.chat.completions.create(
+            model=scripted, messages=messages, tools=tools, tool_choice=choice, parallel_tool_calls=False
+        )
+        (call,) = _calls(reply)
+        assert call.function.name == "tool_63"
+        assert json.loads(call.function.arguments) == {f"field_{i}": value for i, value in enumerate(values)}
 
 
 def test_streams_have_logprobs_too(client: openai.OpenAI, model: str) -> None:

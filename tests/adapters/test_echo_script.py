@@ -96,7 +96,7 @@ def test_special_tokens_have_names() -> None:
 
 def test_the_scripted_model_of_the_compat_tests_is_of_this_making(tmp_path: Path) -> None:
     folder = Path(__file__).parents[2] / "compat_tests" / "scripted"
-    write_echo_model(tmp_path, context_length=16384, block_size=64)
+    write_echo_model(tmp_path, context_length=131072, block_size=256)
     for name in ("tokenizer.json", "tokenizer_config.json", "genai_config.json"):
         assert (folder / name).read_text("utf-8") == (tmp_path / name).read_text("utf-8")
     script = read_script(folder)
