@@ -12,6 +12,7 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
 
+from vmm_server.api.anthropic.messages import MessagesController
 from vmm_server.api.body import MAX_BODY_BYTES
 from vmm_server.api.errors import message_of, respond
 from vmm_server.api.head import head_as_get
@@ -21,6 +22,8 @@ from vmm_server.api.ollama.models import ModelsController as OllamaModelsControl
 from vmm_server.api.openai.chat import ChatController
 from vmm_server.api.openai.completions import CompletionController
 from vmm_server.api.openai.models import ModelsController
+from vmm_server.api.openai.responses.create import ResponsesController
+from vmm_server.api.openai.responses.kept import KeptResponsesController
 from vmm_server.api.ops import HealthController, Readiness
 from vmm_server.api.request_log import logged
 from vmm_server.api.schema import SchemaController
@@ -32,9 +35,13 @@ from vmm_server.models.pull import Puller
 from vmm_server.models.ready import Ready
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.store import InstalledModel, Store
+from vmm_server.response_store import ResponseStore
 from vmm_server.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+
+OPENAI = [ChatController, CompletionController, ResponsesController, KeptResponsesController, ModelsController]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,7 @@ class Parts:
     puller: Puller
     pool: ModelPool
     inference: Inference
+    response_store: ResponseStore
     readiness: Readiness
 
 
@@ -64,10 +72,11 @@ def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:
     parts = build_parts(settings, load or partial(load_model, settings=settings))
     return App(
         route_handlers=[
-            Router("/", route_handlers=[ChatController, CompletionController, ModelsController], tags=["OpenAI"]),
+            Router("/", route_handlers=OPENAI, tags=["OpenAI"]),
             Router(
                 "/", route_handlers=[OllamaChatController, GenerateController, OllamaModelsController], tags=["Ollama"]
             ),
+            Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
             Router("/", route_handlers=[HealthController], tags=["Health"]),
             SchemaController,
         ],
@@ -92,7 +101,9 @@ def build_parts(settings: Settings, load: ModelLoader) -> Parts:
 
     pool = ModelPool(settings, load_checked)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
-    return Parts(settings, registry, Puller(store, registry), pool, Inference(registry, pool), readiness)
+    inference = Inference(registry, pool)
+    kept = ResponseStore(settings.response_store_path, max_bytes=settings.response_store_size)
+    return Parts(settings, registry, Puller(store, registry), pool, inference, kept, readiness)
 
 
 def _provide(part: object) -> Provide:
@@ -121,6 +132,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
         await asyncio.gather(*background, return_exceptions=True)
         await parts.puller.aclose()
         await parts.pool.aclose()
+        await parts.response_store.aclose()
 
 
 async def _preload(parts: Parts) -> None:
