@@ -11,12 +11,14 @@ from litestar.types import ASGIApp
 from sse_starlette import ServerSentEvent
 
 from vmm_server.api.answers import cache_header, provenance
+from vmm_server.api.anthropic import examples
 from vmm_server.api.anthropic.convert import message_request, prompt_request, shows_thinking
 from vmm_server.api.anthropic.render import Identity, MessageEvents, message
 from vmm_server.api.anthropic.wire import MessagesBody, PromptFields
 from vmm_server.api.body import read_body
 from vmm_server.api.errors import anthropic_body
 from vmm_server.api.framing import named_event
+from vmm_server.api.openapi import described
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
 from vmm_server.inference import Completion, Inference
 from vmm_server.requests import GenerateRequest
@@ -30,7 +32,12 @@ class MessagesController(Controller):
 
     path = "/v1/messages"
 
-    @post(status_code=200, operation_id="createMessage", summary="Answer a conversation")
+    @post(
+        status_code=200,
+        operation_id="createMessage",
+        summary="Answer a conversation",
+        opt=described(*examples.CREATE, body=MessagesBody),
+    )
     async def create(
         self,
         request: Request[Any, Any, Any],
@@ -50,7 +57,13 @@ class MessagesController(Controller):
             ping=PING,
         )
 
-    @post("/count_tokens", status_code=200, operation_id="countMessageTokens", summary="Count a prompt's tokens")
+    @post(
+        "/count_tokens",
+        status_code=200,
+        operation_id="countMessageTokens",
+        summary="Count a prompt's tokens",
+        opt=described(*examples.COUNT, body=PromptFields),
+    )
     async def count_tokens(
         self, request: Request[Any, Any, Any], inference: NamedDependency[Inference]
     ) -> dict[str, int]:
