@@ -83,9 +83,15 @@ def base_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def model() -> str:
+def default_model() -> str:
     """The default model, by its short name."""
     return "smollm2"
+
+
+@pytest.fixture(scope="session")
+def model(default_model: str) -> str:
+    """The same, where no class of LangChain's has another `model`."""
+    return default_model
 
 
 @pytest.fixture(scope="session")

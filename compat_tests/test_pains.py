@@ -111,6 +111,9 @@ def test_a_schema_holds_also_with_thinking_streams_and_tools(
         answer = whole(client.chat.completions.create(**request))
     if answer["finish_reason"] == "stop":
         assert isinstance(json.loads(answer["content"])["product"], int)
+    elif answer["finish_reason"] == "tool_calls":
+        assert with_tools
+        assert all(json.loads(call["arguments"]) for call in answer["calls"])
     else:
         assert answer["finish_reason"] == "length"
 

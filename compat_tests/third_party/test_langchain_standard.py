@@ -20,8 +20,8 @@ class TestChatOpenAI(ChatModelIntegrationTests):
     """Chat completions."""
 
     @pytest.fixture(autouse=True)
-    def _know(self, base_url: str, scripted: str, model: str) -> None:
-        self.server, self.model_name, self.other_model = f"{base_url}/v1", scripted, model
+    def _know(self, base_url: str, scripted: str, default_model: str) -> None:
+        self.server, self.model_name, self.other_model = f"{base_url}/v1", scripted, default_model
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
