@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -206,3 +206,41 @@ def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer
 def gate() -> Gate:
     """Holds the echo model before each of its steps."""
     return Gate()
+
+
+EXAMPLE_CARD = """id = "smollm2:135m"
+title = "SmolLM2"
+license = "MIT"
+origin = "a test"
+family = "llama"
+parameter_size = "135M"
+quantization = "Q4_1"
+context_length = 512
+[source]
+uri = "file:{folder}"
+"""
+
+
+@pytest.fixture
+def install_examples() -> Callable[[LiveServer], None]:
+    """Installs the echo model under the name that the OpenAPI document's examples use, as if it were that one."""
+
+    def install(server: LiveServer) -> None:
+        store = Store(server.parts.settings.store_dir)
+        echo = server.parts.registry.resolve("echo")
+        store.install(replace(echo, name="smollm2:135m", aliases=(), family="llama"))
+
+    return install
+
+
+@pytest.fixture
+def example_server(
+    start_server: StartServer, install_examples: Callable[[LiveServer], None], tmp_path: Path
+) -> LiveServer:
+    """Has the models that the OpenAPI document's examples name; to pull one downloads nothing."""
+    cards = tmp_path / "cards"
+    cards.mkdir()
+    (cards / "smollm2.toml").write_text(EXAMPLE_CARD.format(folder=tmp_path / "echo"))
+    server = start_server({"card_dirs": (cards,)})
+    install_examples(server)
+    return server
