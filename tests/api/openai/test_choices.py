@@ -92,6 +92,22 @@ def test_choices_go_by_prompt_and_then_by_number(complete: Post) -> None:
     assert texts == {0: "cde", 1: "cde", 2: "mno", 3: "mno"}
 
 
+@pytest.mark.parametrize("prompt", [["ab", "kl"], [[97, 98], [107, 108]], ["ab", [107, 108]]])
+def test_prompts_of_any_form_have_choices_streamed_and_whole(complete: Post, prompt: object) -> None:
+    asked = {"prompt": prompt, "n": 3, "max_tokens": 5}
+    whole = [choice["text"] for choice in complete(**asked).json()["choices"]]
+    texts = dict.fromkeys(range(6), "")
+    for event in events(complete(stream=True, **asked)):
+        texts[event["choices"][0]["index"]] += event["choices"][0]["text"]
+    assert list(texts.values()) == whole
+    assert len(set(whole[:3])) == len(set(whole[3:])) == 3
+
+
+def test_one_prompt_of_token_ids_is_not_many_prompts(complete: Post) -> None:
+    choices = complete(prompt=[97, 98], n=2, temperature=0, max_tokens=3).json()["choices"]
+    assert [choice["text"] for choice in choices] == ["cde", "cde"]
+
+
 def test_best_of_keeps_the_likeliest_and_counts_all(complete: Post) -> None:
     def mean(choice: Any) -> float:
         logprobs = choice["logprobs"]["token_logprobs"]
