@@ -156,6 +156,8 @@ class Inference:
             _check_token_ids(sampling, lease.ready.vocab_size)
             with lease.ready.engine.preparing():
                 prompt = await asyncio.to_thread(write_prompt, request, model, lease.ready, self._now())
+                if prompt.end_tokens:
+                    sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *prompt.end_tokens))
                 grammar = await _compile(request, prompt, lease.ready)
                 generation = lease.ready.engine.submit(
                     prompt.tokens,

@@ -12,8 +12,8 @@ from vmm_server.prompt.chat import ChatTemplate
 from vmm_server.prompt.form import answer_constraint
 from vmm_server.prompt.formats.base import ChatFormat
 from vmm_server.prompt.formats.detect import find_format
-from vmm_server.prompt.insert import insert_tokens
-from vmm_server.prompt.tool_text import with_tools_as_text
+from vmm_server.prompt.insert import insert_end_tokens, insert_tokens
+from vmm_server.prompt.tool_text import textual_format, with_calls_as_text, with_tools_as_text
 from vmm_server.requests import ChatPrompt, Composite, Constraint, GenerateRequest, InsertPrompt, Message, ToolUse
 
 
@@ -37,6 +37,8 @@ class WrittenPrompt:
     """Of a chat, as rendered."""
     reading: Reading | None = None
     """`None`: the answer is the model's text as it comes."""
+    end_tokens: tuple[int, ...] = ()
+    """Tokens that end the answer, beside those that end every one."""
 
     @property
     def shown_tokens(self) -> frozenset[int]:
@@ -65,7 +67,7 @@ def write_prompt(request: GenerateRequest, model: InstalledModel, ready: ReadyMo
         inserted = insert_tokens(ready.tokenizer, prompt.prefix, prompt.suffix)
         if inserted is None:
             raise UnsupportedCapability(request.model, "insert")
-        written = WrittenPrompt(inserted)
+        written = WrittenPrompt(inserted, end_tokens=insert_end_tokens(ready.tokenizer))
     elif isinstance(prompt.text, str):
         encoded = ready.tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
         written = WrittenPrompt(tuple(encoded.ids))
@@ -107,7 +109,11 @@ def _write_chat(
     prefill = bool(messages) and messages[-1].role == "assistant"
     tools = () if prompt.tools is None else prompt.tools.tools
     if not chat_format.tools_in_template:
-        messages, tools = with_tools_as_text(messages, prompt.tools, chat_format.tools), ()
+        chat_format = replace(chat_format, tools=textual_format(chat_format.tools))
+        messages = with_tools_as_text(messages, tools, chat_format.tools, takes_system=template.takes_system)
+        tools = ()
+    elif not template.writes_calls:
+        messages = tuple(with_calls_as_text(messages, chat_format.tools))
     text = template.render(
         messages,
         tools=tools,
@@ -117,10 +123,17 @@ def _write_chat(
         now=now,
         variables=prompt.template_variables,
     )
+    reading = _reading(chat_format, text, prompt.tools, ready)
+    if reading is not None and reading.thinking is not ThinkingState.NONE:
+        if prompt.thinking is False and (not_thought := _without_thinking(reading, template)) is not None:
+            text += not_thought
+            reading = replace(reading, thinking=ThinkingState.NONE)
+        elif prefill and reading.thinking is ThinkingState.POSSIBLE and messages[-1].content.strip():
+            reading = replace(reading, thinking=ThinkingState.NONE)  # its beginning is behind it
     check_token_ids("context", prompt.context, ready.vocab_size)
     # the template writes the special tokens itself
     tokens = (*prompt.context, *ready.tokenizer.encode(text, add_special_tokens=False).ids)
-    return WrittenPrompt(tokens, text, _reading(chat_format, text, prompt.tools, ready))
+    return WrittenPrompt(tokens, text, reading)
 
 
 def _reading(format: ChatFormat, text: str, tools: ToolUse | None, ready: ReadyModel) -> Reading | None:
@@ -130,6 +143,18 @@ def _reading(format: ChatFormat, text: str, tools: ToolUse | None, ready: ReadyM
     elif format.reasoning is None:
         return None
     return Reading(format, thinking_state(format, text), tools, ready.spell.ids(markers))
+
+
+def _without_thinking(reading: Reading, template: ChatTemplate) -> str | None:
+    """What keeps a model from thinking whose template cannot: thinking that is over. `None`: nothing is needed."""
+    reasoning = reading.format.reasoning
+    if reasoning is None:
+        return None
+    if reading.thinking is ThinkingState.OPEN:
+        return f"\n{reasoning.end}\n\n"
+    if template.has_thinking_switch or not reasoning.start.startswith(("<", "[")):
+        return None
+    return f"{reasoning.start}\n\n{reasoning.end}\n\n"
 
 
 def _template(prompt: ChatPrompt, name: str, ready: ReadyModel) -> tuple[ChatTemplate, ChatFormat]:

@@ -127,6 +127,8 @@ class JsonSchema:
     schema: str
     """As JSON text."""
     param: str = field(compare=False)
+    lenient: bool = False
+    """What cannot be enforced is left out, as far as it must be. Otherwise it is refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher
@@ -40,6 +41,7 @@ _JSON_OPTIONS: "JsonCompileOptions" = {
     "json_allowed_escapes": 'nrbtf\\"',
     "json_allow_general_unicode_escapes": False,
 }
+_LENIENT_OPTIONS: "JsonCompileOptions" = {**_JSON_OPTIONS, "lenient": True, "coerce_one_of": True}
 # what those escapes cannot write, in a text and (group 1) as an escape in a pattern: llguidance would leave it out
 _CONTROL = re.compile("[\x00-\x07\x0b\x0e-\x1f\x7f]")
 _CONTROL_ESCAPE = re.compile(r"\\(?:(x[01]|x7[fF]|x\{|u00[01]|u007[fF]|u\{|U|c|[0-9av])|.)", re.DOTALL)
@@ -62,9 +64,10 @@ def _source(constraint: Constraint) -> str:
         match constraint:
             case JsonObject():
                 return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=_JSON_OPTIONS)
-            case JsonSchema(schema):
-                _check_schema(schema, param)
-                return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
+            case JsonSchema(schema, lenient=lenient):
+                _check_schema(schema, param, lenient)
+                options = _LENIENT_OPTIONS if lenient else _JSON_OPTIONS
+                return LLMatcher.grammar_from_json_schema(schema, overrides=options)
             case Regex(pattern):
                 return LLMatcher.grammar_from_regex(pattern)
             case Choice(choices):
@@ -78,6 +81,13 @@ def _source(constraint: Constraint) -> str:
         raise
     except Exception as error:  # the reader of GBNF raises bare ones
         raise InvalidRequest(f"{param}: {shortened(str(error))}", param=param) from error
+
+
+def loosest(schema: JsonSchema) -> JsonSchema:
+    """Any object, for the schema of one; any JSON for others."""
+    wanted = json.loads(schema.schema)
+    is_object = isinstance(wanted, dict) and wanted.get("type") == "object"
+    return replace(schema, schema='{"type": "object"}' if is_object else "{}")
 
 
 def check_size(constraint: Constraint | Composite) -> None:
@@ -114,7 +124,7 @@ def _check_size(constraint: Constraint) -> None:
         _check_nodes(text, param)
 
 
-def _check_schema(schema: str, param: str) -> None:
+def _check_schema(schema: str, param: str, lenient: bool) -> None:
     """Raise `InvalidRequest` for what llguidance would not notice: too deep for a stack, or not to be enforced."""
     references: set[str] = set()
     depth, level = 0, [json.loads(schema)]
@@ -125,8 +135,9 @@ def _check_schema(schema: str, param: str) -> None:
             if isinstance(value, dict):
                 references.update(target for key, target in value.items() if key == "$ref" and isinstance(target, str))
                 below.extend(value.values())
-                _check_min_properties(value, param)
-                _check_characters(value, param)
+                if not lenient:
+                    _check_min_properties(value, param)
+                    _check_characters(value, param)
             elif isinstance(value, list):
                 below.extend(value)
         level = below

@@ -120,8 +120,8 @@ class Engine:
         """Queue a generation. Call on the event loop; lower `priority` goes first.
 
         An answer under a `grammar` ends where that says, `min_tokens` or not. `shown_tokens` are special tokens that
-        its text shows all the same. `context_length` can lower the engine's own. Raises at once: `InvalidRequest` (`param` names the prompt's field), `ContextLengthExceeded`,
-        `Overloaded`, `ShuttingDown`.
+        its text shows all the same. `context_length` can lower the engine's own. Raises at once: `InvalidRequest`
+        (`param` names the prompt's field), `ContextLengthExceeded`, `Overloaded`, `ShuttingDown`.
         """
         if self._is_closing or not self._worker.is_alive():
             raise ShuttingDown

@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -21,9 +22,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from vmm_server.engine.constraints import check_size, grammar_source, shortened
+from vmm_server.engine.constraints import check_size, grammar_source, loosest, shortened
 from vmm_server.errors import InvalidRequest, ShuttingDown, UnsupportedParameter
-from vmm_server.requests import Composite, Constraint
+from vmm_server.requests import Composite, Constraint, JsonSchema
 
 MAX_CACHED = 64
 """Compiled grammars kept for each model."""
@@ -156,10 +157,21 @@ class GrammarCompiler:
         matcher = LLMatcher(tokenizer, grammar_source(constraint), log_level=0, limits=self._limits)
         if not matcher.is_error():
             matcher.compute_bitmask()  # what the lexer learns here, each copy knows
-        if matcher.is_error():
-            if isinstance(constraint, Composite):
-                for _, part in constraint.parts:
-                    self._build(part, tokenizer)  # raises for the one that is wrong, and names its field
-            param = constraint.param
-            raise InvalidRequest(f"{param}: {shortened(matcher.get_error())}", param=param)
-        return CompiledGrammar(matcher)
+        if not matcher.is_error():
+            return CompiledGrammar(matcher)
+        if isinstance(constraint, Composite):
+            parts = tuple((name, self._enforceable(part, tokenizer)) for name, part in constraint.parts)
+            if parts != constraint.parts:
+                return self._build(replace(constraint, parts=parts), tokenizer)
+        param = constraint.param
+        raise InvalidRequest(f"{param}: {shortened(matcher.get_error())}", param=param)
+
+    def _enforceable(self, part: Constraint, tokenizer: LLTokenizer) -> Constraint:
+        """The part, if it is not to blame; else what is left of a lenient one. Raises naming the field of any other."""
+        try:
+            self._build(part, tokenizer)
+        except InvalidRequest:
+            if isinstance(part, JsonSchema) and part.lenient:
+                return loosest(part)
+            raise
+        return part

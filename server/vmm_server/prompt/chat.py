@@ -5,8 +5,10 @@ Renders as transformers does (its `apply_chat_template`: white-space control, `r
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +24,7 @@ MAX_SOURCE = 2**20
 """Characters a template may have; the longest of today's have about 20,000."""
 
 _END_OF_MESSAGE = "\ue000end-of-final-message\ue001"  # private-use characters: no template writes them
+_THINKING_SWITCH = re.compile(r"(?<![.'\"\w])(enable_thinking|thinking)\b(?!['\"\w])")
 _RENDER_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, RecursionError)
 _COMPILE_ERRORS = (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError)
 
@@ -54,6 +57,25 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"the template cannot be compiled{line}: {_first_line(error)}", param="template"
             ) from error
+
+    @property
+    def writes_calls(self) -> bool:
+        """Whether it has a place for the calls of earlier answers."""
+        return "tool_calls" in self.source
+
+    @property
+    def has_thinking_switch(self) -> bool:
+        """Whether it reads what `render` says of thinking."""
+        return _THINKING_SWITCH.search(self.source) is not None
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether a system message comes out: some templates refuse it, some leave it out."""
+        probe = [Message("system", _END_OF_MESSAGE), Message("user", "x")]
+        try:
+            return _END_OF_MESSAGE in self.render(probe, now=datetime.min, variables={})
+        except InvalidRequest:
+            return False
 
     def replaced(self, source: str) -> "ChatTemplate":
         """Another template with the same special tokens. Raises `InvalidRequest` (param `template`)."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from vmm_server.prompt.answer import ThinkingState
 from vmm_server.prompt.formats.base import ChatFormat, ReasoningFormat, Spell, ToolFormat
-from vmm_server.requests import Composite, Constraint, ToolUse
+from vmm_server.requests import Composite, Constraint, JsonSchema, ToolUse
 
 _ANY = "/(?s:.*)/"
 _BLANK = r"BLANK: /[ \n]{0,4}/"
@@ -58,8 +58,15 @@ def _body(
 
 
 def _calls(format: ToolFormat, tools: ToolUse, spell: Spell) -> Composite:
-    """Calls as the model writes them."""
-    return format.grammar(tools, spell)
+    """Calls as the model writes them. Only a strict tool's schema is one that has to be enforced to the letter."""
+    calls = format.grammar(tools, spell)
+    strict = {tool.param for tool in tools.callable if tool.strict}
+    parts = ((name, part if part.param in strict else _lenient(part)) for name, part in calls.parts)
+    return replace(calls, parts=tuple(parts))
+
+
+def _lenient(part: Constraint) -> Constraint:
+    return replace(part, lenient=True) if isinstance(part, JsonSchema) else part
 
 
 def _text_or_calls(format: ToolFormat, tools: ToolUse, spell: Spell) -> Composite:
@@ -69,7 +76,9 @@ def _text_or_calls(format: ToolFormat, tools: ToolUse, spell: Spell) -> Composit
     without = f"TEXT: {_ANY} & ~({_ANY} {literal} {_ANY})"
     if start != literal:  # a special token: the text ends by itself where it comes
         return replace(calls, lark=f"start: TEXT calls?\n{without}\n{_renamed(calls.lark, 'calls')}")
-    raise NotImplementedError
+    text = f"text[suffix={literal}]: {_ANY}"  # as soon as it spells the beginning, it is over
+    begun = _renamed(calls.lark, "calls").replace(literal, "", 1)
+    return replace(calls, lark=f"start: TEXT | text calls\n{without}\n{text}\n{begun}")
 
 
 def _thought(format: ReasoningFormat, spell: Spell) -> str:
