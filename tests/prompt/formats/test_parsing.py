@@ -121,7 +121,148 @@ HERMES = [
     ('<tool_call>{"name": "now", "arguments": {"a": 1, b}}</tool_call>', [("now", '{"a": 1, '), "b}}</tool_call>"]),
 ]
 
-CASES = [("hermes", *case) for case in HERMES]
+LLAMA3_JSON = [
+    ('{"name": "get_weather", "parameters": {"city": "Paris", "days": 3}}', [PARIS]),
+    ('\n <|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris", "days": 3}}', [PARIS]),
+    ('{"name": "now", "parameters": {}}; {"name": "now", "arguments": {}}\n{"name": "now"}', [NOW, NOW, NOW]),
+    ('{"type": "function", "name": "now", "parameters": {}}', [NOW]),
+    ('I call\n{"name": "now", "parameters": {}}\nNow.', ["I call", NOW, "Now."]),
+    ('{"answer": {"name": "now"}}', ['{"answer": ', NOW, "}"]),
+    ('{"name": "nope", "parameters": {"name": "now"}}', ['{"name": "nope", "parameters":', NOW, "}"]),
+    ("{} { {'a'", ["{} { {'a'"]),
+    ('<|python_tag|>brave_search.call(query="x")', ['<|python_tag|>brave_search.call(query="x")']),
+    ('{"name": "get_weather", "parameters": {"ci', [("get_weather", '{"ci')]),
+]
+
+PYTHONIC = [
+    ('[get_weather(city="Paris", days=3)]', [PARIS]),
+    ("[now(), get_weather(city='Paris', days=3,), now( )]", [NOW, PARIS, NOW]),
+    ('<|python_start|>[get_weather(**{"city": "Paris", "days": 3})]<|python_end|>', [PARIS]),
+    (
+        "[get_weather(tags=['a\\'b', \"c\\n\\x41\\u00e9\\d\", '', '''''', ''' '' '''])]",
+        [("get_weather", '{"tags": ["a\'b", "c\\nA\\u00e9\\\\d", "", "", " \'\' "]}')],
+    ),
+    (
+        "[get_weather(exact=True, zip=None, where={'x': (1, -2.5), \"y\": {}}, days=1_000)]",
+        [("get_weather", '{"exact": true, "zip": null, "where": {"x": [1, -2.5], "y": {}}, "days": 1000}')],
+    ),
+    ("[get_weather(days=.5, where=1e400)]", [("get_weather", '{"days": 0.5, "where": 1e400}')]),
+    ("[get_weather(days=1_0e400)]", [("get_weather", '{"days": '), "1_0e400)]"]),
+    ("Well: [now()] done", ["Well:", NOW, "done"]),
+    ("[a](b) [1] [now] [nope()] [", ["[a](b) [1] [now] [nope()] ["]),
+    ("[a.b-c()]", [("a.b-c", "{}")]),
+    ('[get_weather(city="Par', [("get_weather", '{"city": "Par')]),
+    ('[get_weather(city="Paris"', [("get_weather", '{"city": "Paris"')]),
+    ("[now(", [("now", "{")]),
+    ("[no", ["[no"]),
+    ("[get_weather(city=where())]", [("get_weather", '{"city": '), "where())]"]),
+]
+
+MISTRAL = [
+    ('[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}, "id": "abc123def"}]', [PARIS]),
+    ('[TOOL_CALLS][{"name": "now", "arguments": {}}, {"name": "now", "arguments": {}}]', [NOW, NOW]),
+    ('[TOOL_CALLS]get_weather[ARGS]{"city": "Paris", "days": 3}[TOOL_CALLS]now[ARGS]{}', [PARIS, NOW]),
+    ('[TOOL_CALLS]get_weather[CALL_ID]abc[ARGS]{"city": "Paris", "days": 3}', [PARIS]),
+    ('Let me see.[TOOL_CALLS]get_weather{"city": "Paris", "days": 3}', ["Let me see.", PARIS]),
+    ("[TOOL_CALLS]nope[ARGS]{}", ["[TOOL_CALLS]nope[ARGS]{}"]),
+    ("[TOOL_CALLS]now[ARGS]7", ["[TOOL_CALLS]now[ARGS]7"]),
+    ('[TOOL_CALLS]get_weather[ARGS]{"city": "Pa', [("get_weather", '{"city": "Pa')]),
+    ("[TOOL_CALLS]get_we", ["[TOOL_CALLS]get_we"]),
+    ("[TOOL", ["[TOOL"]),
+]
+
+GEMMA = [
+    ("<start_function_call>call:get_weather{city:<escape>Paris<escape>,days:3}<end_function_call>", [PARIS]),
+    (
+        "<start_function_call>call:now{}<end_function_call><start_function_call>call:now{}<end_function_call>",
+        [NOW, NOW],
+    ),
+    ('<start_function_call>call:get_weather{"city": "Paris", "days": 3}<end_function_call>', [PARIS]),
+    (
+        '<start_function_call>call:get_weather{city:<escape>a"b,{\n<escape>,exact:true,tags:[<escape>x<escape>,y z]}',
+        [("get_weather", '{"city": "a\\"b,{\\n", "exact": true, "tags": ["x", "y z"]}')],
+    ),
+    (
+        "<start_function_call>call:get_weather{where:{<escape>k<escape>:[],l:{m:-1.5e3}},zip:null}",
+        [("get_weather", '{"where": {"k": [], "l": {"m": -1.5e3}}, "zip": null}')],
+    ),
+    ("<start_function_call>call:nope{}<end_function_call>", ["<start_function_call>call:nope{}<end_function_call>"]),
+    ("<start_function_call>call:get_weather{city:<escape>Par<esc", [("get_weather", '{"city": "Par')]),
+    ("<start_function_call>call:get_weather{city:Par", [("get_weather", '{"city": ')]),
+]
+
+GEMMA4 = [('<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:3}<tool_call|>', [PARIS])]
+
+PHI = [
+    ('<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}]<|/tool_call|>', [PARIS]),
+    ('functools[{"name": "now", "arguments": {}}, {"name": "now", "arguments": {}}]', [NOW, NOW]),
+    ("import functools\nfunctools[0] functools", ["import functools\nfunctools[0] functools"]),
+]
+
+GRANITE = [
+    ('<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}]', [PARIS]),
+    ('<tool_call>[{"arguments": {}, "name": "now"}, {"name": "now"}]', [NOW, NOW]),
+    ('<|tool_call|> {"name": "now", "arguments": {}}\n', [NOW]),
+]
+
+QWEN3_CODER = [
+    (
+        (
+            "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n<parameter=days>\n3\n"
+            "</parameter>\n</function>\n</tool_call>"
+        ),
+        [PARIS],
+    ),
+    (
+        (
+            "Well.\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n<parameter=days>\n3\n"
+            "</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>"
+        ),
+        ["Well.", PARIS, NOW],
+    ),
+    ('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}\n</tool_call>', [PARIS]),
+    (
+        '<tool_call><function=get_weather><parameter=city>\n\na "b"\n<x></para\n\n</parameter></function>',
+        [("get_weather", '{"city": "\\na \\"b\\"\\n<x></para\\n"}')],
+    ),
+    (
+        (
+            "<tool_call><function=get_weather><parameter=exact>True</parameter><parameter=where>{'a': 1}</parameter>"
+            '<parameter=tags>["a"]</parameter></tool_call>'
+        ),
+        [("get_weather", '{"exact": true, "where": {"a": 1}, "tags": ["a"]}')],
+    ),
+    (
+        (
+            "<tool_call><function=get_weather><parameter=zip>\nnull</parameter><parameter=days>many</parameter>"
+            "<parameter=more>5</parameter></function></tool_call>"
+        ),
+        [("get_weather", '{"zip": null, "days": "many", "more": "5"}')],
+    ),
+    ("<function=get_weather><parameter=zip>\n01\n</parameter></function>", [("get_weather", '{"zip": "01"}')]),
+    ("<tool_call>\n<function=get_weather>\n<parameter=city>\nPar\n</par", [("get_weather", '{"city": "Par')]),
+    ("<tool_call>\n<function=get_weather>\n<parameter=days>\n3", [("get_weather", '{"days": ')]),
+    ("<tool_call>\n<function=get_weather>\n<parameter=days>3</parameter>\n", [("get_weather", '{"days": 3')]),
+    ("<function=nope></function>", ["<function=nope></function>"]),
+    ("<tool_call>\n<fun", ["<tool_call>\n<fun"]),
+]
+
+ALL = {
+    "hermes": HERMES,
+    "llama3_json": LLAMA3_JSON,
+    "pythonic": PYTHONIC,
+    "mistral": MISTRAL,
+    "gemma": GEMMA,
+    "gemma4": GEMMA4,
+    "phi": PHI,
+    "granite": GRANITE,
+    "qwen3_coder": QWEN3_CODER,
+}
+CASES = [(format, *case) for format, cases in ALL.items() for case in cases]
+
+
+def test_every_format_is_read() -> None:
+    assert ALL.keys() == TOOL_FORMATS.keys()
 
 
 @pytest.mark.parametrize(("format", "text", "expected"), CASES)

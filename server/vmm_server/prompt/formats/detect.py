@@ -4,10 +4,32 @@ from collections.abc import Collection
 from types import MappingProxyType
 
 from vmm_server.prompt.formats.base import ChatFormat, ReasoningFormat, ToolFormat
+from vmm_server.prompt.formats.gemma import Gemma
+from vmm_server.prompt.formats.granite import Granite
 from vmm_server.prompt.formats.hermes import Hermes
+from vmm_server.prompt.formats.llama3_json import Llama3Json
+from vmm_server.prompt.formats.mistral import Mistral
+from vmm_server.prompt.formats.phi import Phi
+from vmm_server.prompt.formats.pythonic import Pythonic
+from vmm_server.prompt.formats.qwen3_coder import Qwen3Coder
 from vmm_server.prompt.formats.reasoning import REASONING_FORMATS
 
-TOOL_FORMATS: MappingProxyType[str, ToolFormat] = MappingProxyType({"hermes": Hermes()})
+TOOL_FORMATS: MappingProxyType[str, ToolFormat] = MappingProxyType(
+    {
+        format.name: format
+        for format in (
+            Hermes(),
+            Llama3Json(),
+            Pythonic(),
+            Mistral(),
+            Gemma("gemma", "<start_function_call>", "<end_function_call>", "<escape>"),
+            Gemma("gemma4", "<|tool_call>", "<tool_call|>", '<|"|>'),
+            Phi(),
+            Granite(),
+            Qwen3Coder(),
+        )
+    }
+)
 """By the name that cards use."""
 
 

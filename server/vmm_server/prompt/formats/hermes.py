@@ -4,7 +4,6 @@ Hermes 2 and 3, Qwen 2.5 and 3, QwQ, SmolLM 3 (their chat templates). SmolLM 2 w
 calls in the tag. Also what a model is taught whose template says nothing of tools.
 """
 
-import json
 from collections.abc import Sequence
 
 from vmm_server.prompt.formats import lark
@@ -40,9 +39,8 @@ class Hermes:
     def grammar(self, use: ToolUse, spell: Spell) -> Composite:
         """`<tool_call>` JSON `</tool_call>`, line by line as the templates show it."""
 
-        def body(tool: Tool, arguments: str) -> str:
-            name = f'\n{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
-            return lark.sequence([lark.quote(name), arguments, lark.quote("}\n")])
+        def body(tool: Tool, parts: lark.Parts) -> str:
+            return lark.sequence([lark.quote("\n"), lark.call_object(tool, parts), lark.quote("\n")])
 
         start, end = spell(START), spell(END)
         return lark.calls(use, body, start=start, between=lark.sequence([end, lark.quote("\n"), start]), end=end)
@@ -60,6 +58,6 @@ def _answer(tape: Tape, names: frozenset[str]) -> Parts:
 def _calls(tape: Tape, names: frozenset[str]) -> Parts:
     yield from take_space(tape)
     yield from expect(tape, START)
-    yield from call_objects(tape, names, {"arguments", "parameters"})
+    yield from call_objects(tape, names)
     yield from take_if(tape, END)
     yield from take_space(tape)

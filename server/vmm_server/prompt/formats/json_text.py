@@ -28,6 +28,7 @@ _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _LITERAL = re.compile(r"(?:true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\Z")
 _WORD = re.compile(r"[-+.\w]+")
+_ARGUMENTS = ("arguments", "parameters")
 _CLOSING = {"{": "}", "[": "]"}
 
 
@@ -83,16 +84,17 @@ def whole_value(tape: Tape) -> Generator[None, None, str]:
     return "".join(pieces)
 
 
-def arguments(tape: Tape) -> Parts:
-    """A JSON object as the arguments of a call that has begun."""
-    for piece in json_value(tape):
+def spoken(pieces: Pieces) -> Parts:
+    """Pieces of JSON as arguments of the call that has begun."""
+    for piece in pieces:
         yield None if piece is None else Arguments(piece)
 
 
-def call_object(tape: Tape, names: Set[str], keys: Set[str]) -> Parts:
-    """`{"name": …, "arguments": {…}}`, in any order; `keys` are the spellings of the second.
+def call_object(tape: Tape, names: Set[str], first: Set[str] | None = None) -> Parts:
+    """`{"name": …, "arguments": {…}}`, in any order; `parameters` means the same as `arguments`.
 
-    Other members are read over. A call without arguments has none: `{}`. Arguments may also be JSON in a string.
+    Other members are read over, but only the keys in `first` may come first. A call without arguments has none:
+    `{}`. Arguments may also be JSON in a string.
     """
     name: str | None = None
     held: str | None = None
@@ -101,8 +103,10 @@ def call_object(tape: Tape, names: Set[str], keys: Set[str]) -> Parts:
         raise NotACall
     is_first = True
     while not (yield from _at_end(tape, is_first, is_given)):
-        is_first = False
         key = json.loads((yield from _key(tape)))
+        if is_first and first is not None and key not in first:
+            raise NotACall
+        is_first = False
         if key == "name" and name is None:
             if (yield from next_character(tape)) != '"':
                 raise NotACall
@@ -113,11 +117,11 @@ def call_object(tape: Tape, names: Set[str], keys: Set[str]) -> Parts:
                 yield CallStart(name)
                 yield Arguments(held)
                 is_given = True
-        elif key in keys and not is_given:
+        elif key in _ARGUMENTS and not is_given:
             if name is not None and (yield from next_character(tape)) == "{":
                 yield CallStart(name)
                 is_given = True
-                yield from arguments(tape)
+                yield from spoken(json_value(tape))
             else:
                 held = _as_object((yield from whole_value(tape)))
                 if name is not None:
@@ -133,13 +137,13 @@ def call_object(tape: Tape, names: Set[str], keys: Set[str]) -> Parts:
         yield Arguments("{}")
 
 
-def call_objects(tape: Tape, names: Set[str], keys: Set[str], separators: str = ",") -> Parts:
+def call_objects(tape: Tape, names: Set[str], separators: str = ",", first: Set[str] | None = None) -> Parts:
     """One call object, several that are parted by separators or white space, or an array of them."""
     yield from take_space(tape)
     is_array = yield from take_if(tape, "[")
     while True:
         yield from take_space(tape)
-        yield from call_object(tape, names, keys)
+        yield from call_object(tape, names, first)
         tape.forget()
         while True:
             yield from take_space(tape)

@@ -10,6 +10,7 @@ REASONING_FORMATS = MappingProxyType(
         "think": ReasoningFormat("<think>", "</think>"),
         "magistral": ReasoningFormat("[THINK]", "[/THINK]"),
         "granite": ReasoningFormat("Here is my thought process:", "Here is my response:"),
+        "gemma4": ReasoningFormat("<|channel>thought", "<channel|>"),
         "seed_oss": ReasoningFormat("<seed:think>", "</seed:think>"),
     }
 )

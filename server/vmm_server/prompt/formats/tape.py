@@ -6,7 +6,7 @@ decision is ever taken on half a token, the parts do not depend on where the tex
 """
 
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence, Set
 from functools import lru_cache
 
 from vmm_server.prompt.formats.base import Part, Text
@@ -19,6 +19,7 @@ Asks = Generator[None, None, bool]
 """An answer to a question about the text ahead, which may need more of it."""
 
 _SPACE = re.compile(r"\s*")
+_NAME = re.compile(r"[^\s()\[\]{}<>]*")
 
 
 class NotACall(Exception):
@@ -110,6 +111,22 @@ def next_character(tape: Tape) -> Generator[None, None, str]:
             raise Truncated
         yield None
     return tape.text[tape.position]
+
+
+def take_name(tape: Tape, names: Set[str]) -> Generator[None, None, str]:
+    """Take the name of a tool, up to a bracket or white space. Raises `NotACall` where it cannot become one."""
+    while True:
+        match = _NAME.match(tape.text, tape.position)
+        name = match.group() if match is not None else ""
+        if tape.position + len(name) < len(tape.text) or tape.is_over:
+            break
+        if not any(known.startswith(name) for known in names):
+            raise NotACall
+        yield None
+    if name not in names:
+        raise Truncated if tape.is_over and tape.position + len(name) == len(tape.text) else NotACall
+    tape.take(len(name))
+    return name
 
 
 def text_until(tape: Tape, markers: Iterable[str]) -> Generator[Part | None, None, bool]:
