@@ -213,6 +213,21 @@ def test_a_stream_joins_to_the_message_that_comes_whole(deltas: list[Delta]) -> 
     assert joined["usage"] == expected["usage"]
 
 
+@given(answers(), st.data())
+def test_logprobs_of_a_stream_are_those_of_the_whole(deltas: list[Delta], data: st.DataObject) -> None:
+    """Of every token, whatever it says or does not say yet."""
+    token = TokenLogprob(1, -0.5)
+    deltas = [replace(delta, logprobs=(token,) * data.draw(st.integers(0, 2))) for delta in deltas]
+    chunks = ChatChunks(IDENTITY, 1, include_usage=False, token_bytes={1: b"x"}.__getitem__)
+    blocks = b"".join(event for delta in deltas for event in chunks.events(0, delta)).split(b"\n\n")[:-2]
+    choices = [json.loads(block[6:])["choices"][0] for block in blocks]
+    entries = [entry for choice in choices if choice["logprobs"] for entry in choice["logprobs"]["content"]]
+    assert len(entries) == sum(len(delta.logprobs) for delta in deltas)
+    assert "".join(choice["delta"].get("content") or "" for choice in choices) == "".join(
+        delta.text for delta in deltas
+    )
+
+
 @given(answers())
 def test_a_stream_keeps_its_order_however_it_is_cut(deltas: list[Delta]) -> None:
     got = said(deltas)
