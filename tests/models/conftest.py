@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from vmm_adapters.card import SamplingDefaults
-from vmm_server.models.installer import Importer
+from vmm_server.models.building import Importer
 from vmm_server.models.sources import Transfer, make_client
 from vmm_server.models.store import InstalledModel, Store
 

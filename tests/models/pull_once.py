@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vmm_server.errors import CorruptFile, VMMError
+from vmm_server.models.building import Importer
 from vmm_server.models.importers.imported import ImportedModel
-from vmm_server.models.installer import Importer
 from vmm_server.models.pull import Puller
 from vmm_server.models.registry import Registry
 from vmm_server.models.sources import RetryPolicy
@@ -52,7 +52,9 @@ def import_gguf(source: Path, folder: Path, progress: Callable[[int, int], None]
 
 
 def make_importer(version: str = "1") -> Importer:
-    return Importer(detect_format, describe_folder, import_gguf, version)
+    return Importer(
+        detect_format, describe_folder, {"gguf": import_gguf}, check_config=lambda folder: None, version=version
+    )
 
 
 async def main(root: str, uri: str, name: str) -> None:

@@ -25,7 +25,7 @@ from vmm_server.errors import (
     SourceNotFound,
     StoreError,
 )
-from vmm_server.models.installer import Importer
+from vmm_server.models.building import Importer
 from vmm_server.models.names import ModelName
 from vmm_server.models.pull import Puller, PullEvent, _Throttle
 from vmm_server.models.registry import Registry

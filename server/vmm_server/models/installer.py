@@ -6,42 +6,28 @@ manifest, written last, makes the model exist.
 
 import hashlib
 import os
-import shutil
+import re
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 import httpx
-from pydantic import TypeAdapter, ValidationError
 
 from vmm_adapters.card import SamplingDefaults
 from vmm_server.errors import DigestMismatch, ImportFailed, InvalidRequest, ModelLoadFailed
-from vmm_server.models.disk import delete_folder, publish_folder, store_errors, sync_file, sync_folder
-from vmm_server.models.importers.imported import ImportedModel
+from vmm_server.models.building import FolderBuilder, Importer, Runnable
+from vmm_server.models.disk import store_errors, sync_file, sync_folder
 from vmm_server.models.names import ModelName, derive_name
 from vmm_server.models.plan import Plan
 from vmm_server.models.sources import Listing, SourceFile, Transfer
-from vmm_server.models.sources.base import hash_file
 from vmm_server.models.store import InstalledModel, Store
 
-_DESCRIPTION = "vmm_import.json"
-_IMPORTED: TypeAdapter[ImportedModel] = TypeAdapter(ImportedModel)
-
-
-@dataclass(frozen=True, slots=True)
-class Importer:
-    """Makes what was fetched runnable."""
-
-    detect_format: Callable[[Path], str]
-    """`gguf`, `onnx` or `openvino`; raises `ImportFailed` for anything else."""
-    describe_folder: Callable[[Path], ImportedModel]
-    import_gguf: Callable[[Path, Path, Callable[[int, int], None]], ImportedModel]
-    version: str
-    """Part of an imported folder's name: a new version imports anew, what is installed stays as it is."""
+_WEIGHTS = re.compile(r"\.safetensors$")
+_TASKS = {"completion", "embedding", "rerank"}
+"""What a folder is for; the other capabilities go with the first."""
 
 
 class Report(Protocol):
@@ -50,17 +36,6 @@ class Report(Protocol):
     def __call__(
         self, status: str, *, digest: str | None = None, total: int | None = None, completed: int | None = None
     ) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Runnable:
-    """A folder that can be loaded, and what is known of it."""
-
-    folder: Path
-    imported: ImportedModel
-    digest: str
-    format: str
-    blobs: tuple[str, ...] = ()
 
 
 class Installer:
@@ -77,10 +52,10 @@ class Installer:
     ) -> None:
         self._plan = plan
         self._store = store
-        self._importer = importer
         self._client = client
         self._report = report
         self._cancelled = cancelled
+        self._builder = FolderBuilder(store, importer, plan.source.uri, report, self._transfer, cancelled)
 
     def run(self) -> InstalledModel:
         """Pull and install; quick when that is done already.
@@ -108,7 +83,7 @@ class Installer:
         if model := self._installed(name, revision):
             return model
         self._store.discard_damaged(name)
-        runnable = self._use_local(listing.local) if listing.local else self._fetch(listing)
+        runnable = self._builder.use_local(listing.local) if listing.local else self._fetch(listing)
         self._report("writing manifest")
         model = self._describe(name, runnable)
         return self._store.install(model, blobs=runnable.blobs, revision=revision)
@@ -146,21 +121,23 @@ class Installer:
 
         return Transfer(self._client, self._cancelled, progress, reserve)
 
-    def _fetch(self, listing: Listing) -> _Runnable:
+    def _fetch(self, listing: Listing) -> Runnable:
         files = listing.files if listing.is_folder else [self._promised(file) for file in listing.files]
         self._store.ensure_free(self._needed_bytes(files, listing), self._plan.source.uri)
         listed = [file.size_bytes for file in listing.files]
-        digests = [
-            self._fetch_blob(file, size_bytes, listing.revision) for file, size_bytes in zip(files, listed, strict=True)
-        ]
+        digests: dict[str, str] = {}
+        for file, size_bytes in zip(files, listed, strict=True):
+            if _WEIGHTS.search(file.path) and "config.json" in digests:
+                self._builder.check_config(digests["config.json"])  # before gigabytes are fetched for nothing
+            digests[file.path] = self._fetch_blob(file, size_bytes, listing.revision)
         self._report("verifying sha256 digest")  # each was verified as it arrived
-        if listing.is_folder:
-            return self._link_folder({file.path: digest for file, digest in zip(files, digests, strict=True)})
-        (digest,) = digests
+        if listing.is_folder and not any(map(_WEIGHTS.search, digests)):
+            return self._builder.link_folder(digests)
         try:
-            return replace(self._import(self._store.blob(digest), digest), blobs=(digest,))
+            return self._builder.import_fetched(listing, digests)
         except ImportFailed:
-            self._store.release_blob(digest)  # of no use until a later version can import it
+            for digest in digests.values():
+                self._store.release_blob(digest)  # of no use until a later version can import it
             raise
 
     def _needed_bytes(self, files: Iterable[SourceFile], listing: Listing) -> int:
@@ -171,7 +148,7 @@ class Installer:
             blob, partial = self._store.blob(file.sha256 or "unknown"), self._partial(file, listing.revision)
             if not blob.exists():
                 needed += max(0, size_bytes - (partial.stat().st_size if partial.exists() else 0))
-            if not listing.is_folder and not self._imported_folder(file.sha256 or "unknown").exists():
+            if not listing.is_folder and not self._builder.imported_folder(file.sha256 or "unknown", "gguf").exists():
                 needed += size_bytes  # about; the importer tells exactly, when it has read the header
         return needed
 
@@ -218,95 +195,21 @@ class Installer:
         key = file.sha256 or hashlib.sha256(identity.encode()).hexdigest()
         return self._store.blobs_dir / f"sha256-{key}.partial"
 
-    # Making it runnable
-
-    def _use_local(self, path: Path) -> _Runnable:
-        """A GGUF file is imported from where it lies; a folder is used there."""
-        format_ = self._importer.detect_format(path)
-        status = "verifying sha256 digest"
-        if path.is_file():
-            size_bytes = path.stat().st_size
-            self._store.ensure_free(size_bytes, self._plan.source.uri)
-            return self._import(path, hash_file(path, self._transfer(status), total=size_bytes))
-        imported = self._importer.describe_folder(path)
-        files = sorted(found for found in path.rglob("*") if found.is_file())
-        total, done, digests = sum(file.stat().st_size for file in files), 0, {}
-        for file in files:
-            digests[file.relative_to(path).as_posix()] = hash_file(
-                file, self._transfer(status), before=done, total=total
-            )
-            done += file.stat().st_size
-        return _Runnable(path, imported, _digest_of(digests), format_)
-
-    def _import(self, source: Path, digest: str) -> _Runnable:
-        if (found := self._importer.detect_format(source)) != "gguf":
-            hint = "name the folder it lies in"
-            raise ImportFailed(f"{self._plan.source.uri}: a GGUF file was expected, this is {found}", hint=hint)
-        folder = self._imported_folder(digest)
-        transfer = self._transfer("importing")
-
-        room_checked = False
-
-        def progress(completed: int, total: int) -> None:
-            nonlocal room_checked
-            if not room_checked:
-                transfer.reserve(total - completed)
-                room_checked = True
-            transfer.check()
-            transfer.progress(completed, total)
-
-        def write(aside: Path) -> None:
-            imported = self._importer.import_gguf(source, aside, progress)
-            (aside / _DESCRIPTION).write_bytes(_IMPORTED.dump_json(imported))
-
-        def read() -> ImportedModel:
-            return _IMPORTED.validate_json((folder / _DESCRIPTION).read_bytes())
-
-        self._report("importing")
-        return _Runnable(folder, self._build(folder, write, read), digest, "gguf")
-
-    def _imported_folder(self, digest: str) -> Path:
-        return self._store.models_dir / f"{digest[:40]}-gguf-{self._importer.version}"
-
-    def _link_folder(self, digests: dict[str, str]) -> _Runnable:
-        """The runnable folder of fetched files: hard links, so they take their space once."""
-        digest = _digest_of(digests)
-        folder = self._store.models_dir / digest[:40]
-
-        def write(aside: Path) -> None:
-            for path, file_digest in digests.items():
-                try:
-                    os.link(self._store.blob(file_digest), aside / path)
-                except OSError:  # a file system without links
-                    shutil.copyfile(self._store.blob(file_digest), aside / path)
-            self._importer.describe_folder(aside)
-
-        imported = self._build(folder, write, lambda: self._importer.describe_folder(folder))
-        format_ = self._importer.detect_format(folder)
-        return _Runnable(folder, imported, digest, format_, tuple(digests.values()))
-
-    def _build(self, folder: Path, write: Callable[[Path], None], read: Callable[[], ImportedModel]) -> ImportedModel:
-        """Make `folder` with `write`, all or nothing, unless it is there; then `read` what it holds."""
-        aside = folder.with_name(f"{folder.name}.partial")
-        with self._store.lock(f"model-{folder.name}", self._cancelled), store_errors("write the model", folder):
-            if folder.exists():
-                with suppress(FileNotFoundError, ValidationError, ImportFailed):
-                    found = read()
-                    os.utime(folder)  # in use again
-                    return found
-                delete_folder(folder)
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            try:
-                write(aside)
-                publish_folder(aside, folder)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-            return read()
-
-    def _describe(self, name: ModelName, runnable: _Runnable) -> InstalledModel:
+    def _describe(self, name: ModelName, runnable: Runnable) -> InstalledModel:
         card, imported = self._plan.card, runnable.imported
         aliases = card.aliases if card and name.key == ModelName.parse(card.id).key else ()
+        embedding = (card.embedding if card else None) or imported.embedding
+        if "embedding" in imported.capabilities and embedding is None:
+            raise ImportFailed(
+                f"{self._plan.source.uri}: nothing says how its hidden states are pooled into a vector",
+                hint="write a model card with an [embedding] table: pooling = mean, cls or lasttoken",
+            )
+        if card and _TASKS & {*card.capabilities} != _TASKS & {*imported.capabilities}:
+            raise ImportFailed(
+                f"{self._plan.source.uri} can do {', '.join(imported.capabilities)}; "
+                f"its card says {', '.join(card.capabilities)}",
+                hint="mend the card's capabilities",
+            )
         context_length = min(card.context_length, imported.context_length) if card else imported.context_length
         return InstalledModel(
             name=str(name),
@@ -328,10 +231,5 @@ class Installer:
             system=card.system if card else None,
             sampling=card.sampling if card else SamplingDefaults(),
             source=self._plan.source.uri,
+            embedding=embedding,
         )
-
-
-def _digest_of(digests: dict[str, str]) -> str:
-    """One digest for several files: sha256 of the listing that sha256sum would print, sorted by path."""
-    listing = "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
-    return hashlib.sha256(listing.encode()).hexdigest()

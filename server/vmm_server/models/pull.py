@@ -11,16 +11,25 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from vmm_server.models.building import Importer
 from vmm_server.models.importers import describe_folder, detect_format
+from vmm_server.models.importers.encoder import check_encoder, import_encoder
 from vmm_server.models.importers.gguf import import_gguf
-from vmm_server.models.installer import Importer, Installer
+from vmm_server.models.installer import Installer
 from vmm_server.models.plan import Plan, make_plan
 from vmm_server.models.registry import Registry
 from vmm_server.models.sources import RetryPolicy, make_client
 from vmm_server.models.store import Store
 
 IMPORTER_VERSION = "1"
-"""To be raised when `import_gguf` writes other files for the same source."""
+"""To be raised when a converter writes other files for the same source."""
+_IMPORTER = Importer(
+    detect_format,
+    describe_folder,
+    converters={"gguf": import_gguf, "safetensors": import_encoder},
+    check_config=check_encoder,
+    version=IMPORTER_VERSION,
+)
 _MIN_INTERVAL_S = 0.08
 """Between two progress events of one step; Ollama's is 60 ms."""
 _CLOSE_TIMEOUT_S = 5.0
@@ -50,7 +59,7 @@ class Puller:
     ) -> None:
         self._store = store
         self._registry = registry
-        self._importer = importer or Importer(detect_format, describe_folder, import_gguf, IMPORTER_VERSION)
+        self._importer = importer or _IMPORTER
         self._retry = retry or RetryPolicy()
         self._jobs: dict[tuple[str, str], _Job] = {}
 

@@ -5,6 +5,7 @@ pooling. A graph that gives one row a text needs none. Anything else is not gues
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -12,6 +13,7 @@ import onnx
 from vmm_adapters.card import EmbeddingRecipe
 from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
 from vmm_server.models.importers.encoder_config import first_position, is_cross_encoder
+from vmm_server.models.importers.encoder_weights import FILE
 from vmm_server.models.importers.imported import ImportedModel, parameter_size
 from vmm_server.models.importers.json_files import positive, read_json_object
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
@@ -35,6 +37,22 @@ def find_graph(folder: Path) -> Path | None:
 def is_encoder_file(path: str) -> bool:
     """Whether a folder's small file (relative path, with `/`) is of use to us."""
     return _SMALL_FILES.fullmatch(path) is not None
+
+
+def encoder_files(paths: Sequence[str]) -> list[str]:
+    """Of the files of a repository (relative, with `/`), those that an encoder's folder needs, configuration first.
+
+    The graph where there is one, else model.safetensors of a sentence-transformers model; empty when it is neither.
+    """
+    small = [path for path in paths if is_encoder_file(path)]
+    graph = next((path for path in GRAPHS if path in paths), None)
+    if "config.json" not in small or "tokenizer.json" not in small:
+        return []
+    if graph:
+        weights = [path for path in paths if path in (graph, f"{graph}.data", f"{graph}_data")]
+    else:
+        weights = [FILE] if FILE in paths and "modules.json" in small else []
+    return sorted(small, key=lambda path: path != "config.json") + weights if weights else []
 
 
 def describe_encoder(folder: Path) -> ImportedModel:

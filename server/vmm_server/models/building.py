@@ -1,0 +1,233 @@
+"""What was fetched → a folder in the store that can be loaded. All or nothing, and made once."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from vmm_server.errors import ImportFailed
+from vmm_server.models.disk import delete_folder, publish_folder, store_errors
+from vmm_server.models.importers.imported import ImportedModel
+from vmm_server.models.sources import Listing, Transfer
+from vmm_server.models.sources.base import hash_file
+from vmm_server.models.store import Store
+
+_DESCRIPTION = "vmm_import.json"
+_IMPORTED: TypeAdapter[ImportedModel] = TypeAdapter(ImportedModel)
+
+
+class Convert(Protocol):
+    """Writes what is in `source`, a file or a folder, into the empty `folder` as a runnable model."""
+
+    def __call__(self, source: Path, folder: Path, progress: Callable[[int, int], None], /) -> ImportedModel: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Importer:
+    """Makes what was fetched runnable."""
+
+    detect_format: Callable[[Path], str]
+    """`gguf`, `safetensors`, `onnx` or `openvino`; raises `ImportFailed` for anything else."""
+    describe_folder: Callable[[Path], ImportedModel]
+    converters: Mapping[str, Convert]
+    """Of the formats that are not run as they are."""
+    check_config: Callable[[Path], None]
+    """Raises `ImportFailed` when a folder's config.json alone shows that its safetensors cannot be converted."""
+    version: str
+    """Part of an imported folder's name: a new version imports anew, what is installed stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runnable:
+    """A folder that can be loaded, and what is known of it."""
+
+    folder: Path
+    imported: ImportedModel
+    digest: str
+    format: str
+    blobs: tuple[str, ...] = ()
+
+
+class FolderBuilder:
+    """Makes the runnable folder of one pull."""
+
+    def __init__(
+        self,
+        store: Store,
+        importer: Importer,
+        uri: str,
+        report: Callable[[str], None],
+        transfer: Callable[[str], Transfer],
+        cancelled: threading.Event,
+    ) -> None:
+        """`report` is told a status; `transfer` gives what reports progress under one."""
+        self._store = store
+        self._importer = importer
+        self._uri = uri
+        self._report = report
+        self._transfer = transfer
+        self._cancelled = cancelled
+
+    def use_local(self, path: Path) -> Runnable:
+        """A GGUF file or a folder of safetensors is imported from where it lies; a runnable folder is used there."""
+        format_ = self._importer.detect_format(path)
+        status = "verifying sha256 digest"
+        if path.is_file():
+            size_bytes = path.stat().st_size
+            self._store.ensure_free(size_bytes, self._uri)
+            return self._import(path, hash_file(path, self._transfer(status), total=size_bytes), format_)
+        imported = None if format_ in self._importer.converters else self._importer.describe_folder(path)
+        files = sorted(found for found in path.rglob("*") if found.is_file())
+        total, done, digests = sum(file.stat().st_size for file in files), 0, {}
+        for file in files:
+            digests[file.relative_to(path).as_posix()] = hash_file(
+                file, self._transfer(status), before=done, total=total
+            )
+            done += file.stat().st_size
+        if imported is None:
+            return self._import(path, _digest_of(digests), format_)
+        return Runnable(path, imported, _digest_of(digests), format_)
+
+    def link_folder(self, digests: dict[str, str]) -> Runnable:
+        """The runnable folder of fetched files: hard links, so they take their space once."""
+        digest = _digest_of(digests)
+
+        def write(aside: Path) -> None:
+            self._link(digests, aside)
+
+        runnable = self._built(self._store.models_dir / digest[:40], write, digest)
+        return replace(runnable, blobs=tuple(digests.values()))
+
+    def import_fetched(self, listing: Listing, digests: dict[str, str]) -> Runnable:
+        """Make fetched files runnable: a GGUF file, an archive, or a folder of safetensors."""
+        digest = _digest_of(digests) if listing.is_folder else next(iter(digests.values()))
+        if not listing.is_folder and listing.unpack is None:
+            return replace(self._import(self._store.blob(digest), digest, "gguf"), blobs=(digest,))
+        with self._scratch() as source:
+            if listing.unpack is not None:
+                listing.unpack(self._store.blob(digest), source, self._transfer("unpacking"))
+            else:
+                self._link(digests, source)
+            with self._named(source):
+                found = self._importer.detect_format(source)
+                if found in self._importer.converters:
+                    runnable = self._import(source, digest, found)
+                else:
+                    runnable = self._keep(source, digest)
+        for fetched in digests.values():
+            self._store.release_blob(fetched)  # all that is needed of it is in the folder
+        return runnable
+
+    def check_config(self, digest: str) -> None:
+        """Raise `ImportFailed` when config.json (a blob) shows that the weights beside it could not be converted."""
+        with self._scratch() as folder, self._named(folder):
+            self._link({"config.json": digest}, folder)
+            self._importer.check_config(folder)
+
+    def imported_folder(self, digest: str, format_: str) -> Path:
+        """Where what is converted of this source goes."""
+        return self._store.models_dir / f"{digest[:40]}-{format_}-{self._importer.version}"
+
+    def _import(self, source: Path, digest: str, format_: str) -> Runnable:
+        """Convert a file or folder into a folder of the store."""
+        if (found := self._importer.detect_format(source)) != format_:
+            hint = "name the folder it lies in"
+            raise ImportFailed(f"{self._uri}: a {format_} file was expected, this is {found}", hint=hint)
+        folder = self.imported_folder(digest, format_)
+        transfer = self._transfer("importing")
+
+        room_checked = False
+
+        def progress(completed: int, total: int) -> None:
+            nonlocal room_checked
+            if not room_checked:
+                transfer.reserve(total - completed)
+                room_checked = True
+            transfer.check()
+            transfer.progress(completed, total)
+
+        def write(aside: Path) -> None:
+            imported = self._importer.converters[format_](source, aside, progress)
+            (aside / _DESCRIPTION).write_bytes(_IMPORTED.dump_json(imported))
+
+        def read() -> ImportedModel:
+            return _IMPORTED.validate_json((folder / _DESCRIPTION).read_bytes())
+
+        self._report("importing")
+        return Runnable(folder, self._build(folder, write, read), digest, format_)
+
+    def _keep(self, source: Path, digest: str) -> Runnable:
+        """Move the files of a scratch folder, which can be run as they are, into a folder of the store."""
+
+        def write(aside: Path) -> None:
+            for child in source.iterdir():
+                child.rename(aside / child.name)
+
+        return self._built(self._store.models_dir / digest[:40], write, digest)
+
+    def _built(self, folder: Path, write: Callable[[Path], None], digest: str) -> Runnable:
+        """A folder of the store that can be run as it was fetched, once `write` has filled it."""
+
+        def checked(aside: Path) -> None:
+            write(aside)
+            self._importer.describe_folder(aside)
+
+        imported = self._build(folder, checked, lambda: self._importer.describe_folder(folder))
+        return Runnable(folder, imported, digest, self._importer.detect_format(folder))
+
+    def _link(self, digests: dict[str, str], folder: Path) -> None:
+        """Put fetched files into `folder`, under their paths."""
+        for path, digest in digests.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(self._store.blob(digest), target)
+            except OSError:  # a file system without links
+                shutil.copyfile(self._store.blob(digest), target)
+
+    def _build(self, folder: Path, write: Callable[[Path], None], read: Callable[[], ImportedModel]) -> ImportedModel:
+        """Make `folder` with `write`, all or nothing, unless it is there; then `read` what it holds."""
+        aside = folder.with_name(f"{folder.name}.partial")
+        with self._store.lock(f"model-{folder.name}", self._cancelled), store_errors("write the model", folder):
+            if folder.exists():
+                with suppress(FileNotFoundError, ValidationError, ImportFailed):
+                    found = read()
+                    os.utime(folder)  # in use again
+                    return found
+                delete_folder(folder)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            try:
+                write(aside)
+                publish_folder(aside, folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+            return read()
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """A folder that is deleted on exit, on the store's disk."""
+        with tempfile.TemporaryDirectory(dir=self._store.models_dir, suffix=".partial") as folder:
+            yield Path(folder)
+
+    @contextmanager
+    def _named(self, folder: Path) -> Iterator[None]:
+        """Errors about files of a scratch folder name the source instead."""
+        try:
+            yield
+        except ImportFailed as error:
+            raise type(error)(error.message.replace(str(folder), self._uri), hint=error.hint) from error
+
+
+def _digest_of(digests: dict[str, str]) -> str:
+    """One digest for several files: sha256 of the listing that sha256sum would print, sorted by path."""
+    listing = "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
