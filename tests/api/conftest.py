@@ -17,8 +17,9 @@ import uvicorn
 from tokenizers import Tokenizer
 
 from vmm_adapters.card import SamplingDefaults
-from vmm_adapters.echo import END, VOCAB_SIZE, EchoRunner, Gate, write_echo_model
+from vmm_adapters.echo import CHAT_TEMPLATE, END, VOCAB_SIZE, EchoRunner, Gate, write_echo_model
 from vmm_adapters.types import Batch
+from vmm_server.api.openai.responses.examples import ITEM, LIST_INPUT_ITEMS, WHOLE
 from vmm_server.app import App, Parts, create_app
 from vmm_server.engine.engine import Engine, EngineOptions, EngineStats
 from vmm_server.models.loading import ReadyModel, model_format
@@ -202,6 +203,29 @@ def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer
         yield start()
 
 
+@pytest.fixture(scope="session")
+def clever_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """Has beside `echo` a model `clever`, which says the last user message as well, but may think and call tools in it.
+
+    Of all tests that leave it as it was.
+    """
+    folder = tmp_path_factory.mktemp("clever")
+    with pytest.MonkeyPatch.context() as patch, servers_in(folder) as start:
+        for name in [name for name in os.environ if name.startswith(("VMM_", "OLLAMA_"))]:
+            patch.delenv(name)
+        server = start()
+        write_echo_model(folder / "model")
+        tools = "{% for tool in tools or [] %}<|system|>{{ tool.function.description }}<|end|>{% endfor %}"
+        (folder / "model" / "chat_template.jinja").write_text("{# <think></think> #}" + tools + CHAT_TEMPLATE)
+        echo = server.parts.registry.resolve("echo")
+        names: dict[str, Any] = {"name": "clever:latest", "aliases": (), "digest": "c" * 64, "folder": folder / "model"}
+        abilities = ("completion", "tools", "thinking")
+        Store(server.parts.settings.store_dir).install(
+            replace(echo, **names, sampling=SamplingDefaults(), capabilities=abilities)
+        )
+        yield server
+
+
 @pytest.fixture
 def gate() -> Gate:
     """Holds the echo model before each of its steps."""
@@ -223,12 +247,15 @@ uri = "file:{folder}"
 
 @pytest.fixture
 def install_examples() -> Callable[[LiveServer], None]:
-    """Installs the echo model under the name that the OpenAPI document's examples use, as if it were that one."""
+    """Installs the echo model under the name that the OpenAPI document's examples use, and the response they show."""
 
     def install(server: LiveServer) -> None:
         store = Store(server.parts.settings.store_dir)
         echo = server.parts.registry.resolve("echo")
         store.install(replace(echo, name="smollm2:135m", aliases=(), family="llama"))
+        responses, given = server.parts.response_store, LIST_INPUT_ITEMS[0].answer["data"]
+        server.run(responses.delete(WHOLE["id"]))
+        server.run(responses.put(WHOLE, given=given, output=[ITEM]))
 
     return install
 

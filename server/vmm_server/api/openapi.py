@@ -46,8 +46,9 @@ HEADERS: Mapping[str, str] = {
 }
 PARAMETERS: Mapping[str, str] = {
     "model_id": "The model's name; it may hold `/` and `:`.",
+    "response_id": "The `id` of a response that was stored.",
 }
-"""Path and query parameters by name."""
+"""What a part of a path means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ class Description:
 
     examples: tuple[Example, ...]
     body: type[BaseModel] | None = None
+    query: Mapping[str, str] = field(default_factory=dict)
+    """Its query's parameters: what each means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +106,11 @@ class Operation:
         return next(iter(self.handler.resolve_tags()), "")
 
 
-def described(*examples: Example, body: type[BaseModel] | None = None) -> dict[str, Description]:
+def described(
+    *examples: Example, body: type[BaseModel] | None = None, query: Mapping[str, str] | None = None
+) -> dict[str, Description]:
     """For a route handler's `opt`: what is sent to it and what comes back."""
-    return {"openapi": Description(examples, body)}
+    return {"openapi": Description(examples, body, query or {})}
 
 
 def operations(routes: Iterable[BaseRoute]) -> list[Operation]:
@@ -152,7 +157,7 @@ def _operation(operation: Operation, schemas: dict[str, Schema]) -> Schema:
         "summary": handler.summary,
         "description": handler.fn.__doc__,
         "tags": [operation.tag],
-        "parameters": [_path_parameter(name, description) for name in re.findall(r"{(\w+)", operation.path)],
+        "parameters": list(_parameters(operation.path, description)),
         "responses": _answers(description.examples) | _errors(operation.path),
     }
     if description.body is not None:
@@ -162,16 +167,13 @@ def _operation(operation: Operation, schemas: dict[str, Schema]) -> Schema:
     return {key: value for key, value in shown.items() if value}
 
 
-def _path_parameter(name: str, description: Description) -> Schema:
-    example = next((one.path[name] for one in description.examples if name in one.path), None)
-    return {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "description": PARAMETERS.get(name, ""),
-        "schema": {"type": "string"},
-        "example": example,
-    }
+def _parameters(path: str, description: Description) -> Iterator[Schema]:
+    for name in re.findall(r"{(\w+)", path):
+        shown = {"name": name, "in": "path", "required": True, "description": PARAMETERS.get(name, "")}
+        examples = [one.path[name] for one in description.examples if name in one.path]
+        yield shown | {"schema": {"type": "string"}, "example": examples[0] if examples else ""}
+    for name, text in description.query.items():
+        yield {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
 
 
 def _answers(examples: Sequence[Example]) -> Schema:

@@ -13,6 +13,7 @@ from litestar.types import ASGIApp
 from vmm_server.api.answers import cache_header, provenance
 from vmm_server.api.body import read_body
 from vmm_server.api.errors import openai_body, report
+from vmm_server.api.openai.responses import examples
 from vmm_server.api.openai.responses.conversation import conversation
 from vmm_server.api.openai.responses.convert import (
     count_request,
@@ -26,6 +27,7 @@ from vmm_server.api.openai.responses.logprobs import TextLogprobs
 from vmm_server.api.openai.responses.output import Output
 from vmm_server.api.openai.responses.render import Events, Identity, Response, configuration
 from vmm_server.api.openai.responses.wire import CountRequest, ResponseRequest
+from vmm_server.api.openapi import described
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
 from vmm_server.inference import Completion, Inference
 from vmm_server.requests import GenerateRequest
@@ -38,7 +40,12 @@ class ResponsesController(Controller):
 
     path = "/v1/responses"
 
-    @post(status_code=200, operation_id="createResponse", summary="Answer a conversation of items")
+    @post(
+        status_code=200,
+        operation_id="createResponse",
+        summary="Answer a conversation of items",
+        opt=described(*examples.CREATE, body=ResponseRequest),
+    )
     async def create(
         self,
         request: Request[Any, Any, Any],
@@ -58,7 +65,13 @@ class ResponsesController(Controller):
             return json_response(job.answer)
         return sse_response(job.stream, openai_body, drain_s=settings.shutdown_timeout_s)
 
-    @post("/input_tokens", status_code=200, operation_id="countInputTokens", summary="Count the tokens of a prompt")
+    @post(
+        "/input_tokens",
+        status_code=200,
+        operation_id="countInputTokens",
+        summary="Count the tokens of a prompt",
+        opt=described(*examples.COUNT, body=CountRequest),
+    )
     async def count(
         self,
         request: Request[Any, Any, Any],

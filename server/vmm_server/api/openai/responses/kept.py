@@ -6,12 +6,19 @@ from litestar import Controller, Request, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
+from vmm_server.api.openai.responses import examples
 from vmm_server.api.openai.responses.items import Json
+from vmm_server.api.openapi import described
 from vmm_server.errors import InvalidRequest, ResponseNotFound, UnsupportedParameter
 from vmm_server.response_store import ResponseStore
 
 MAX_PAGE = 100
 DEFAULT_PAGE = 20
+PAGE_QUERY = {
+    "order": "`asc` or `desc`, which is the default",
+    "limit": f"1 to {MAX_PAGE}; {DEFAULT_PAGE} unless said",
+    "after": "the `id` of the item that the page follows",
+}
 
 
 class KeptResponsesController(Controller):
@@ -19,7 +26,7 @@ class KeptResponsesController(Controller):
 
     path = "/v1/responses/{response_id:str}"
 
-    @get(operation_id="getResponse", summary="A stored response")
+    @get(operation_id="getResponse", summary="A stored response", opt=described(*examples.RETRIEVE))
     async def retrieve(
         self,
         request: Request[Any, Any, Any],
@@ -31,7 +38,12 @@ class KeptResponsesController(Controller):
             raise UnsupportedParameter("stream: a stored response is not streamed again", param="stream")
         return await _found(response_store, response_id)
 
-    @delete(status_code=200, operation_id="deleteResponse", summary="Forget a stored response")
+    @delete(
+        status_code=200,
+        operation_id="deleteResponse",
+        summary="Forget a stored response",
+        opt=described(*examples.DELETE),
+    )
     async def remove(
         self, response_store: NamedDependency[ResponseStore], response_id: FromPath[str]
     ) -> dict[str, object]:
@@ -40,7 +52,12 @@ class KeptResponsesController(Controller):
             raise ResponseNotFound(response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
-    @get("/input_items", operation_id="listInputItems", summary="What a stored response answered")
+    @get(
+        "/input_items",
+        operation_id="listInputItems",
+        summary="What a stored response answered",
+        opt=described(*examples.LIST_INPUT_ITEMS, query=PAGE_QUERY),
+    )
     async def list_input_items(
         self,
         request: Request[Any, Any, Any],
@@ -54,7 +71,13 @@ class KeptResponsesController(Controller):
         query = request.query_params
         return page(items, query.get("order", "desc"), query.get("limit", str(DEFAULT_PAGE)), query.get("after"))
 
-    @post("/cancel", status_code=200, operation_id="cancelResponse", summary="Stop a background response")
+    @post(
+        "/cancel",
+        status_code=200,
+        operation_id="cancelResponse",
+        summary="Stop a background response",
+        opt=described(*examples.CANCEL),
+    )
     async def cancel(
         self, response_store: NamedDependency[ResponseStore], response_id: FromPath[str]
     ) -> dict[str, object]:
