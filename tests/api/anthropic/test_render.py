@@ -56,7 +56,7 @@ ANSWER = (
     Delta("", tool_calls=(ToolCallDelta(0, "1}"), ToolCallDelta(1, id="c2", name="g"), ToolCallDelta(1, "{}"))),
     end(FinishReason.TOOL_CALLS),
 )
-CONTENT = [
+CONTENT: list[dict[str, Any]] = [
     {"type": "thinking", "thinking": "hm", "signature": ""},
     {"type": "text", "text": "let me see"},
     {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}},
@@ -74,7 +74,7 @@ def test_a_message_streams_in_the_clients_order() -> None:
     def stop(index: int) -> dict[str, object]:
         return {"type": "content_block_stop", "index": index}
 
-    started = {
+    started: dict[str, object] = {
         "id": "msg_1",
         "type": "message",
         "role": "assistant",
