@@ -126,6 +126,7 @@ class Gemma:
         yield from expect(tape, "call:")
         yield from take_space(tape)
         name = yield from take_name(tape, names)
+        yield from take_space(tape)
         if (yield from next_character(tape)) != "{":
             raise NotACall
         yield CallStart(name)

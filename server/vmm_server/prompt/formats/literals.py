@@ -249,20 +249,36 @@ def python_value(tape: Tape) -> Pieces:
 
 def whole_json(text: str) -> str | None:
     """The text if it is JSON as a whole."""
-    return _whole(text, json_value)
+    try:
+        return _whole(text, json_value)
+    except Truncated:
+        return None
+
+
+def is_beginning_of_json(text: str) -> bool:
+    """Is it the beginning of JSON, and not all of it?"""
+    try:
+        _whole(text, json_value)
+    except Truncated:
+        return True
+    return False
 
 
 def whole_python(text: str) -> str | None:
     """A Python literal as JSON if the text is one as a whole."""
-    return _whole(text, python_value)
+    try:
+        return _whole(text, python_value)
+    except Truncated:
+        return None
 
 
 def _whole(text: str, read: Callable[[Tape], Pieces]) -> str | None:
+    """What `read` makes of the text, if it takes all of it. Raises `Truncated`."""
     tape = Tape()
     tape.feed(text.strip())
     tape.is_over = True
     try:
         found = "".join(filter(None, read(tape)))
-    except (NotACall, Truncated):
+    except NotACall:
         return None
     return found if tape.position == len(tape.text) else None

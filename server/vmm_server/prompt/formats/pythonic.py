@@ -102,6 +102,7 @@ def _call(tape: Tape, names: frozenset[str]) -> Parts:
     yield from expect(tape, "(")
     yield from take_space(tape)
     if (yield from take_if(tape, "**")):
+        yield from take_space(tape)
         if (yield from next_character(tape)) != "{":
             raise NotACall
         yield CallStart(name)

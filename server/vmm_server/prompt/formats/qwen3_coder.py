@@ -12,7 +12,14 @@ from typing import Any
 from vmm_server.prompt.formats import lark, schemas
 from vmm_server.prompt.formats.base import Arguments, CallStart, Spell, ToolParser
 from vmm_server.prompt.formats.json_text import call_objects, spoken
-from vmm_server.prompt.formats.literals import quoted, text_up_to, whole_json, whole_python, whole_up_to
+from vmm_server.prompt.formats.literals import (
+    is_beginning_of_json,
+    quoted,
+    text_up_to,
+    whole_json,
+    whole_python,
+    whole_up_to,
+)
 from vmm_server.prompt.formats.tape import (
     Parts,
     Tape,
@@ -161,12 +168,13 @@ def _function(tape: Tape, tools: Mapping[str, Types]) -> Parts:
 
 
 def _value(tape: Tape, types: frozenset[str] | None) -> Parts:
-    ends = ("\n" + _PARAMETER_END, _PARAMETER_END)
     if types == _TEXT:
-        yield from spoken(text_up_to(tape, *ends))
-    else:
-        text = yield from whole_up_to(tape, *ends)
-        yield Arguments(_converted(text, types))
+        yield from spoken(text_up_to(tape, "\n" + _PARAMETER_END, _PARAMETER_END))
+        return
+    text = yield from whole_up_to(tape, _PARAMETER_END)
+    while types is not None and "string" not in types and is_beginning_of_json(text):  # the tag stands in a string
+        text += _PARAMETER_END + (yield from whole_up_to(tape, _PARAMETER_END))
+    yield Arguments(_converted(text.removesuffix("\n"), types))
 
 
 def _converted(text: str, types: frozenset[str] | None) -> str:
