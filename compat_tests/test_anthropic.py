@@ -28,7 +28,7 @@ def test_create_answers_and_counts(claude: anthropic.Anthropic, model: str) -> N
         max_tokens=40,
         system="You are a helpful assistant.",
         messages=[{"role": "user", "content": "What is the capital of France? Answer in one sentence."}],
-        temperature=0,
+        extra_body={"temperature": 0},
     )
     (block,) = reply.content
     assert block.type == "text"
@@ -128,12 +128,12 @@ def test_a_tool_can_be_required(claude: anthropic.Anthropic, model: str, choice:
             if choice == "any"
             else {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}
         ),
-        temperature=0,
+        extra_body={"temperature": 0},
     )
     assert [block.type for block in reply.content] == ["tool_use"]
 
 
-def test_thinking_is_a_block_when_it_is_asked_for(claude: anthropic.Anthropic, scripted: str) -> None:
+def test_thinking_is_a_block_of_its_own(claude: anthropic.Anthropic, scripted: str) -> None:
     reply = claude.messages.create(
         model=scripted, max_tokens=2000, messages=[SUMS], thinking={"type": "enabled", "budget_tokens": 1024}
     )
@@ -147,7 +147,7 @@ def test_thinking_is_a_block_when_it_is_asked_for(claude: anthropic.Anthropic, s
         thinking={"type": "enabled", "budget_tokens": 1024},
     )
     assert again.content
-    quiet = claude.messages.create(model=scripted, max_tokens=200, messages=[SUMS])
+    quiet = claude.messages.create(model=scripted, max_tokens=200, messages=[SUMS], thinking={"type": "disabled"})
     assert [block.type for block in quiet.content] == ["text"]
 
 
@@ -165,5 +165,5 @@ def test_failures_have_their_class_and_shape(claude: anthropic.Anthropic, script
     assert missing.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
     assert missing.value.request_id
     with pytest.raises(anthropic.BadRequestError, match="max_tokens") as wrong:
-        claude.messages.create(model=scripted, max_tokens=0, messages=[PARIS])
+        claude.messages.create(model=scripted, max_tokens=-1, messages=[PARIS])
     assert wrong.value.body["error"]["type"] == "invalid_request_error"  # type: ignore[index]

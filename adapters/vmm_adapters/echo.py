@@ -103,8 +103,8 @@ class EchoRunner:
         self.is_closed = False
         self.gate = gate
         self._script = script
-        self._answers: dict[int, bytes | None] = {}
-        """What the script says, by the hash of the conversation: it is searched once an answer, not once a token."""
+        self._answers: dict[int, bytes] = {}
+        """What a scripted model says, by the hash of the conversation: searched once an answer, not once a token."""
         self._tokens = np.zeros((num_blocks, block_size), np.int32)
         self._hashes = np.zeros((num_blocks, block_size), np.uint64)
         self._columns = np.arange(1, vocab_size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -170,11 +170,9 @@ class EchoRunner:
         if key not in self._answers:
             if len(self._answers) == _MAX_REMEMBERED_ANSWERS:
                 self._answers.clear()
-            self._answers[key] = self._script.answer(decode(tokens[: start + 1]))
-        answer = self._answers[key]
-        if answer is None:
-            return next_token(tokens)
-        byte = next_byte(answer, decode(tokens[start + 1 :]))
+            answer = self._script.answer(decode(tokens[: start + 1]))
+            self._answers[key] = decode(last_question(tokens[:start])) if answer is None else answer
+        byte = next_byte(self._answers[key], decode(tokens[start + 1 :]))
         return END if byte is None else byte
 
     def _logits(self, expected: list[int], states: list[np.uint64]) -> NDArray[np.float32]:
@@ -194,12 +192,17 @@ def next_token(tokens: NDArray[np.int32]) -> int:
         last = int(tokens[-1])
         return last + 1 if ord("a") <= last < ord("z") or ord("A") <= last < ord("Z") else ord("a")
     answer = int(answers[-1])
-    users = np.flatnonzero(tokens[:answer] == USER)
-    question = tokens[users[-1] + 1 : answer] if len(users) else tokens[:0]
-    ends = np.flatnonzero(question == END)
-    length = int(ends[0]) if len(ends) else len(question)
+    question = last_question(tokens[:answer])
     spoken = len(tokens) - answer - 1
-    return int(question[spoken]) if spoken < length else END
+    return int(question[spoken]) if spoken < len(question) else END
+
+
+def last_question(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+    """What the user said last in a conversation (int32 `[n]`)."""
+    users = np.flatnonzero(tokens == USER)
+    question = tokens[users[-1] + 1 :] if len(users) else tokens[:0]
+    ends = np.flatnonzero(question == END)
+    return question[: ends[0]] if len(ends) else question
 
 
 def decode(tokens: NDArray[np.int32]) -> bytes:

@@ -1,4 +1,4 @@
-"""LangChain's standard integration tests (the package `langchain-tests`), on its clients for OpenAI.
+"""LangChain's standard integration tests (the package `langchain-tests`), on its clients for the three dialects.
 
 The scripted model chats: it calls the suite's tools and tells its jokes (`../scripted/script.json`). Which tool, and
 the form of its arguments and of structured output, is held by the server's grammars all the same.
@@ -7,9 +7,11 @@ the form of its arguments and of structured output, is held by the server's gram
 from typing import Literal
 
 import pytest
+from langchain_anthropic import ChatAnthropic
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
+from langchain_ollama import ChatOllama
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
 
@@ -75,6 +77,51 @@ class TestChatOpenAIResponses(TestChatOpenAI):
     @property
     def chat_model_params(self) -> dict[str, object]:
         return {**super().chat_model_params, "use_responses_api": True}
+
+
+class TestChatAnthropic(TestChatOpenAI):
+    """Anthropic's messages."""
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatAnthropic
+
+    @property
+    def chat_model_params(self) -> dict[str, object]:
+        server = self.server.removesuffix("/v1")
+        return {"model": self.model_name, "base_url": server, "api_key": "unused", "max_tokens": 500}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return False
+
+    @property
+    def supported_usage_metadata_details(self) -> UsageDetails:
+        return {"invoke": ["cache_read_input"], "stream": ["cache_read_input"]}
+
+
+class TestChatOllama(TestChatOpenAI):
+    """Ollama's chat."""
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatOllama
+
+    @property
+    def chat_model_params(self) -> dict[str, object]:
+        return {"model": self.model_name, "base_url": self.server.removesuffix("/v1"), "reasoning": False}
+
+    @property
+    def has_tool_choice(self) -> bool:
+        return False
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
+        return False
+
+    @property
+    def supported_usage_metadata_details(self) -> UsageDetails:
+        return {"invoke": [], "stream": []}
 
 
 class TestOpenAIEmbeddings(EmbeddingsIntegrationTests):

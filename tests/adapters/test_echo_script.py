@@ -64,8 +64,8 @@ def test_it_does_not_think_when_the_prompt_says_so() -> None:
 def test_the_script_is_followed_in_any_chunks_and_the_rest_is_echoed(folder: Path) -> None:
     runner = load_causal_lm("echo", folder, RunnerOptions())
 
-    def answer(question: bytes, chunk_size: int, blocks: list[int]) -> bytes:
-        tokens, start = [USER, *question, END, ASSISTANT], 0
+    def answer(question: bytes, chunk_size: int, blocks: list[int], begun: bytes = b"") -> bytes:
+        tokens, start = [USER, *question, END, ASSISTANT, *begun], 0
         while True:
             chunk = tokens[start : start + chunk_size]
             logits = runner.execute(Batch((Chunk(chunk, start, blocks),)))
@@ -78,6 +78,7 @@ def test_the_script_is_followed_in_any_chunks_and_the_rest_is_echoed(folder: Pat
     for chunk_size in (100, 7):
         assert answer(b"How is the weather?", chunk_size, [3, 1, 4, 5]) == "Sunny, 20 °C.".encode()
         assert answer(b"hello", chunk_size, [1, 0, 2]) == b"hello"
+        assert answer(b"hello", chunk_size, [1, 0, 2], NO_THINKING) == NO_THINKING + b"hello"
 
 
 def test_old_answers_are_forgotten(folder: Path) -> None:
