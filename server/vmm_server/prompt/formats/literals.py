@@ -256,7 +256,9 @@ def whole_json(text: str) -> str | None:
 
 
 def is_beginning_of_json(text: str) -> bool:
-    """Is it the beginning of JSON, and not all of it?"""
+    """Is it the beginning of an object or array, and not all of it?"""
+    if not text.lstrip().startswith(("{", "[")):
+        return False
     try:
         _whole(text, json_value)
     except Truncated:
