@@ -68,7 +68,10 @@ def test_a_tool_loop_from_end_to_end(ask: dict[str, Any]) -> None:
     assert second.choices[0].message.content == "It is sunny in Paris."
 
 
-def test_streamed_calls_are_rebuilt_whole(ask: dict[str, Any]) -> None:
+def test_streamed_calls_are_rebuilt_whole(ask: dict[str, Any], provider: str, request: pytest.FixtureRequest) -> None:
+    if provider == "ollama_chat":
+        reason = "litellm counts the calls of each line from 0 and passes over `index`; Ollama writes a line a call"
+        request.applymarker(pytest.mark.xfail(reason=reason))
     messages = said("How is the weather in Paris and in Oslo?")
     chunks = list(litellm.completion(**ask, messages=messages, tools=[GET_WEATHER], stream=True))
     rebuilt = litellm.stream_chunk_builder(chunks, messages=messages)
