@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import hypothesis
 import pytest
 
 from vmm_server.models.pull import Puller
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.settings import Settings
+
+hypothesis.settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("no-deadline")
 
 CACHE = Path(__file__).parents[1] / ".cache" / "vmm"
 """Kept between runs, and shared with compat_tests: the home of the real model."""

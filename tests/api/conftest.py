@@ -203,26 +203,29 @@ def live_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer
         yield start()
 
 
+def install_with_template(server: LiveServer, folder: Path, name: str, template: str, *abilities: str) -> None:
+    """An echo model with a template of its own, which knows of tools."""
+    write_echo_model(folder / name)
+    (folder / name / "chat_template.jinja").write_text(template)
+    changes: dict[str, Any] = {"name": f"{name}:latest", "aliases": (), "folder": folder / name}
+    changes |= {"digest": name.encode().hex().ljust(64, "0"), "capabilities": ("completion", "tools", *abilities)}
+    changes |= {"sampling": SamplingDefaults()}
+    Store(server.parts.settings.store_dir).install(replace(server.parts.registry.resolve("echo"), **changes))
+
+
 @pytest.fixture(scope="session")
 def clever_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """Has beside `echo` a model `clever`, which says the last user message as well, but may think and call tools in it.
-
-    Of all tests that leave it as it was.
+    """Beside `echo` two models that say the last user message as well, but may call tools in it: `handy`, and `clever`,
+    which may also think. Of all tests that leave it as it was.
     """
     folder = tmp_path_factory.mktemp("clever")
     with pytest.MonkeyPatch.context() as patch, servers_in(folder) as start:
         for name in [name for name in os.environ if name.startswith(("VMM_", "OLLAMA_"))]:
             patch.delenv(name)
         server = start()
-        write_echo_model(folder / "model")
         tools = "{% for tool in tools or [] %}<|system|>{{ tool.function.description }}<|end|>{% endfor %}"
-        (folder / "model" / "chat_template.jinja").write_text("{# <think></think> #}" + tools + CHAT_TEMPLATE)
-        echo = server.parts.registry.resolve("echo")
-        names: dict[str, Any] = {"name": "clever:latest", "aliases": (), "digest": "c" * 64, "folder": folder / "model"}
-        abilities = ("completion", "tools", "thinking")
-        Store(server.parts.settings.store_dir).install(
-            replace(echo, **names, sampling=SamplingDefaults(), capabilities=abilities)
-        )
+        install_with_template(server, folder, "handy", tools + CHAT_TEMPLATE)
+        install_with_template(server, folder, "clever", "{# <think></think> #}" + tools + CHAT_TEMPLATE, "thinking")
         yield server
 
 

@@ -6,14 +6,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from tokenizers import Tokenizer
 
 from vmm_adapters.echo import END, EchoRunner, write_echo_model
 from vmm_server.engine import Engine, EngineOptions
-
-settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
-settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session")

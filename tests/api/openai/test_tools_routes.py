@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,14 +9,8 @@ import openai
 import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
-from vmm_adapters.card import SamplingDefaults
-from vmm_adapters.echo import CHAT_TEMPLATE, Gate, write_echo_model
-from vmm_server.models.store import Store
+from vmm_adapters.echo import Gate
 
-TEMPLATE = "{% for tool in tools or [] %}<|system|>{{ tool.function.description }}<|end|>{% endfor %}" + CHAT_TEMPLATE
-"""Of a model that is told of its tools."""
-TEMPLATES = {"handy": TEMPLATE, "thinker": TEMPLATE + "{# <think></think> #}"}
-"""The second may think."""
 CITY = {
     "type": "object",
     "properties": {"city": {"enum": ["Rom", "Oslo"]}},
@@ -41,26 +33,15 @@ ONE, TWO = spoken("f"), f"{spoken('f')}\n{spoken('g', 'Oslo')}"
 Ask = Callable[..., Any]
 
 
-def install(server: Any, folder: Path) -> Any:
-    """Beside the echo model two more that say the last user message again, and know of tools."""
-    echo = server.parts.registry.resolve("echo")
-    for number, (name, template) in enumerate(TEMPLATES.items()):
-        write_echo_model(folder / name)
-        (folder / name / "chat_template.jinja").write_text(template)
-        changes = {"name": f"{name}:latest", "aliases": (), "digest": f"{number}" * 64, "folder": folder / name}
-        Store(server.parts.settings.store_dir).install(replace(echo, sampling=SamplingDefaults(), **changes))
-    return server
-
-
 @pytest.fixture
-def server(start_server: Any, tmp_path: Path) -> Any:
-    return install(start_server(), tmp_path)
+def server(clever_server: Any) -> Any:
+    return clever_server
 
 
 @pytest.fixture
 def ask(server: Any) -> Ask:
     def send(say: str, *, status: int = 200, **body: object) -> Any:
-        asked = {"model": "thinker", "temperature": 0, "messages": [{"role": "user", "content": say}]} | body
+        asked = {"model": "clever", "temperature": 0, "messages": [{"role": "user", "content": say}]} | body
         response: httpx.Response = server.client.post("/v1/chat/completions", json=asked)
         assert response.status_code == status, response.text
         return response.json()["choices"][0] if status == 200 and not body.get("stream") else response
@@ -122,7 +103,7 @@ def test_the_same_request_streamed_and_not_gives_the_same_message(server: Any, c
     """Missing indexes, wrong finish reasons, calls lost when streaming: none of it, by OpenAI's own client."""
     say, fields = PARITY[case]
     asked: dict[str, Any] = {
-        "model": "thinker",
+        "model": "clever",
         "temperature": 0,
         **fields,
         "messages": [{"role": "user", "content": say}],
@@ -143,9 +124,9 @@ def test_the_same_request_streamed_and_not_gives_the_same_message(server: Any, c
     assert whole.message.tool_calls or "tools" not in fields or case == "text beside tools"
 
 
-def test_arguments_stream_as_they_come(start_server: Any, gate: Gate, tmp_path: Path) -> None:
-    server = install(start_server(gate=gate), tmp_path)
-    asked = {"model": "handy", "messages": [{"role": "user", "content": ONE}], "tools": TOOLS, "stream": True}
+def test_arguments_stream_as_they_come(start_server: Any, gate: Gate) -> None:
+    server = start_server(gate=gate, context_length=2048, num_blocks=256)
+    asked = {"model": "echo", "messages": [{"role": "user", "content": ONE}], "tools": TOOLS, "stream": True}
     gate.release(1 + ONE.index("ity"))  # the model is held in the middle of the arguments
     with server.client.stream("POST", "/v1/chat/completions", json=asked) as response:
         events = (json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {"))
