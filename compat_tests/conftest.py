@@ -25,7 +25,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 400  # a first start fetches 98 MB
 STOP_TIMEOUT_S = 60
-PULLS = (("file:compat_tests/scripted", "--name", "scripted"),)
+PULLS = (("file:compat_tests/scripted", "--name", "scripted"), ("all-minilm",))
 """Models that the tests ask for beside the default one."""
 
 collect_ignore = [] if importlib.util.find_spec("langchain_tests") else ["third_party"]
