@@ -53,7 +53,9 @@ def grammar_source(constraint: Constraint | Composite) -> str:
         return _source(constraint)
     grammars: list[dict[str, object]] = [{"lark_grammar": constraint.lark}]
     for name, part in constraint.parts:
-        (grammar,) = json.loads(_source(part))["grammars"]
+        source = _source(part)
+        is_lark = isinstance(part, Grammar | Choice)  # which stays as it is
+        grammar = {"lark_grammar": source} if is_lark else json.loads(source)["grammars"][0]
         grammars.append({**grammar, "name": name})
     return json.dumps({"grammars": grammars})
 

@@ -7,13 +7,17 @@ that reader sees them: a marker that is a special token may also not be spelt le
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import replace
+from types import MappingProxyType
 
 from vmm_server.prompt.answer import ThinkingState
 from vmm_server.prompt.formats.base import ChatFormat, ReasoningFormat, Spell, ToolFormat
-from vmm_server.requests import Composite, Constraint, JsonSchema, ToolUse
+from vmm_server.requests import Composite, Constraint, JsonObject, JsonSchema, ToolUse
 
 _ANY = "/(?s:.*)/"
+_BARE_OBJECTS = MappingProxyType({"llama3_json": "parameters"})
+"""Formats whose calls are objects without anything around them, and the member that has the arguments."""
 _BLANK = r"BLANK: /[ \n]{0,4}/"
 """What templates put around markers; whoever reads the answer drops it."""
 
@@ -49,12 +53,48 @@ def _body(
     if tools.required:
         return _calls(format, tools, spell)
     if form is not None:
-        calls = _calls(format, tools, spell)
-        lark = f"start: @form | calls\n{_renamed(calls.lark, 'calls')}"
-        return replace(calls, lark=lark, parts=(("form", form), *calls.parts), param=form.param)
+        return _form_or_calls(format, tools, form, spell)
     if tools.parallel and not any(tool.strict for tool in tools.callable):
         return None
     return _text_or_calls(format, tools, spell)
+
+
+def _form_or_calls(format: ToolFormat, tools: ToolUse, form: Constraint, spell: Spell) -> Composite:
+    """The form, or calls in its place."""
+    if format.name in _BARE_OBJECTS and isinstance(form, JsonSchema | JsonObject):
+        calls = _bare_objects(tools, _BARE_OBJECTS[format.name])
+    else:
+        calls = _calls(format, tools, spell)
+    lark = f"start: @form | calls\n{_renamed(calls.lark, 'calls')}"
+    return replace(calls, lark=lark, parts=(("form", form), *calls.parts), param=form.param)
+
+
+def _bare_objects(tools: ToolUse, key: str) -> Composite:
+    """One call that is a JSON object and nothing else, written so that another one could stand in its place.
+
+    What two kinds of objects begin with is told apart where both are JSON to llguidance (its docs/syntax.md,
+    "Subgrammar details"), and not where one is spelt out.
+    """
+    parts: list[tuple[str, Constraint]] = []
+    for tool in tools.callable:
+        members = {"name": {"const": tool.name}, key: _moved(json.loads(tool.parameters), f"#/properties/{key}")}
+        schema = {"type": "object", "properties": members, "required": ["name", key], "additionalProperties": False}
+        text = json.dumps(schema, ensure_ascii=False)
+        parts.append((f"call_{len(parts)}", JsonSchema(text, tool.param, lenient=not tool.strict)))
+    return Composite(f"start: {' | '.join(f'@{name}' for name, _ in parts)}", tuple(parts), tools.param)
+
+
+def _moved(schema: object, root: str) -> object:
+    """A schema that stands at `root` of another: what refers to itself still does."""
+    if isinstance(schema, list):
+        return [_moved(each, root) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: _moved(value, root) for key, value in schema.items()}
+    reference = moved.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = root + reference[1:]
+    return moved
 
 
 def _calls(format: ToolFormat, tools: ToolUse, spell: Spell) -> Composite:
@@ -72,13 +112,33 @@ def _lenient(part: Constraint) -> Constraint:
 def _text_or_calls(format: ToolFormat, tools: ToolUse, spell: Spell) -> Composite:
     """Any text, which ends or is followed by calls: where it spells the beginning of one, a call follows."""
     calls = _calls(format, tools, spell)
-    start, literal = format.start(spell), format.start(json.dumps)
-    without = f"TEXT: {_ANY} & ~({_ANY} {literal} {_ANY})"
+    start, literal = _start(format, spell)
+    markers = {literal, *map(json.dumps, format.special_tokens)}
+    if format.name in _BARE_OBJECTS:
+        markers.add(r'/\{[ \t\n\r]+"/')  # read as a beginning, but not written as one
+    text = f"TEXT: {_without(markers)}"
     if start != literal:  # a special token: the text ends by itself where it comes
-        return replace(calls, lark=f"start: TEXT calls?\n{without}\n{_renamed(calls.lark, 'calls')}")
-    text = f"text[suffix={literal}]: {_ANY}"  # as soon as it spells the beginning, it is over
+        return replace(calls, lark=f"start: TEXT calls?\n{text}\n{_renamed(calls.lark, 'calls')}")
     begun = _renamed(calls.lark, "calls").replace(literal, "", 1)
-    return replace(calls, lark=f"start: TEXT | text calls\n{without}\n{text}\n{begun}")
+    text_to_start = f"text[suffix={literal}]: {_without(markers - {literal})}"
+    return replace(calls, lark=f"start: TEXT | text calls\n{text}\n{text_to_start}\n{begun}")
+
+
+def _start(format: ToolFormat, spell: Spell) -> tuple[str, str]:
+    """How a call begins: as the model writes it, and as whoever reads it sees it."""
+    spelt: list[str] = []
+
+    def listening(text: str) -> str:
+        spelt.append(text)
+        return spell(text)
+
+    start = format.start(listening)
+    return start, json.dumps(spelt[-1]) if spelt else start
+
+
+def _without(literals: Collection[str]) -> str:
+    """Any text that holds none of these, Lark strings and patterns."""
+    return f"{_ANY} & ~({_ANY} ({' | '.join(sorted(literals))}) {_ANY})" if literals else _ANY
 
 
 def _thought(format: ReasoningFormat, spell: Spell) -> str:
@@ -86,7 +146,7 @@ def _thought(format: ReasoningFormat, spell: Spell) -> str:
     literal = json.dumps(format.end)
     if (end := spell(format.end)) == literal:
         return f"thought[suffix={literal}]: {_ANY}"
-    return f"thought: THOUGHT {end}\nTHOUGHT: {_ANY} & ~({_ANY} {literal} {_ANY})"
+    return f"thought: THOUGHT {end}\nTHOUGHT: {_without((literal,))}"
 
 
 def _renamed(lark: str, name: str) -> str:

@@ -43,7 +43,7 @@ class Llama3Json:
 
 
 def _answer(tape: Tape, names: frozenset[str]) -> Parts:
-    while (yield from text_until(tape, (TAG, START))):
+    while (yield from text_until(tape, (TAG, "{"))):  # blanks may follow, where the grammar's `start` has none
         yield from attempt(tape, _calls(tape, names))
 
 
