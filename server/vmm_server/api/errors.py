@@ -124,6 +124,9 @@ def anthropic_body(error: Exception) -> Body:
     if isinstance(error, errors.ContextLengthExceeded):  # Anthropic has no code: its clients look for these words
         message = f"prompt is too long: {error.asked} tokens > {error.limit} maximum"
     inner: dict[str, object] = {"type": _type_of(error, ANTHROPIC_TYPES), "message": message}
+    if isinstance(error, errors.UnsupportedParameter) and error.param == "thread":
+        # told so, their tool runner goes on without: it sends the whole conversation each time
+        inner["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
     return {"type": "error", "error": inner | _hint(error), "request_id": request_id.get()}
 
 

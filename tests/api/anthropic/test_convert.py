@@ -264,6 +264,7 @@ def test_what_a_tool_result_holds_is_refused_by_its_place() -> None:
         ({"container": "c"}, "container"),
         ({"inference_geo": "eu"}, "inference_geo"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
+        ({"thread": {"type": "create"}}, "thread"),
     ],
 )
 def test_wrong_fields_are_refused_by_name(fields: dict[str, object], param: str) -> None:

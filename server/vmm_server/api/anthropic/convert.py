@@ -25,6 +25,7 @@ def message_request(wire: MessagesBody) -> GenerateRequest:
     _refuse("container", wire.container is not None)
     _refuse("inference_geo", wire.inference_geo is not None)
     _refuse("mcp_servers", bool(wire.mcp_servers))
+    _refuse("thread", wire.thread is not None, hint="send the whole conversation in messages")
     if "" in (wire.stop_sequences or ()):
         raise InvalidRequest("stop_sequences: a stop sequence must not be empty", param="stop_sequences")
     sampling = SamplingParams(

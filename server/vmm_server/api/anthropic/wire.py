@@ -104,3 +104,4 @@ class MessagesBody(PromptFields):
     container: object = None
     inference_geo: str | None = None
     mcp_servers: list[object] | None = None
+    thread: object = None
