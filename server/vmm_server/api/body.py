@@ -4,7 +4,7 @@ from typing import Annotated, Any, TypeVar
 
 from litestar import Request
 from litestar.exceptions import InternalServerException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
 from vmm_server.durations import parse_keep_alive
 from vmm_server.errors import InvalidRequest, RequestCancelled
@@ -40,6 +40,8 @@ def _one_or_many(value: object) -> object:
 
 Integer = Annotated[int, BeforeValidator(_integral)]
 """A whole number; `8192.0` is one, as several clients write it."""
+RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
+"""Logits are multiplied or divided by it; far beyond these bounds none of them is a number any more."""
 Duration = Annotated[KeepAlive | None, PlainValidator(_keep_alive)]
 """`keep_alive`: a number of seconds or a Go duration."""
 Strings = Annotated[list[str], BeforeValidator(_one_or_many)]

@@ -170,6 +170,8 @@ def test_chat_messages_arrive() -> None:
         ({"options": {"stop": [""]}}, "options.stop"),
         ({"options": {"stop": [5]}}, "options.stop[0]"),
         ({"options": {"repeat_penalty": 0}}, "options.repeat_penalty"),
+        ({"options": {"repeat_penalty": 1e308}}, "options.repeat_penalty"),
+        ({"options": {"presence_penalty": -1e308}}, "options.presence_penalty"),
         ({"options": 5}, "options"),
         ({"think": "loud"}, "think"),
         ({"think": 5}, "think"),

@@ -189,8 +189,6 @@ def _sampling(options: Options, body: GenerationFields) -> SamplingParams:
     """Ollama's defaults; out-of-range values are clamped as its sampler does."""
     if "" in (options.stop or ()):
         raise InvalidRequest("options.stop: a stop string must not be empty", param="options.stop")
-    if options.repeat_penalty is not None and options.repeat_penalty <= 0:
-        raise InvalidRequest("options.repeat_penalty: must be greater than 0", param="options.repeat_penalty")
     window = 64 if options.repeat_last_n is None else options.repeat_last_n
     penalise = window != 0
     num_predict, seed, top_k = options.num_predict, options.seed, options.top_k

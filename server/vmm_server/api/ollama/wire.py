@@ -7,11 +7,14 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from vmm_server.api.body import Duration, Integer, Strings, Wire
+from vmm_server.api.body import Duration, Integer, RepetitionPenalty, Strings, Wire
 
 
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
+
+
+Penalty = Annotated[float, Field(ge=-100, le=100)]
 
 
 class Options(Wire):
@@ -25,9 +28,9 @@ class Options(Wire):
     top_p: float | None = None
     min_p: float | None = None
     repeat_last_n: Integer | None = None
-    repeat_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    repeat_penalty: RepetitionPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     stop: Strings | None = None
 
 

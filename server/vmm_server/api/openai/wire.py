@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vmm_server.api.body import Duration, Integer, Strings, Wire
+from vmm_server.api.body import Duration, Integer, RepetitionPenalty, Strings, Wire
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Positive = Annotated[Integer, Field(ge=1)]
@@ -73,7 +73,7 @@ class SamplingFields(Wire):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Integer | None = None
     stop: Strings | None = None
