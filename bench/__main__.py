@@ -19,7 +19,7 @@ from bench.streams import Load, Measured, run_bare, run_engine, run_http
 from vmm_adapters import catalog
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 from vmm_server.models.compiled import compiled_dir
-from vmm_server.models.loading import load_model
+from vmm_server.models.loading import ReadyModel, load_model
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.settings import Settings, read_settings
@@ -156,6 +156,8 @@ def measure_all(
 ) -> None:
     """The tables that need a loaded model in this process too."""
     ready = load_model(model, kv_cache_bytes, settings)
+    if not isinstance(ready, ReadyModel):
+        raise SystemExit(f"{model.name} makes no text: python -m bench.embeddings measures it")
     options = RunnerOptions(kv_cache_bytes=kv_cache_bytes, cache_dir=compiled_dir(settings.cache_dir, model))
     runner = catalog.load_causal_lm(model.adapter, model.folder, options)
     runner.warm_up()

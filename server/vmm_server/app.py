@@ -21,12 +21,15 @@ from vmm_server.api.ollama.generate import GenerateController
 from vmm_server.api.ollama.models import ModelsController as OllamaModelsController
 from vmm_server.api.openai.chat import ChatController
 from vmm_server.api.openai.completions import CompletionController
+from vmm_server.api.openai.embeddings import EmbeddingsController
 from vmm_server.api.openai.models import ModelsController
 from vmm_server.api.openai.responses.create import ResponsesController
 from vmm_server.api.openai.responses.kept import KeptResponsesController
 from vmm_server.api.ops import HealthController, Readiness
 from vmm_server.api.request_log import logged
+from vmm_server.api.rerank import RerankController
 from vmm_server.api.schema import SchemaController
+from vmm_server.embedding import Embeddings
 from vmm_server.errors import VMMError
 from vmm_server.inference import Inference
 from vmm_server.models.loading import ModelLoader, load_model
@@ -41,7 +44,14 @@ from vmm_server.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-OPENAI = [ChatController, CompletionController, ResponsesController, KeptResponsesController, ModelsController]
+OPENAI = [
+    ChatController,
+    CompletionController,
+    EmbeddingsController,
+    ResponsesController,
+    KeptResponsesController,
+    ModelsController,
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,7 @@ class Parts:
     puller: Puller
     pool: ModelPool
     inference: Inference
+    embeddings: Embeddings
     response_store: ResponseStore
     readiness: Readiness
 
@@ -77,6 +88,7 @@ def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:
                 "/", route_handlers=[OllamaChatController, GenerateController, OllamaModelsController], tags=["Ollama"]
             ),
             Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
+            Router("/", route_handlers=[RerankController], tags=["Text"]),
             Router("/", route_handlers=[HealthController], tags=["Health"]),
             SchemaController,
         ],
@@ -102,8 +114,9 @@ def build_parts(settings: Settings, load: ModelLoader) -> Parts:
     pool = ModelPool(settings, load_checked)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
     inference = Inference(registry, pool)
+    embeddings = Embeddings(registry, pool, tiktoken_dir=settings.tiktoken_dir)
     kept = ResponseStore(settings.response_store_path, max_bytes=settings.response_store_size)
-    return Parts(settings, registry, Puller(store, registry), pool, inference, kept, readiness)
+    return Parts(settings, registry, Puller(store, registry), pool, inference, embeddings, kept, readiness)
 
 
 def _provide(part: object) -> Provide:
@@ -125,7 +138,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if not await parts.inference.drain(parts.settings.shutdown_timeout_s):
+        if not await drain(parts, parts.settings.shutdown_timeout_s):
             logger.warning("aborting generations that still ran after %g s", parts.settings.shutdown_timeout_s)
         for task in background:
             task.cancel()
@@ -133,6 +146,11 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
         await parts.puller.aclose()
         await parts.pool.aclose()
         await parts.response_store.aclose()
+
+
+async def drain(parts: Parts, timeout_s: float) -> bool:
+    """Take no new work and wait for what runs; True when all of it finished in time."""
+    return all(await asyncio.gather(parts.inference.drain(timeout_s), parts.embeddings.drain(timeout_s)))
 
 
 async def _preload(parts: Parts) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from vmm_adapters.types import SamplingParams
 
@@ -188,3 +189,41 @@ class GenerateRequest:
     """What every answer that ends by itself looks like, after its thinking. A tool call may stand in its place."""
     num_ctx: int | None = None
     """A context limit below the model's own (Ollama's option)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts to be made vectors of. Run by `embedding.Embeddings.embed`."""
+
+    model: str
+    inputs: tuple[str | tuple[int, ...], ...]
+    """Texts, or token ids."""
+    params: tuple[str, ...]
+    """The request field of each input, for messages."""
+    token_encoding: Literal["cl100k_base", "model"] = "cl100k_base"
+    """What token ids are of: OpenAI's table, which is what its clients use, or the model's own."""
+    dimensions: int | None = None
+    """Cut the vectors to so many numbers, and normalise them again."""
+    max_tokens: int | None = None
+    """With `truncate`: tokens kept of an input; `None` is what the model takes."""
+    truncate: bool = False
+    """Cut what is too long at its end; else it is refused."""
+    prompt_name: str | None = None
+    """One of the model's prompts, to be put before each text; `None`: its default one."""
+    prompt_param: str = "prompt_name"
+    """The request field that names it."""
+    keep_alive: KeepAlive | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """Documents to be scored against a query. Run by `embedding.Embeddings.rerank`."""
+
+    model: str
+    query: str
+    documents: tuple[str, ...]
+    truncate: bool = False
+    """Cut documents that are too long at their end; else they are refused."""
+    max_tokens_per_document: int | None = None
+    """With `truncate`: tokens kept of a document at most."""
+    keep_alive: KeepAlive | None = None

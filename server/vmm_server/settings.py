@@ -106,6 +106,8 @@ class Settings(BaseSettings):
     """Seconds that running generations get to finish after SIGTERM."""
     response_store_size: Annotated[ByteSize, Field(ge=0)] = ByteSize(2**30)
     """Disk space for the responses that /v1/responses keeps for later; 0 keeps none."""
+    tiktoken_dir: Path | None = Field(None, validation_alias=AliasChoices("VMM_TIKTOKEN_DIR", "TIKTOKEN_CACHE_DIR"))
+    """Folder with OpenAI's cl100k_base.tiktoken, to read token ids sent to /v1/embeddings; unset refuses them."""
     card_dirs: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_path_list)] = ()
     """Folders with model cards of your own; they win over the built-in ones. Separated as in PATH."""
     ollama_version: str = "0.13.0"

@@ -5,14 +5,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 from vmm_server.api.gathered import Gathered
+from vmm_server.embedding import Answered
 from vmm_server.engine.stream import Delta, Usage
 from vmm_server.inference import Completion, Inference
 from vmm_server.requests import GenerateRequest
 
 
-def provenance(completion: Completion) -> dict[str, str]:
+def provenance(answered: Completion | Answered) -> dict[str, str]:
     """Response headers: the model that answered, by its full name, and the adapter and device it runs on."""
-    return {"x-vmm-model": completion.model.name, "x-vmm-placement": completion.placement}
+    return {"x-vmm-model": answered.model.name, "x-vmm-placement": answered.placement}
 
 
 def cache_header(usages: Sequence[Usage]) -> dict[str, str]:

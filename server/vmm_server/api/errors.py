@@ -143,6 +143,8 @@ def _hint(error: Exception) -> dict[str, object]:
 FAMILIES: tuple[tuple[str, Callable[[Exception], Body]], ...] = (
     ("/v1/messages", anthropic_body),
     ("/v1", openai_body),
+    ("/v2", openai_body),
+    ("/rerank", openai_body),
     ("/api", ollama_body),
 )
 

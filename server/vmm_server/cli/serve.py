@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from vmm_server import __version__
-from vmm_server.app import Parts, create_app
+from vmm_server.app import Parts, create_app, drain
 from vmm_server.cli.flags import setting_options
 from vmm_server.cli.listener import HTTPServer, bind, configure_logging, http_server, listen, url_of
 from vmm_server.cli.models import pull_model
@@ -62,7 +62,7 @@ async def _serve(parts: Parts, server: HTTPServer, listener: socket.socket, sett
         _announce(url_of(listener), model, parts)
         await _first(serving, stop.wait())
         logger.info("stopping: no new requests, up to %g s for the running ones", settings.shutdown_timeout_s)
-        await parts.inference.drain(settings.shutdown_timeout_s)
+        await drain(parts, settings.shutdown_timeout_s)
     server.should_exit = True
     await serving
 

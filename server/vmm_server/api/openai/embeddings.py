@@ -1,0 +1,152 @@
+"""`POST /v1/embeddings`: vectors of texts."""
+
+import asyncio
+import base64
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from litestar import Controller, Request, post
+from litestar.di import NamedDependency
+from litestar.types import ASGIApp
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vmm_server.api.answers import provenance
+from vmm_server.api.body import Duration, Integer, Wire, field_path, read_body
+from vmm_server.api.openai.embedding_examples import EMBEDDINGS
+from vmm_server.api.openapi import described
+from vmm_server.api.streaming import WholeAnswer, json_response
+from vmm_server.embedding import Embedded, Embeddings
+from vmm_server.errors import InvalidRequest
+from vmm_server.requests import EmbeddingRequest
+
+MAX_INPUTS = 2048
+"""Texts in one request, as OpenAI's limit is."""
+FORMATS = ("float", "base64")
+_MANY_NUMBERS = 20_000
+"""From here on encoding takes milliseconds, which the event loop has not."""
+
+
+class EmbeddingsBody(Wire):
+    """Body of `POST /v1/embeddings`."""
+
+    model: str
+    input: object = None
+    """A string, token ids, or an array of either."""
+    encoding_format: Annotated[str | None, Field(json_schema_extra={"enum": [*FORMATS, None]})] = None
+    """`base64` is little-endian float32, which OpenAI's clients ask for."""
+    dimensions: Annotated[Integer, Field(ge=1)] | None = None
+    """Cut each vector to so many numbers and normalise it again."""
+    user: str | None = None
+    token_encoding: Literal["cl100k_base", "model"] | None = None
+    """What token ids are of; OpenAI's clients mean cl100k_base."""
+    truncate: bool | Literal["NONE", "END"] | None = None
+    """Cut inputs that are too long at their end; else they are refused."""
+    truncate_prompt_tokens: Annotated[Integer, Field(ge=-1)] | None = None
+    """Tokens that inputs are cut to; -1 is what the model takes."""
+    prompt_name: str | None = None
+    """One of the model's prompts."""
+    input_type: str | None = None
+    """The same: `query` or `document`."""
+    keep_alive: Duration = None
+
+
+class EmbeddingsController(Controller):
+    """Embeddings."""
+
+    path = "/v1/embeddings"
+
+    @post(
+        status_code=200,
+        operation_id="createEmbedding",
+        summary="Make vectors of texts",
+        opt=described(*EMBEDDINGS, body=EmbeddingsBody),
+    )
+    async def create(self, request: Request[Any, Any, Any], embeddings: NamedDependency[Embeddings]) -> ASGIApp:
+        """One vector an input, in the inputs' order."""
+        wire = await read_body(request, EmbeddingsBody)
+        asked = embedding_request(wire)
+
+        async def answer() -> WholeAnswer:
+            embedded = await embeddings.embed(asked)
+            if embedded.vectors.size < _MANY_NUMBERS:
+                data = encode_vectors(embedded.vectors, as_base64=wire.encoding_format == "base64")
+            else:
+                as_base64 = wire.encoding_format == "base64"
+                data = await asyncio.to_thread(encode_vectors, embedded.vectors, as_base64=as_base64)
+            return WholeAnswer(embedding_list(embedded, asked.model, data), provenance(embedded))
+
+        return json_response(answer)
+
+
+def embedding_request(wire: EmbeddingsBody) -> EmbeddingRequest:
+    """What a body asks for. Raises `InvalidRequest` naming the field."""
+    if wire.encoding_format not in (None, *FORMATS):
+        raise InvalidRequest(
+            "Invalid value for 'encoding_format': must be 'float' or 'base64'", param="encoding_format"
+        )
+    limit = wire.truncate_prompt_tokens
+    if limit == 0:
+        raise InvalidRequest("truncate_prompt_tokens: must be at least 1, or -1", param="truncate_prompt_tokens")
+    if wire.prompt_name is not None and wire.input_type is not None:
+        raise InvalidRequest("input_type: send this or prompt_name, not both", param="input_type")
+    inputs = _inputs(wire.input)
+    single = isinstance(wire.input, str) or _is_token_ids(wire.input)
+    return EmbeddingRequest(
+        model=wire.model,
+        inputs=inputs,
+        params=("input",) if single else tuple(field_path(("input", index)) for index in range(len(inputs))),
+        token_encoding=wire.token_encoding or "cl100k_base",
+        dimensions=wire.dimensions,
+        max_tokens=limit if limit is not None and limit > 0 else None,
+        truncate=wire.truncate in (True, "END") or limit is not None,
+        prompt_name=wire.prompt_name if wire.prompt_name is not None else wire.input_type,
+        prompt_param="input_type" if wire.prompt_name is None else "prompt_name",
+        keep_alive=wire.keep_alive,
+    )
+
+
+def encode_vectors(vectors: NDArray[np.float32], *, as_base64: bool) -> msgspec.Raw:
+    """`data` as JSON. No number passes through Python code."""
+    if as_base64:
+        content = vectors.astype("<f4", copy=False)
+        shown: list[Any] = [base64.b64encode(np.ascontiguousarray(row).data).decode("ascii") for row in content]
+    else:
+        shown = vectors.tolist()
+    rows = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(shown)]
+    return msgspec.Raw(msgspec.json.encode(rows))
+
+
+def embedding_list(embedded: Embedded, model: str, data: msgspec.Raw) -> dict[str, object]:
+    """The answer; `model` as the client wrote it."""
+    usage = {"prompt_tokens": embedded.num_tokens, "total_tokens": embedded.num_tokens}
+    return {"object": "list", "data": data, "model": model, "usage": usage}
+
+
+def _is_token_ids(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _inputs(value: object) -> tuple[str | tuple[int, ...], ...]:
+    """`input` in its four forms: a string, strings, token ids, arrays of token ids."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list):
+        raise InvalidRequest("input: must be a string, token ids, or an array of either", param="input")
+    if not value:
+        raise InvalidRequest("input: [] is empty, one text at least is needed", param="input")
+    if _is_token_ids(value):
+        return (tuple(value),)
+    if len(value) > MAX_INPUTS:
+        raise InvalidRequest(f"input: {len(value)} inputs, the limit is {MAX_INPUTS}", param="input")
+    inputs: list[str | tuple[int, ...]] = []
+    for index, one in enumerate(value):
+        if isinstance(one, str):
+            inputs.append(one)
+        elif _is_token_ids(one) or one == []:
+            inputs.append(tuple(one))
+        else:
+            path = field_path(("input", index))
+            raise InvalidRequest(f"{path}: must be a string or an array of token ids", param=path)
+    return tuple(inputs)

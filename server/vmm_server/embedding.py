@@ -1,0 +1,178 @@
+"""The one way to run an encoder: resolve → validate → lease → tokenise → batch.
+
+Everything that deserves a 4xx happens before anything is computed. Nothing is streamed: a call returns whole or raises.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmm_adapters.types import EncoderInput
+from vmm_server.cl100k import Cl100k, read_cl100k
+from vmm_server.encoder_inputs import embedding_inputs, pair_inputs, text_inputs
+from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown, UnsupportedCapability
+from vmm_server.models.encoders import ReadyEncoder
+from vmm_server.models.pool import Lease, ModelPool
+from vmm_server.models.registry import Registry
+from vmm_server.models.store import InstalledModel
+from vmm_server.requests import EmbeddingRequest, KeepAlive, RerankRequest
+
+Request = TypeVar("Request")
+_NO_TABLE = (
+    "send text instead (check_embedding_ctx_length=False on LangChain's OpenAIEmbeddings), or set tiktoken_dir on the "
+    'server to a folder with cl100k_base.tiktoken; for ids of the model itself add "token_encoding": "model"'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Who answered, and what it took."""
+
+    model: InstalledModel
+    placement: str
+    num_tokens: int
+    """Tokens of the inputs, special ones included, padding not."""
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded(Answered):
+    """Vectors of texts."""
+
+    vectors: NDArray[np.float32]
+    """`[texts, dimensions]`, in the order of the inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reranked(Answered):
+    """Scores of documents."""
+
+    scores: tuple[float, ...]
+    """In the order of the documents."""
+
+
+class Embeddings:
+    """Runs encoders. Every dialect goes through here."""
+
+    def __init__(self, registry: Registry, pool: ModelPool, *, tiktoken_dir: Path | None = None) -> None:
+        self._registry = registry
+        self._pool = pool
+        self._tiktoken_dir = tiktoken_dir
+        self._table: Cl100k | None = None
+        self._num_running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+
+    async def embed(self, request: EmbeddingRequest) -> Embedded:
+        """One vector an input.
+
+        Raises `InvalidRequest` and its kinds, `ModelNotFound`, `ModelLoadFailed`, `Overloaded`, `ShuttingDown`,
+        `GenerationFailed`.
+        """
+        if self.draining:
+            raise ShuttingDown
+        model = self._registry.resolve(request.model)
+        if "embedding" not in model.capabilities:
+            raise UnsupportedCapability(request.model, "embedding")
+        if model.embedding_length is not None:
+            _check_dimensions(request.dimensions, model.embedding_length)
+        table = await self._table_for(request)
+        async with self._lease(model, request.keep_alive) as lease:
+            ready = lease.ready
+            _check_dimensions(request.dimensions, ready.dim)
+            inputs = await _prepare(lambda: embedding_inputs(request, ready, table), ready)
+            vectors = await _rows(inputs, ready)
+            if request.dimensions is not None and request.dimensions < ready.dim:
+                vectors = _unit(vectors[:, : request.dimensions])
+            return Embedded(model, str(ready.placement), _num_tokens(inputs), lease.load_s, vectors)
+
+    async def rerank(self, request: RerankRequest) -> Reranked:
+        """One score a document, higher is nearer: a cross-encoder's logit through a sigmoid, or, of a model that
+        embeds, the cosine of the two vectors. Raises as `embed` does."""
+        if self.draining:
+            raise ShuttingDown
+        model = self._registry.resolve(request.model)
+        if not {"rerank", "embedding"} & {*model.capabilities}:
+            raise UnsupportedCapability(request.model, "rerank")
+        scores_pairs = "rerank" in model.capabilities
+        async with self._lease(model, request.keep_alive) as lease:
+            ready = lease.ready
+            write = pair_inputs if scores_pairs else text_inputs
+            inputs = await _prepare(lambda: write(request, ready), ready)
+            rows = await _rows(inputs, ready)
+            scores = _sigmoid(rows[:, 0]) if scores_pairs else _unit(rows[1:]) @ _unit(rows[:1])[0]
+            return Reranked(model, str(ready.placement), _num_tokens(inputs), lease.load_s, tuple(scores.tolist()))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take no new work and wait for what runs; True when all of it finished in time."""
+        self.draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def _lease(self, model: InstalledModel, keep_alive: KeepAlive | None) -> AsyncIterator[Lease[ReadyEncoder]]:
+        lease = await self._pool.acquire(model, keep_alive, ReadyEncoder)
+        self._num_running += 1
+        self._idle.clear()
+        try:
+            yield lease
+        finally:
+            self._num_running -= 1
+            if not self._num_running:
+                self._idle.set()
+            lease.release()
+
+    async def _table_for(self, request: EmbeddingRequest) -> Cl100k | None:
+        """The table that token ids are decoded with, if any are to be."""
+        if request.token_encoding == "model" or all(isinstance(value, str) for value in request.inputs):
+            return None
+        if self._table is None:
+            self._table = await asyncio.to_thread(read_cl100k, self._tiktoken_dir)
+        if self._table is None:
+            raise InvalidRequest(
+                f"input: token ids of OpenAI's cl100k_base cannot be read here; {_NO_TABLE}", param="input"
+            )
+        return self._table
+
+
+async def _prepare(write: Callable[[], list[EncoderInput]], ready: ReadyEncoder) -> list[EncoderInput]:
+    with ready.batcher.preparing():
+        return await asyncio.to_thread(write)
+
+
+async def _rows(inputs: Sequence[EncoderInput], ready: ReadyEncoder) -> NDArray[np.float32]:
+    """The encoder's rows. Raises `GenerationFailed` for one that is not a number."""
+    rows = np.stack(await ready.batcher.call(inputs))
+    if not np.isfinite(rows).all():
+        raise GenerationFailed("the model's output is not a number", hint="its weights may be damaged: pull it again")
+    return rows
+
+
+def _check_dimensions(asked: int | None, dim: int) -> None:
+    if asked is not None and asked > dim:
+        raise InvalidRequest(f"dimensions: {asked} is more than the {dim} that the model has", param="dimensions")
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows divided by their L2 norm, which counts as 1e-12 at least."""
+    unit: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """1 / (1 + e^-x), as (1 + tanh(x / 2)) / 2, which does not overflow."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), np.float32)
+
+
+def _num_tokens(inputs: Sequence[EncoderInput]) -> int:
+    return sum(len(each.token_ids) for each in inputs)
