@@ -223,9 +223,12 @@ def clever_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServ
         for name in [name for name in os.environ if name.startswith(("VMM_", "OLLAMA_"))]:
             patch.delenv(name)
         server = start()
-        tools = "{% for tool in tools or [] %}<|system|>{{ tool.function.description }}<|end|>{% endfor %}"
+        told = "{{ tool.function.name }}: {{ tool.function.description }}"
+        tools = "{% for tool in tools or [] %}<|system|>" + told + "<|end|>{% endfor %}"
         install_with_template(server, folder, "handy", tools + CHAT_TEMPLATE)
-        install_with_template(server, folder, "clever", "{# <think></think> #}" + tools + CHAT_TEMPLATE, "thinking")
+        install_with_template(
+            server, folder, "clever", "{% if false %}<think></think>{% endif %}" + tools + CHAT_TEMPLATE, "thinking"
+        )
         yield server
 
 
