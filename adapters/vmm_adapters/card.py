@@ -12,6 +12,13 @@ from vmm_adapters.types import Pooling
 Capability = Literal["completion", "tools", "insert", "vision", "embedding", "thinking", "rerank"]
 """What a model can do (`/api/show`, `capabilities`): Ollama's words, and rerank."""
 
+ToolFormatName = Literal[
+    "hermes", "llama3_json", "pythonic", "mistral", "gemma", "gemma4", "phi", "granite", "qwen3_coder"
+]
+"""How a model writes tool calls."""
+ReasoningFormatName = Literal["think", "magistral", "granite", "seed_oss", "gemma4"]
+"""How it marks its thinking."""
+
 
 class InvalidCard(AdapterError):
     """A card could not be read; the message names the file and the field."""
@@ -77,6 +84,10 @@ class ModelCard(_CardPart):
     system: str | None = None
     """A default system message; most chat templates bring their own."""
     sampling: SamplingDefaults = SamplingDefaults()
+    tool_format: ToolFormatName | None = None
+    """Where the chat template does not show it, or shows it wrong."""
+    reasoning_format: ReasoningFormatName | None = None
+    """The same."""
     embedding: EmbeddingRecipe | None = None
     """For encoders whose files do not say it."""
 

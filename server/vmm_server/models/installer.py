@@ -230,6 +230,8 @@ class Installer:
             title=card.title if card else imported.name or name.model,
             system=card.system if card else None,
             sampling=card.sampling if card else SamplingDefaults(),
+            tool_format=card.tool_format if card else None,
+            reasoning_format=card.reasoning_format if card else None,
             source=self._plan.source.uri,
             embedding=embedding,
         )

@@ -32,7 +32,7 @@ def ir_folder(tmp_path: Path, onnx_folder: Path) -> Path:
     (folder / "tokenizer.json").write_bytes((onnx_folder / "tokenizer.json").read_bytes())
     config = {"model_type": "llama", "max_position_embeddings": 64, "hidden_size": 64}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{% if tools %}{% endif %}<think>"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ tools | tojson }}<think>"}))
     return folder
 
 
@@ -134,7 +134,7 @@ def test_a_folder_without_a_tokeniser_is_refused(onnx_folder: Path) -> None:
     [
         (None, ("completion",)),
         ("{{ messages }}", ("completion",)),
-        ("{% if tools %}", ("completion", "tools")),
+        ("{{ tools | tojson }}", ("completion", "tools")),
         ("{{ toolset }}<think>", ("completion", "thinking")),
     ],
 )

@@ -16,8 +16,7 @@ from vmm_server.prompt.formats.detect import TOOL_FORMATS
 from vmm_server.prompt.spelling import Spelling
 from vmm_server.requests import Tool, ToolUse
 
-MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call|>", "<|/tool_call|>")
-MARKERS += ("<start_function_call>", "<end_function_call>", "<escape>", "<|tool_call>", "<tool_call|>", '<|"|>')
+MARKERS = [text for format in TOOL_FORMATS.values() for text in format.special_tokens]
 ENDS = ["</parameter>", "<escape>", '<|"|>', '"', '"', '"', "}", "]", ")", "\n", " ", ",", "9", "a", "."]
 """Texts that a random writer would take for ever to find."""
 

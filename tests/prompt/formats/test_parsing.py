@@ -28,6 +28,7 @@ TOOLS = (Tool("get_weather", parameters=WEATHER), Tool("now"), Tool("a.b-c"))
 
 Call = tuple[str, str]
 """Name, arguments."""
+Cases = list[tuple[str, list[str | Call]]]
 
 
 def parser(format: str) -> ToolParser:
@@ -65,7 +66,7 @@ def read(format: str, text: str, cuts: Sequence[int] = ()) -> list[str | Call]:
 PARIS = ("get_weather", '{"city": "Paris", "days": 3}')
 NOW = ("now", "{}")
 
-HERMES = [
+HERMES: Cases = [
     ('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}\n</tool_call>', [PARIS]),
     ('<tool_call>{"arguments": {"city": "Paris", "days": 3}, "name": "get_weather"}</tool_call>', [PARIS]),
     (
@@ -121,7 +122,7 @@ HERMES = [
     ('<tool_call>{"name": "now", "arguments": {"a": 1, b}}</tool_call>', [("now", '{"a": 1, '), "b}}</tool_call>"]),
 ]
 
-LLAMA3_JSON = [
+LLAMA3_JSON: Cases = [
     ('{"name": "get_weather", "parameters": {"city": "Paris", "days": 3}}', [PARIS]),
     ('\n <|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris", "days": 3}}', [PARIS]),
     ('{"name": "now", "parameters": {}}; {"name": "now", "arguments": {}}\n{"name": "now"}', [NOW, NOW, NOW]),
@@ -134,7 +135,7 @@ LLAMA3_JSON = [
     ('{"name": "get_weather", "parameters": {"ci', [("get_weather", '{"ci')]),
 ]
 
-PYTHONIC = [
+PYTHONIC: Cases = [
     ('[get_weather(city="Paris", days=3)]', [PARIS]),
     ("[now(), get_weather(city='Paris', days=3,), now( )]", [NOW, PARIS, NOW]),
     ('<|python_start|>[get_weather(**{"city": "Paris", "days": 3})]<|python_end|>', [PARIS]),
@@ -158,7 +159,7 @@ PYTHONIC = [
     ("[get_weather(city=where())]", [("get_weather", '{"city": '), "where())]"]),
 ]
 
-MISTRAL = [
+MISTRAL: Cases = [
     ('[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}, "id": "abc123def"}]', [PARIS]),
     ('[TOOL_CALLS][{"name": "now", "arguments": {}}, {"name": "now", "arguments": {}}]', [NOW, NOW]),
     ('[TOOL_CALLS]get_weather[ARGS]{"city": "Paris", "days": 3}[TOOL_CALLS]now[ARGS]{}', [PARIS, NOW]),
@@ -171,7 +172,7 @@ MISTRAL = [
     ("[TOOL", ["[TOOL"]),
 ]
 
-GEMMA = [
+GEMMA: Cases = [
     ("<start_function_call>call:get_weather{city:<escape>Paris<escape>,days:3}<end_function_call>", [PARIS]),
     (
         "<start_function_call>call:now{}<end_function_call><start_function_call>call:now{}<end_function_call>",
@@ -191,21 +192,21 @@ GEMMA = [
     ("<start_function_call>call:get_weather{city:Par", [("get_weather", '{"city": ')]),
 ]
 
-GEMMA4 = [('<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:3}<tool_call|>', [PARIS])]
+GEMMA4: Cases = [('<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:3}<tool_call|>', [PARIS])]
 
-PHI = [
+PHI: Cases = [
     ('<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}]<|/tool_call|>', [PARIS]),
     ('functools[{"name": "now", "arguments": {}}, {"name": "now", "arguments": {}}]', [NOW, NOW]),
     ("import functools\nfunctools[0] functools", ["import functools\nfunctools[0] functools"]),
 ]
 
-GRANITE = [
+GRANITE: Cases = [
     ('<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}]', [PARIS]),
     ('<tool_call>[{"arguments": {}, "name": "now"}, {"name": "now"}]', [NOW, NOW]),
     ('<|tool_call|> {"name": "now", "arguments": {}}\n', [NOW]),
 ]
 
-QWEN3_CODER = [
+QWEN3_CODER: Cases = [
     (
         (
             "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n<parameter=days>\n3\n"

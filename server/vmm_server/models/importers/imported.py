@@ -1,12 +1,9 @@
 """What an importer says about the model folder that it wrote or found."""
 
-import re
 from dataclasses import dataclass
 
 from vmm_adapters.card import EmbeddingRecipe
-
-_TOOLS = re.compile(r"\btools\b")
-_THINKING = re.compile(r"</?think>|enable_thinking|reasoning_content")
+from vmm_server.prompt.formats.detect import find_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +34,11 @@ class ImportedModel:
 
 def guess_capabilities(chat_template: str | None) -> tuple[str, ...]:
     """What a chat template has places for."""
-    template = chat_template or ""
+    format = find_format(chat_template, ())
     return (
         "completion",
-        *(["tools"] if _TOOLS.search(template) else []),
-        *(["thinking"] if _THINKING.search(template) else []),
+        *(["tools"] if format.tools_in_template else []),
+        *(["thinking"] if format.reasoning is not None else []),
     )
 
 
