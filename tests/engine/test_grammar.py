@@ -6,6 +6,7 @@ import random
 import re
 import string
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jsonschema_rs
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from vmm_adapters.echo import END, VOCAB_SIZE, EchoRunner
+from vmm_adapters.echo import ASSISTANT, END, USER, VOCAB_SIZE, EchoRunner
 from vmm_adapters.types import FinishReason, SamplingParams
 from vmm_server.engine import Delta, Engine
 from vmm_server.engine.constraints import MAX_CHOICES, MAX_GRAMMAR_NODES, MAX_REGEX_BYTES, MAX_SCHEMA_BYTES
@@ -23,6 +24,11 @@ from vmm_server.engine.stream import merge
 from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown
 from vmm_server.models.loading import load_model
 from vmm_server.models.store import InstalledModel
+from vmm_server.prompt.answer import ThinkingState
+from vmm_server.prompt.form import answer_constraint
+from vmm_server.prompt.formats.base import ChatFormat, ReasoningFormat
+from vmm_server.prompt.formats.detect import TOOL_FORMATS
+from vmm_server.prompt.spelling import Spelling
 from vmm_server.requests import Choice, Constraint, Grammar, JsonObject, JsonSchema, Regex
 
 Run = Callable[..., Any]
@@ -46,9 +52,9 @@ def lively(seed: int, **changes: Any) -> SamplingParams:
     return SamplingParams(**{"temperature": 1.5, "seed": seed, "max_tokens": 160, **changes})
 
 
-async def answer(engine: Engine, constraint: Constraint, sampling: SamplingParams) -> Delta:
+async def answer(engine: Engine, constraint: Constraint, sampling: SamplingParams, prompt: list[int] = PROMPT) -> Delta:
     grammar = await engine.grammars.compile(constraint)
-    return merge([delta async for delta in engine.submit(PROMPT, sampling, grammar=grammar)])
+    return merge([delta async for delta in engine.submit(prompt, sampling, grammar=grammar)])
 
 
 def random_schema(rng: random.Random, depth: int = 0) -> dict[str, object]:
@@ -94,12 +100,35 @@ def random_schema(rng: random.Random, depth: int = 0) -> dict[str, object]:
     }
 
 
-def test_no_answer_that_ends_violates_its_schema(run: Run, engine_over: Run) -> None:
+THOUGHT = 'so {"a": </th> </think>'
+THINKING_PROMPT = [USER, *THOUGHT.encode(), END, ASSISTANT]
+
+
+def after_thinking(constraint: Constraint, tokenizer: Tokenizer) -> Any:
+    """The form of an answer whose prompt leaves the model in the middle of its thinking."""
+    format = ChatFormat(TOOL_FORMATS["hermes"], ReasoningFormat("<think>", "</think>"), tools_in_template=True)
+    spell = Spelling(tokenizer)
+    return answer_constraint(format, thinking=ThinkingState.OPEN, tools=None, form=constraint, spell=spell)
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+def test_no_answer_that_ends_violates_its_schema(
+    run: Run, engine_over: Run, tokenizer: Tokenizer, thinks: bool
+) -> None:
+    async def one_answer(engine: Engine, seed: int, one: object) -> Delta:
+        if not thinks:
+            return await answer(engine, schema(one), lively(seed))
+        constraint = after_thinking(schema(one), tokenizer)
+        said = await answer(engine, constraint, lively(seed, max_tokens=160 + len(THOUGHT)), THINKING_PROMPT)
+        thought, _, text = said.text.partition("</think>")
+        assert thought == THOUGHT.removesuffix("</think>")
+        return replace(said, text=text, token_ids=said.token_ids[len(THOUGHT) :])
+
     async def scenario(first: int) -> list[Delta]:
         schemas = [random_schema(random.Random(seed)) for seed in range(first, min(first + 40, NUM_SCHEMAS))]
         runner = EchoRunner(num_blocks=512)
         async with engine_over(runner, max_sequences=16) as engine:
-            tasks = [answer(engine, schema(one), lively(seed)) for seed, one in enumerate(schemas, first)]
+            tasks = [one_answer(engine, seed, one) for seed, one in enumerate(schemas, first)]
             answers = await asyncio.gather(*tasks)
         for one, said in zip(schemas, answers, strict=True):
             if said.finish_reason is FinishReason.STOP:
