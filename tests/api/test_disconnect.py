@@ -19,6 +19,8 @@ ROUTES = [
     ("/v1/chat/completions", {"messages": USER, "stream": False}),
     ("/v1/completions", {"prompt": ["hello", "again"], "stream": True}),
     ("/v1/completions", {"prompt": ["hello", "again"], "stream": False}),
+    ("/v1/responses", {"input": "hello", "stream": True}),
+    ("/v1/responses", {"input": "hello", "stream": False}),
     ("/api/chat", {"messages": USER}),
     ("/api/generate", {"prompt": "hello", "stream": False}),
 ]

@@ -59,6 +59,8 @@ def refuse_unsupported(wire: PromptFields) -> None:
     _refuse_prompt_fields(wire)
     if isinstance(wire, ResponseRequest):
         _refuse_response_fields(wire)
+    if isinstance(wire, CountRequest):
+        _refuse("personality", wire.personality is not None)
 
 
 def wants_summary(reasoning: Reasoning | None) -> bool:
@@ -125,6 +127,8 @@ def _refuse_response_fields(wire: ResponseRequest) -> None:
     _refuse("moderation", wire.moderation is not None)
     _refuse("context_management", bool(wire.context_management))
     _refuse("n", wire.n not in (None, 1), "can be 1 only on this route")
+    prewarms = wire.prompt_cache_options is not None and wire.prompt_cache_options.prewarm
+    _refuse("prompt_cache_options.prewarm", bool(prewarms))
     obfuscated = wire.stream_options is not None and wire.stream_options.include_obfuscation
     _refuse("stream_options.include_obfuscation", bool(obfuscated))
     for index, value in enumerate(wire.include or ()):

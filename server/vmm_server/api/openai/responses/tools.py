@@ -47,6 +47,9 @@ def is_strict(wire: FunctionTool) -> bool:
 
 def _tool(wire: FunctionTool, where: str) -> Tool:
     _check_type(wire.type, where)
+    if not wire.name:
+        message = f"{where}.name: field required; on this route it stands beside the type, in no function"
+        raise InvalidRequest(message, param=f"{where}.name")
     return make_tool(wire.name, wire.description, wire.parameters, strict=is_strict(wire), where=where)
 
 

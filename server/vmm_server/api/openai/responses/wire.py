@@ -98,6 +98,12 @@ class StreamOptions(CommonStreamOptions):
     include_obfuscation: bool | None = None
 
 
+class PromptCacheOptions(Wire):
+    """`prompt_cache_options`: the one that would change the answer."""
+
+    prewarm: bool | None = None
+
+
 class PromptFields(Wire):
     """What the prompt is made of. `model` stands in the request that has these."""
 
@@ -120,6 +126,7 @@ class CountRequest(PromptFields):
     """Body of `POST /v1/responses/input_tokens`."""
 
     model: str
+    personality: str | None = None
 
 
 class ResponseRequest(PromptFields, SamplingFields):
@@ -134,6 +141,7 @@ class ResponseRequest(PromptFields, SamplingFields):
     user: Identifier | None = None
     safety_identifier: Identifier | None = None
     prompt_cache_key: Identifier | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
     max_tool_calls: Annotated[Integer, Field(ge=1)] | None = None
     background: bool | None = None
     prompt: object = None
