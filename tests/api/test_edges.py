@@ -55,8 +55,6 @@ def test_a_method_that_is_not_allowed_is_told_which_are(live_server: Any) -> Non
 def test_a_body_that_is_too_big_is_refused_with_the_limit_before_it_is_read(live_server: Any, path: str) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n"
     answer = exchange(live_server, head.encode())
-    if path == "/v1/messages" and answer.startswith(b"HTTP/1.1 404"):
-        pytest.skip("no such route yet")
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"larger than the limit of 64 MiB" in answer
     assert b"x-request-id: " in answer
@@ -137,3 +135,26 @@ def test_a_part_of_the_wrong_kind_is_not_explained_in_pythons_words(live_server:
     response = live_server.client.post(path, json={"model": "echo", "messages": [7]})
     assert response.status_code == 400
     assert "messages[0]: input should be an object" in response.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"guided_json": 5}, "guided_json", "input should be an object or a valid string"),
+        (
+            {"structured_outputs": {"json": [1]}},
+            "structured_outputs.json",
+            "input should be an object or a valid string",
+        ),
+        ({"stop": 5}, "stop", "must be a string or an array of strings"),
+        ({"stop": ["a", 5]}, "stop[1]", "input should be a valid string"),
+        ({"keep_alive": []}, "keep_alive", "must be seconds or a duration such as 5m"),
+        ({"temperature": "hot", "top_p": "cold"}, "temperature", "input should be a valid number"),
+        ({"messages": [{"content": "a"}], "top_logprobs": "1"}, "messages[0].role", "field required"),
+    ],
+)
+def test_param_is_the_field_as_it_was_sent(live_server: Any, fields: Any, param: str, message: str) -> None:
+    body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
+    error = live_server.client.post("/v1/chat/completions", json=body | fields).json()["error"]
+    assert error["param"] == param
+    assert error["message"] == f"{param}: {message}"

@@ -5,6 +5,7 @@ from typing import Annotated, Any, TypeVar
 from litestar import Request
 from litestar.exceptions import InternalServerException
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic_core import ErrorDetails, from_json
 
 from vmm_server.durations import parse_keep_alive
 from vmm_server.errors import InvalidRequest, RequestCancelled
@@ -30,11 +31,13 @@ def _keep_alive(value: object) -> KeepAlive | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError("keep_alive is seconds or a duration such as 5m")
+        raise ValueError("must be seconds or a duration such as 5m")
     return parse_keep_alive(value)
 
 
 def _one_or_many(value: object) -> object:
+    if not isinstance(value, str | list):
+        raise ValueError("must be a string or an array of strings")
     return [value] if isinstance(value, str) else value
 
 
@@ -42,9 +45,9 @@ Integer = Annotated[int, BeforeValidator(_integral)]
 """A whole number; `8192.0` is one, as several clients write it."""
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
 """Logits are multiplied or divided by it; far beyond these bounds none of them is a number any more."""
-Duration = Annotated[KeepAlive | None, PlainValidator(_keep_alive)]
+Duration = Annotated[KeepAlive | None, PlainValidator(_keep_alive, json_schema_input_type=float | str)]
 """`keep_alive`: a number of seconds or a Go duration."""
-Strings = Annotated[list[str], BeforeValidator(_one_or_many)]
+Strings = Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
 """One string or an array of them."""
 
 Shape = TypeVar("Shape", bound=Wire)
@@ -62,15 +65,42 @@ _PLAIN = {"model_type": "input should be an object", "dict_type": "input should 
 """Where pydantic speaks of Python's types."""
 
 
-def invalid_request(error: ValidationError, inside: str = "") -> InvalidRequest:
-    """The first thing wrong with a body, or with what is `inside` one of its fields, in a sentence that names it."""
-    first = error.errors(include_url=False)[0]
+def invalid_request(error: ValidationError, inside: str = "", sent: object = None) -> InvalidRequest:
+    """The first thing wrong with a body, or with what is `inside` one of its fields, in a sentence that names it.
+
+    `sent` is the JSON itself; with it, the forms that a field may have are told together.
+    """
+    found = error.errors(include_url=False)
+    first = found[0]
     if first["type"] == "json_invalid":
         return InvalidRequest(first["msg"])
-    path = field_path(first["loc"], inside)
-    reason = first.get("ctx", {}).get("error") if first["type"] == "value_error" else None
-    message = str(reason) if reason else _PLAIN.get(first["type"]) or first["msg"][:1].lower() + first["msg"][1:]
+    place = _place(first, sent)
+    path = field_path(place, inside)
+    message = _said(first)
+    for other in found[1:] if sent is not None else ():
+        if _place(other, sent) == place and message.startswith(_SHOULD) and _said(other).startswith(_SHOULD):
+            message += f" or {_said(other).removeprefix(_SHOULD)}"
     return InvalidRequest(f"{path}: {message}" if path else message, param=path or None)
+
+
+_SHOULD = "input should be "
+
+
+def _said(error: ErrorDetails) -> str:
+    reason = error.get("ctx", {}).get("error") if error["type"] == "value_error" else None
+    return str(reason) if reason else _PLAIN.get(error["type"]) or error["msg"][:1].lower() + error["msg"][1:]
+
+
+def _place(error: ErrorDetails, sent: object) -> tuple[int | str, ...]:
+    """Where it is in what was sent: pydantic also names the branches of a union, which nobody wrote."""
+    if sent is None:
+        return error["loc"]
+    place: list[int | str] = []
+    for part in error["loc"]:
+        if (isinstance(sent, dict) and part in sent) or (isinstance(sent, list) and isinstance(part, int)):
+            sent = sent[part]  # type: ignore[index]
+            place.append(part)
+    return (*place, error["loc"][-1]) if error["type"] == "missing" else tuple(place)
 
 
 def parse_body(raw: bytes, shape: type[Shape]) -> Shape:
@@ -80,7 +110,8 @@ def parse_body(raw: bytes, shape: type[Shape]) -> Shape:
     try:
         return shape.model_validate_json(raw)
     except ValidationError as error:
-        raise invalid_request(error) from error
+        sent = from_json(raw) if error.error_count() > 1 else None
+        raise invalid_request(error, sent=sent) from error
 
 
 async def read_body(request: Request[Any, Any, Any], shape: type[Shape]) -> Shape:
