@@ -58,6 +58,7 @@ PURE_API = (
     "openai.render",
     "openai.render_chat",
     "openai.render_completion",
+    "openai.tokens.wire",
 )
 IMPURE = {"asyncio", "threading", "time", "socket", "queue", "concurrent"}
 CONTRACT_PACKAGES = {"numpy", "pydantic", "vmm_adapters", *sys.stdlib_module_names}

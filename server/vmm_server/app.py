@@ -25,6 +25,7 @@ from vmm_server.api.openai.embeddings import EmbeddingsController
 from vmm_server.api.openai.models import ModelsController
 from vmm_server.api.openai.responses.create import ResponsesController
 from vmm_server.api.openai.responses.kept import KeptResponsesController
+from vmm_server.api.openai.tokens.routes import TOKEN_ROUTES
 from vmm_server.api.ops import HealthController, Readiness
 from vmm_server.api.request_log import logged
 from vmm_server.api.rerank import RerankController
@@ -88,7 +89,7 @@ def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:
                 "/", route_handlers=[OllamaChatController, GenerateController, OllamaModelsController], tags=["Ollama"]
             ),
             Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
-            Router("/", route_handlers=[RerankController], tags=["Text"]),
+            Router("/", route_handlers=[RerankController, *TOKEN_ROUTES], tags=["Text"]),
             Router("/", route_handlers=[HealthController], tags=["Health"]),
             SchemaController,
         ],

@@ -145,6 +145,9 @@ FAMILIES: tuple[tuple[str, Callable[[Exception], Body]], ...] = (
     ("/v1", openai_body),
     ("/v2", openai_body),
     ("/rerank", openai_body),
+    ("/tokenize", openai_body),
+    ("/detokenize", openai_body),
+    ("/apply-template", openai_body),
     ("/api", ollama_body),
 )
 

@@ -1,0 +1,139 @@
+"""The routes about tokens. Nothing is generated; a cold model is loaded."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from litestar import Request, post
+from litestar.di import NamedDependency
+from litestar.handlers import HTTPRouteHandler
+
+from vmm_server.api.body import read_body
+from vmm_server.api.openai.convert import chat_request
+from vmm_server.api.openai.tokens import examples
+from vmm_server.api.openai.tokens.wire import (
+    ApplyTemplateBody,
+    DetokenizeBody,
+    TokenizeBody,
+    adds_special_tokens,
+    chat_of,
+    check_ending,
+    check_tokens,
+    piece,
+    texts_of,
+)
+from vmm_server.api.openapi import described
+from vmm_server.errors import InvalidRequest
+from vmm_server.inference import Inference
+from vmm_server.models.registry import Registry
+from vmm_server.settings import Settings
+
+AnyRequest = Request[Any, Any, Any]
+
+
+async def tokenize(
+    request: AnyRequest,
+    inference: NamedDependency[Inference],
+    registry: NamedDependency[Registry],
+    settings: NamedDependency[Settings],
+) -> dict[str, object]:
+    """Tokens of a text, of several, or of a conversation as the model's template writes it."""
+    wire = await read_body(request, TokenizeBody)
+    texts = texts_of(wire)
+    model = _model_name(wire.model, registry, settings)
+    words = await inference.tokenizer(model)
+    if texts is None:
+        prompted = await inference.count_tokens(chat_request(chat_of(wire, model)))
+        shown = _shown(wire, prompted.tokens, words.bytes)
+    elif isinstance(texts, str):
+        ids = await asyncio.to_thread(words.encode, texts, adds_special_tokens(wire))
+        shown = _shown(wire, ids, words.bytes)
+    else:
+        adds = adds_special_tokens(wire)
+        lists = await asyncio.to_thread(lambda: [words.encode(text, adds) for text in texts])
+        each = [_shown(wire, ids, words.bytes) for ids in lists]
+        shown = {name: [one[name] for one in each] for name in (each[0] if each else ("tokens", "count"))}
+    return shown | {"max_model_len": words.context_length}
+
+
+async def detokenize(
+    request: AnyRequest,
+    inference: NamedDependency[Inference],
+    registry: NamedDependency[Registry],
+    settings: NamedDependency[Settings],
+) -> dict[str, str]:
+    """The text of tokens, special ones included, under the name that each server's clients look for."""
+    wire = await read_body(request, DetokenizeBody)
+    check_tokens(wire)
+    words = await inference.tokenizer(_model_name(wire.model, registry, settings))
+    text = await asyncio.to_thread(words.decode, wire.tokens)
+    return dict.fromkeys(("content", "prompt", "text"), text)
+
+
+async def apply_template(
+    request: AnyRequest,
+    inference: NamedDependency[Inference],
+    registry: NamedDependency[Registry],
+    settings: NamedDependency[Settings],
+) -> dict[str, str]:
+    """The prompt that the model's chat template makes of a conversation."""
+    wire = await read_body(request, ApplyTemplateBody)
+    check_ending(wire, wire.messages)
+    model = _model_name(wire.model, registry, settings)
+    prompted = await inference.count_tokens(chat_request(wire.model_copy(update={"model": model})))
+    return {"prompt": prompted.text or ""}
+
+
+def _routes(prefix: str) -> list[HTTPRouteHandler]:
+    version = prefix.removeprefix("/").capitalize()
+
+    def route(path: str, handler: Callable[..., Any], operation_id: str, summary: str, **shown: Any) -> Any:
+        return post(
+            f"{prefix}/{path}",
+            status_code=200,
+            operation_id=f"{operation_id}{version}",
+            summary=summary,
+            opt=described(*shown["examples"], body=shown["body"]),
+        )(handler)
+
+    return [
+        route("tokenize", tokenize, "tokenize", "Text to tokens", examples=examples.TOKENIZE, body=TokenizeBody),
+        route(
+            "detokenize", detokenize, "detokenize", "Tokens to text", examples=examples.DETOKENIZE, body=DetokenizeBody
+        ),
+        route(
+            "apply-template",
+            apply_template,
+            "applyTemplate",
+            "A conversation's prompt",
+            examples=examples.APPLY_TEMPLATE,
+            body=ApplyTemplateBody,
+        ),
+    ]
+
+
+TOKEN_ROUTES = [*_routes(""), *_routes("/v1")]
+"""Each under the path that llama-server has and under the one that OVMS and LocalAI have."""
+
+
+def _model_name(asked: str | None, registry: Registry, settings: Settings) -> str:
+    """The model asked for, else the default, else the only one: llama-server's and vLLM's clients name none."""
+    if asked:
+        return asked
+    if settings.default_model:
+        return settings.default_model
+    installed = registry.installed()
+    if len(installed) != 1:
+        raise InvalidRequest(
+            f"model: field required, since {len(installed)} models are here and none is the default", param="model"
+        )
+    return installed[0].name
+
+
+def _shown(wire: TokenizeBody, ids: Sequence[int], token_bytes: Callable[[int], bytes]) -> dict[str, object]:
+    """What is told of one text's tokens."""
+    tokens = [piece(token_id, token_bytes) for token_id in ids] if wire.with_pieces else list(ids)
+    shown: dict[str, object] = {"tokens": tokens, "count": len(ids)}
+    if wire.return_token_strs:
+        shown["token_strs"] = [token_bytes(token_id).decode(errors="replace") for token_id in ids]
+    return shown
