@@ -18,10 +18,12 @@ from tokenizers import Tokenizer
 
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.echo import CHAT_TEMPLATE, END, VOCAB_SIZE, EchoRunner, Gate, write_echo_model
+from vmm_adapters.echo_encoder import write_echo_encoder
 from vmm_adapters.types import Batch
 from vmm_server.api.openai.responses.examples import ITEM, LIST_INPUT_ITEMS, WHOLE
 from vmm_server.app import App, Parts, create_app
 from vmm_server.engine.engine import Engine, EngineOptions, EngineStats
+from vmm_server.models.encoders import ReadyEncoder, load_encoder
 from vmm_server.models.loading import ReadyModel, model_format
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
@@ -63,7 +65,7 @@ def install_echo(store: Store, folder: Path) -> InstalledModel:
 
 @dataclass
 class EchoLoader:
-    """Loads the echo model, behind a gate if there is one."""
+    """Loads the echo model, behind a gate if there is one, and echo's encoder."""
 
     gate: Callable[[Batch], None] | None = None
     load_gate: Gate | None = None
@@ -71,9 +73,11 @@ class EchoLoader:
     context_length: int = 512
     num_blocks: int = 64
 
-    def __call__(self, model: InstalledModel, kv_cache_bytes: int) -> ReadyModel:
+    def __call__(self, model: InstalledModel, kv_cache_bytes: int) -> ReadyModel | ReadyEncoder:
         if self.load_gate is not None:
             self.load_gate(Batch(()))
+        if "embedding" in model.capabilities:
+            return load_encoder(model, Settings(home=model.folder))
         runner = EchoRunner(num_blocks=self.num_blocks, context_length=self.context_length, gate=self.gate)
         tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
         engine = Engine(
@@ -253,12 +257,16 @@ uri = "file:{folder}"
 
 @pytest.fixture
 def install_examples() -> Callable[[LiveServer], None]:
-    """Installs the echo model under the name that the OpenAPI document's examples use, and the response they show."""
+    """Installs the echo models under the names that the OpenAPI document's examples use, and the response they show."""
 
     def install(server: LiveServer) -> None:
         store = Store(server.parts.settings.store_dir)
         echo = server.parts.registry.resolve("echo")
         store.install(replace(echo, name="smollm2:135m", aliases=(), family="llama"))
+        folder = echo.folder.with_name("encoder")
+        write_echo_encoder(folder)
+        names: dict[str, Any] = {"name": "all-minilm:latest", "aliases": (), "digest": "a" * 64, "folder": folder}
+        store.install(replace(echo, **names, capabilities=("embedding",), context_length=64))
         responses, given = server.parts.response_store, LIST_INPUT_ITEMS[0].answer["data"]
         server.run(responses.delete(WHOLE["id"]))
         server.run(responses.put(WHOLE, given=given, output=[ITEM]))
@@ -274,6 +282,6 @@ def example_server(
     cards = tmp_path / "cards"
     cards.mkdir()
     (cards / "smollm2.toml").write_text(EXAMPLE_CARD.format(folder=tmp_path / "echo"))
-    server = start_server({"card_dirs": (cards,)})
+    server = start_server({"card_dirs": (cards,)}, context_length=2048, num_blocks=256)
     install_examples(server)
     return server
