@@ -15,7 +15,6 @@ USAGE = {
 ENDED = {"stop_reason": "end_turn", "stop_sequence": None}
 WEATHER = {
     "name": "weather",
-    "description": "The weather in a city.",
     "input_schema": {
         "type": "object",
         "properties": {"city": {"enum": ["Oslo", "Rome"]}},
@@ -56,7 +55,7 @@ CREATE = (
         {
             "model": MODEL,
             "max_tokens": 200,
-            "messages": [{"role": "user", "content": "How is the weather in Oslo?"}],
+            "messages": [{"role": "user", "content": "Does it rain in Oslo?"}],
             "tools": [WEATHER],
             "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
         },
