@@ -28,6 +28,9 @@ STOP_TIMEOUT_S = 60
 PULLS = (("file:compat_tests/scripted", "--name", "scripted"), ("all-minilm",))
 """Models that the tests ask for beside the default one."""
 
+TIKTOKEN_DIR = next(ROOT.glob(".venv-clients/lib/*/site-packages/litellm/litellm_core_utils/tokenizers"), None)
+"""OpenAI's cl100k_base, where litellm is installed; for a server at `VMM_BASE_URL`, its setting `tiktoken_dir`."""
+
 collect_ignore = [] if importlib.util.find_spec("langchain_tests") else ["third_party"]
 
 
@@ -49,6 +52,8 @@ def base_url() -> Iterator[str]:
         path for path in (Path(sys.executable).with_name("vmm"), ROOT / ".venv" / "bin" / "vmm") if path.exists()
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("VMM_", "OLLAMA_"))}
+    if TIKTOKEN_DIR:
+        environment["TIKTOKEN_CACHE_DIR"] = str(TIKTOKEN_DIR)
     for pull in PULLS:
         command = [vmm, "pull", *pull, "--home", home]
         done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""Every snippet of the README's first screen runs as it stands, against the real server."""
+"""Every snippet of the README's first screen and of docs/clients.md runs as it stands, against the real server."""
 
 import os
 import re
@@ -10,19 +10,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FIRST_SCREEN = (ROOT / "README.md").read_text().partition("\n## ")[0]
-SNIPPETS = re.findall(r"^```(\w+)\n(.*?)^```", FIRST_SCREEN, re.M | re.S)
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
+SNIPPETS = FENCED.findall(FIRST_SCREEN)
+CLIENTS = FENCED.findall((ROOT / "docs" / "clients.md").read_text())
+NODE = ROOT / "compat_tests" / "node"
 DEFAULT_URL = "http://127.0.0.1:11434"
 
 
-def run(base_url: str, *command: str | Path) -> str:
+def run(base_url: str, *command: str | Path, cwd: Path = ROOT) -> str:
     """What a command prints, with the server found as its user would have it found."""
     environment = os.environ | {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "OLLAMA_HOST": base_url,
         "NO_PROXY": "*",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, cwd=ROOT, timeout=300
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, cwd=cwd, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -45,6 +49,24 @@ def test_a_snippet_gets_a_sensible_answer(language: str, code: str, base_url: st
     shell = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
     output = run(base_url, *shell, code)
     assert looks_like_an_answer(output), output
+
+
+@pytest.mark.parametrize(("language", "code"), CLIENTS)
+def test_a_client_does_what_its_page_says(language: str, code: str, base_url: str, embedding_model: str) -> None:
+    code = code.replace(DEFAULT_URL, base_url)
+    if language == "js":
+        if not (NODE / "node_modules" / "openai").is_dir():
+            pytest.skip("OpenAI's Node client is not installed: make clients (needs Node and npm)")
+        output = run(base_url, "node", "--input-type=module", "--eval", code, cwd=NODE)
+    elif "import litellm" in code:
+        python = ROOT / ".venv-clients" / "bin" / "python"
+        if not python.exists():
+            pytest.skip("litellm is not installed: make clients")
+        output = run(base_url, python, "-c", code)
+    else:
+        output = run(base_url, sys.executable, "-c", code)
+    promised = re.search(r"^print\(.*\)  # (.+)$", code, re.M)
+    assert promised.group(1) in output if promised else looks_like_an_answer(output), output
 
 
 def test_make_serve_is_a_target() -> None:
