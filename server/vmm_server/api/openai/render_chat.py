@@ -99,8 +99,7 @@ class ChatChunks(Chunks):
         """Content or a call: what a message has at least."""
         self._before = [b'%b,"choices":[{"index":%d,"delta":' % (self._start, index) for index in range(num_choices)]
         self._before_content = [before + b'{"content":' for before in self._before]
-        self._after = b',"logprobs":null,"finish_reason":null}]' + self._tail
-        self._after_content = b"}" + self._after
+        self._after_content = b'},"logprobs":null,"finish_reason":null}]' + self._tail
 
     def events(self, index: int, delta: Delta) -> list[bytes]:
         """The events for one delta of choice `index`; none while there is nothing to tell."""

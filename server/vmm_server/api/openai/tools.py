@@ -44,9 +44,9 @@ def tool_use(wire: ChatCompletionRequest) -> ToolUse | None:
         raise InvalidRequest("functions: the older name of tools, which are there too", param="functions")
     choice, older = _tool_choice(wire.tool_choice), _function_call(wire.function_call)
     if not wire.tools:
-        _needs_no_tools(choice, "tool_choice", "tools")
+        _check_no_choice(choice, "tool_choice", "tools")
     if not wire.functions:
-        _needs_no_tools(older, "function_call", "functions")
+        _check_no_choice(older, "function_call", "functions")
     if wire.tools and not choice.none:
         tools = [_tool(one, f"tools[{index}]") for index, one in enumerate(wire.tools)]
         return _together(tools, choice, parallel=wire.parallel_tool_calls is not False, param="tools")
@@ -60,7 +60,7 @@ def _together(tools: list[Tool], choice: _Choice, *, parallel: bool, param: str)
     return make_tool_use(tools, required=choice.required, allowed=choice.allowed, parallel=parallel, param=param)
 
 
-def _needs_no_tools(choice: _Choice, field: str, tools: str) -> None:
+def _check_no_choice(choice: _Choice, field: str, tools: str) -> None:
     if choice.required or choice.allowed is not None:
         raise InvalidRequest(f"{field}: there are no {tools} to choose from", param=field)
 
