@@ -55,9 +55,10 @@ ODD: list[Any] = [
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every element of every object and array within: where it is, and its key or index."""
+    """Every element of every object and array within: where it is, and its key or index. The model stays."""
     for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-        yield value, key
+        if key != "model":
+            yield value, key
         yield from places(value[key])
 
 

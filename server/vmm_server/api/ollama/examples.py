@@ -23,6 +23,18 @@ COUNTS = {
     "eval_count": 24,
     "eval_duration": 380_000_000,
 }
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
 STATE = {"model": MODEL, "created_at": WHEN}
 
 ROOT = (Example("Is somebody there", "Ollama is running", media_type=TEXT),)
@@ -128,6 +140,23 @@ CHAT = (
         ],
         {"model": MODEL, "messages": QUESTION, "options": {"temperature": 0.2, "num_predict": 200}},
         media_type=NDJSON,
+    ),
+    Example(
+        "After a tool's answer",
+        STATE
+        | {"message": {"role": "assistant", "content": "It snows in Oslo."}, "done": True}
+        | {"done_reason": "stop"}
+        | COUNTS,
+        {
+            "model": MODEL,
+            "messages": [
+                {"role": "user", "content": "How is the weather in Oslo?"},
+                {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Oslo"}}}]},
+                {"role": "tool", "tool_name": "weather", "content": "snow, -4 degrees"},
+            ],
+            "tools": [WEATHER],
+            "stream": False,
+        },
     ),
     Example(
         "Load the model",

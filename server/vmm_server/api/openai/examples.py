@@ -35,8 +35,29 @@ CHUNK_HEAD = CHAT_HEAD | {"object": "chat.completion.chunk"}
 TEXT_HEAD = CHAT_HEAD | {"id": "cmpl-5d1c3f0b9a7e4c2d8f6b1a03", "object": "text_completion"}
 
 
-def _message(content: str) -> dict[str, object]:
+def _message(content: str | None) -> dict[str, object]:
     return {"role": "assistant", "content": content, "refusal": None}
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+CALL = {
+    "id": "call_8f2b6c1d9a3e4f70",
+    "type": "function",
+    "function": {"name": "weather", "arguments": '{"city": "Oslo"}'},
+}
+OSLO = {"role": "user", "content": "How is the weather in Oslo?"}
 
 
 def _choice(finish_reason: str | None, **said: object) -> dict[str, object]:
@@ -60,6 +81,28 @@ CHAT = (
         ],
         {"model": MODEL, "messages": QUESTION, "stream": True, "stream_options": {"include_usage": True}},
         media_type=SSE,
+    ),
+    Example(
+        "A tool call",
+        CHAT_HEAD
+        | {
+            "choices": [_choice("tool_calls", message=_message(None) | {"tool_calls": [CALL]})],
+            "usage": USAGE,
+        },
+        {"model": MODEL, "messages": [OSLO], "tools": [WEATHER], "tool_choice": "required"},
+    ),
+    Example(
+        "After a tool's answer",
+        CHAT_HEAD | {"choices": [_choice("stop", message=_message("It snows in Oslo."))], "usage": USAGE},
+        {
+            "model": MODEL,
+            "messages": [
+                OSLO,
+                {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                {"role": "tool", "tool_call_id": CALL["id"], "content": "snow, -4 degrees"},
+            ],
+            "tools": [WEATHER],
+        },
     ),
     Example(
         "An answer with a schema",
