@@ -226,9 +226,3 @@ def test_a_model_that_cannot_think_is_not_asked_to(ask: Ask) -> None:
     assert ask("x", model="echo", reasoning_effort="none")["message"]["content"] == "x"
     error = ask("x", model="echo", reasoning_effort="high", status=400).json()["error"]
     assert error["param"] == "reasoning_effort"
-
-
-def test_a_model_without_fill_in_the_middle_says_so(server: Any) -> None:
-    response = server.client.post("/v1/completions", json={"model": "echo", "prompt": "a", "suffix": "b"})
-    assert response.status_code == 400
-    assert "insert" in response.json()["error"]["message"]
