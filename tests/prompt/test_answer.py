@@ -151,9 +151,10 @@ def test_what_needs_no_reading_passes_untouched() -> None:
     for delta in deltas("Hello <think>"):
         (same,) = one.read(delta)
         assert same is delta if delta.finish_reason is None else same == delta
+    delta = Delta("on", (1,))
+    assert reader(tools=TOOLS).read(delta)[0] is delta
     past = reader(thinking=OPEN)
     answer(past, deltas("so</think>now"))
-    delta = Delta("on", (1,))
     assert past.read(delta)[0] is delta
 
 

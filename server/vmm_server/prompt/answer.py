@@ -15,7 +15,9 @@ from vmm_server.prompt.formats.base import Arguments, CallStart, ChatFormat, Par
 from vmm_server.prompt.formats.tape import marker_pattern
 from vmm_server.requests import Tool
 
-_TURN = re.compile(r"<\|[^|<>]{1,40}\|>|<｜[^｜<>]{1,40}｜>|<(?:start|end)_of_turn>|</?s>|\[/?INST\]|<seed:[be]os>")
+_TURN = re.compile(
+    r"<\|[^|<>]{1,40}\|>|<｜[^｜<>]{1,40}｜>|<(?:start|end)_of_turn>|<\|turn>|<turn\|>|</?s>|\[/?INST\]|<seed:[be]os>"
+)
 """What begins or ends a message, in the templates of the families that think."""
 
 
@@ -82,9 +84,10 @@ class AnswerReader:
             self._counter.push(delta.token_ids)
         if self._thinking is None and self._parser is None:
             return [self._ended(delta, delta)]
-        said = self._merged(self._parts(delta))
-        if not said:
-            said = [Delta("")]
+        parts = list(self._parts(delta))
+        if len(parts) == 1 and parts[0] == Text(delta.text) and delta.finish_reason is None:
+            return [delta]
+        said = self._merged(parts) or [Delta("")]
         said[0] = replace(
             said[0], token_ids=delta.token_ids, logprobs=delta.logprobs, prompt_logprobs=delta.prompt_logprobs
         )

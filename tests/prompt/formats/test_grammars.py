@@ -3,15 +3,21 @@
 import asyncio
 import json
 import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jsonschema_rs
+import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from vmm_adapters.echo import END, write_echo_model
 from vmm_server.engine.grammar import GrammarCompiler, TokenMatcher
-from vmm_server.prompt.formats.base import Arguments, CallStart, Text
+from vmm_server.prompt.answer import ThinkingState
+from vmm_server.prompt.form import answer_constraint
+from vmm_server.prompt.formats.base import Arguments, CallStart, ChatFormat, Text
 from vmm_server.prompt.formats.detect import TOOL_FORMATS
 from vmm_server.prompt.spelling import Spelling
 from vmm_server.requests import Tool, ToolUse
@@ -85,26 +91,43 @@ def compiler(tokenizer: Tokenizer) -> Any:
     compiler.close()
 
 
-def written(matcher: TokenMatcher, tokenizer: Tokenizer, rng: random.Random) -> str:
-    """A text that a grammar allows, by a writer that knows a few words and is otherwise drunk."""
+def written(matcher: TokenMatcher, tokenizer: Tokenizer, rng: random.Random, begun: Sequence[int] = ()) -> str:
+    """A text that a grammar allows, by a writer that begins as told, knows a few words and is otherwise drunk."""
     size = tokenizer.get_vocab_size()
     added = {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items()}
     said = bytearray()
-    plan: list[int] = []
-    for _ in range(4000):
+    plan = list(begun)
+    for step in range(4000):
         allowed = matcher.allowed(size)
         assert matcher.failure is None, matcher.failure
-        if allowed[END] or matcher.is_complete:
+        if step < len(begun):
+            assert allowed[plan[0]], bytes(said)
+        elif allowed[END] or matcher.is_complete:
             return said.decode()
         if not plan or not allowed[plan[0]]:
             plan = list(rng.choice(ENDS).encode()) if rng.random() < 0.7 else []
-        choices = [index for index in range(size) if allowed[index]]
+        choices = np.flatnonzero(allowed).tolist()
         if not plan and choices[-1] in added and rng.random() < 0.2:
             choices = [index for index in choices if index in added]
         token = plan.pop(0) if plan and allowed[plan[0]] else rng.choice(choices)
         matcher.accept(token)
         said += added[token].encode() if token in added else bytes([token])
     raise AssertionError(f"no end in sight: {bytes(said[-100:])!r}")
+
+
+def read(format: str, text: str, tools: Sequence[Tool]) -> tuple[str, list[tuple[str, str]]]:
+    """(text, calls)."""
+    parser = TOOL_FORMATS[format].parser(tools)
+    plain, calls = "", list[tuple[str, str]]()
+    for part in [*parser.push(text), *parser.finish()]:
+        match part:
+            case CallStart(name):
+                calls.append((name, ""))
+            case Arguments(piece):
+                calls[-1] = (calls[-1][0], calls[-1][1] + piece)
+            case Text(piece):
+                plain += piece
+    return plain, calls
 
 
 @pytest.mark.parametrize("format", TOOL_FORMATS)
@@ -119,19 +142,36 @@ def test_what_a_grammar_allows_is_read_back_valid(
         composite = TOOL_FORMATS[format].grammar(use, Spelling(tokenizer))
         grammar = asyncio.run(compiler.compile(composite))
         valid = jsonschema_rs.validator_for(json.loads(tool.parameters))
-        for _ in range(6):
+        for _ in range(4):
             text = written(TokenMatcher(grammar), tokenizer, rng)
-            parser = TOOL_FORMATS[format].parser(use.callable)
-            calls: list[str] = []
-            for part in [*parser.push(text), *parser.finish()]:
-                match part:
-                    case CallStart(name):
-                        assert name == tool.name
-                        calls.append("")
-                    case Arguments(piece):
-                        calls[-1] += piece
-                    case Text(piece):
-                        raise AssertionError(f"{piece!r} of {text!r} was read as text")
+            plain, calls = read(format, text, use.callable)
+            assert not plain, text
             assert 1 <= len(calls) <= (8 if parallel else 1)
-            for call in calls:
-                assert valid.is_valid(json.loads(call)), (text, call)
+            for name, arguments in calls:
+                assert name == tool.name
+                assert valid.is_valid(json.loads(arguments)), (text, arguments)
+
+
+@pytest.mark.parametrize("format", TOOL_FORMATS)
+def test_strict_calls_are_valid_wherever_the_text_before_them_ends(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, format: str
+) -> None:
+    rng = random.Random(format)
+    spell = Spelling(tokenizer)
+    chat_format = ChatFormat(TOOL_FORMATS[format], None, tools_in_template=True)
+    for tool in TOOLS:
+        use = ToolUse((replace(tool, strict=True),))
+        valid = jsonschema_rs.validator_for(json.loads(tool.parameters))
+        composite = answer_constraint(chat_format, thinking=ThinkingState.NONE, tools=use, form=None, spell=spell)
+        assert composite is not None
+        grammar = asyncio.run(compiler.compile(composite))
+        start = TOOL_FORMATS[format].start(spell)
+        token = re.fullmatch(r"<\[(\d+)\]>", start)
+        begun = [*b"Well: ", *([int(token[1])] if token else json.loads(start).encode())]
+        for _ in range(3):
+            text = written(TokenMatcher(grammar), tokenizer, rng, begun)
+            plain, calls = read(format, text, use.callable)
+            assert plain == "Well:", text
+            for name, arguments in calls:
+                assert name == tool.name
+                assert valid.is_valid(json.loads(arguments)), (text, arguments)

@@ -42,6 +42,8 @@ _FUNCTION_END = "</function>"
 _PARAMETER = "<parameter="
 _PARAMETER_END = "</parameter>"
 
+_MAX_TAGS = 64
+"""End tags that a parameter's JSON may hold, in its strings: each means to read it again."""
 _TEXT = frozenset({"string"})
 
 Types = Mapping[str, frozenset[str]]
@@ -172,7 +174,9 @@ def _value(tape: Tape, types: frozenset[str] | None) -> Parts:
         yield from spoken(text_up_to(tape, "\n" + _PARAMETER_END, _PARAMETER_END))
         return
     text = yield from whole_up_to(tape, _PARAMETER_END)
-    while types is not None and "string" not in types and is_beginning_of_json(text):  # the tag stands in a string
+    for _ in range(_MAX_TAGS):
+        if types is None or "string" in types or not is_beginning_of_json(text):
+            break
         text += _PARAMETER_END + (yield from whole_up_to(tape, _PARAMETER_END))
     yield Arguments(_converted(text.removesuffix("\n"), types))
 
