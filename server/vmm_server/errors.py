@@ -86,14 +86,14 @@ class PreviousResponseNotFound(InvalidRequest):
     code = "previous_response_not_found"
 
     def __init__(self, response_id: str) -> None:
-        super().__init__(f"Previous response with id '{response_id}' not found.", param="previous_response_id")
+        super().__init__(f"Previous response with id '{response_id[:100]}' not found.", param="previous_response_id")
 
 
 class ResponseNotFound(VMMError):
     """No response is stored here under that id."""
 
     def __init__(self, response_id: str) -> None:
-        super().__init__(f"Response with id '{response_id}' not found.", param="response_id")
+        super().__init__(f"Response with id '{response_id[:100]}' not found.", param="response_id")
 
 
 class ModelNotFound(VMMError):

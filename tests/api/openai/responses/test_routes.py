@@ -117,6 +117,24 @@ def test_tool_choice_is_enforced(ask: Ask) -> None:
     assert call["call_id"].startswith("call_")
 
 
+def test_a_schema_that_cannot_be_enforced_is_not_strict_unless_it_has_to_be(ask: Ask) -> None:
+    bad = {"type": "object", "not": {}}
+    tools = [TOOL, TOOL | {"name": "g", "parameters": bad}, TOOL | {"name": "h", "strict": True}]
+
+    def strict(*tools: object) -> list[bool]:
+        body = ask("<think>hm</think>hi", tools=tools, stream=False).json()
+        assert texts(body) == ["hi"]
+        return [tool["strict"] for tool in body["tools"]]
+
+    assert strict(*tools) == [True, False, True]
+    worse = TOOL | {"name": "i", "parameters": bad}
+    assert strict(*tools, worse) == [False, False, True, False]
+    events = events_of(ask("<think>hm</think>hi", tools=tools, stream=True))
+    assert [tool["strict"] for tool in events[0]["response"]["tools"]] == [True, False, True]
+    refused = ask("hi", tools=[*tools, TOOL | {"name": "j", "parameters": bad, "strict": True}])
+    assert refusal(refused)[:2] == (400, "tools[3].parameters")
+
+
 def test_a_conversation_goes_on(ask: Ask, server: Any) -> None:
     first = ask("<think>hm</think>one", instructions="be kind").json()
     second = ask("two", previous_response_id=first["id"]).json()
@@ -319,10 +337,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_sent(ask: Ask) -> None:
         ({"background": True}, (400, "background", "unsupported_parameter")),
         ({"previous_response_id": "resp_none"}, (400, "previous_response_id", "previous_response_not_found")),
         ({"tools": [{"type": "web_search"}]}, (400, "tools[0].type", "unsupported_parameter")),
-        (
-            {"tools": [TOOL | {"parameters": {"not": {}}}], "tool_choice": "required"},
-            (400, "tools[0].parameters", None),
-        ),
+        ({"tools": [TOOL | {"parameters": {"not": {}}, "strict": True}]}, (400, "tools[0].parameters", None)),
         (
             {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"not": {}}}}},
             (400, "text.format.schema", None),

@@ -80,7 +80,7 @@ class _Turns:
             self._end_turn()
         if self._unanswered:
             raise InvalidRequest(
-                f"No tool output found for function call {next(iter(self._unanswered))}.", param="input"
+                f"No tool output found for function call {next(iter(self._unanswered))[:100]}.", param="input"
             )
         return self._messages
 
@@ -103,7 +103,9 @@ class _Turns:
 
     def _add_output(self, call_id: str, text: str) -> None:
         if call_id not in self._functions:
-            raise InvalidRequest(f"No tool call found for function call output with call_id {call_id}.", param="input")
+            raise InvalidRequest(
+                f"No tool call found for function call output with call_id {call_id[:100]}.", param="input"
+            )
         self._end_turn()
         self._unanswered.pop(call_id, None)
         self._messages.append(Message("tool", text, name=self._functions[call_id], tool_call_id=call_id))

@@ -1,7 +1,7 @@
 """`POST /v1/responses`, and counting what it would read."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +26,11 @@ from vmm_server.api.openai.responses.keeping import check_store, earlier_items, 
 from vmm_server.api.openai.responses.logprobs import TextLogprobs
 from vmm_server.api.openai.responses.output import Output
 from vmm_server.api.openai.responses.render import Events, Identity, Response, configuration
+from vmm_server.api.openai.responses.tools import hopeful_tools, with_loose_tools
 from vmm_server.api.openai.responses.wire import CountRequest, ResponseRequest
 from vmm_server.api.openapi import described
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
+from vmm_server.errors import InvalidRequest
 from vmm_server.inference import Completion, Inference
 from vmm_server.requests import GenerateRequest
 from vmm_server.response_store import ResponseStore
@@ -99,8 +101,9 @@ class _Job:
 
     async def answer(self) -> WholeAnswer:
         """All of it."""
-        async with await self.inference.generate(self.asked) as completion:
-            response = self._response(completion)
+        completion, loose_tools = await self._generate()
+        async with completion:
+            response = self._response(completion, loose_tools)
             async for delta in completion:
                 response.add(delta)
             body = response.whole(int(time.time()))
@@ -111,15 +114,29 @@ class _Job:
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[ChunkStream]:
         """As events."""
-        async with (
-            await self.inference.generate(self.asked) as completion,
-            aclosing(self._events(completion)) as events,
-        ):
+        completion, loose_tools = await self._generate()
+        async with completion, aclosing(self._events(completion, loose_tools)) as events:
             yield ChunkStream(events, provenance(completion))
 
-    async def _events(self, completion: Completion) -> AsyncGenerator[bytes]:
+    async def _generate(self) -> tuple[Completion, Collection[str]]:
+        """Start it. Returns the names of tools that left `strict` out and whose schemas cannot be enforced, too.
+
+        Two tries find the one such tool that there may be; from the second on none of their kind is strict.
+        """
+        hopeful, asked, loose = hopeful_tools(self.wire), self.asked, set[str]()
+        while True:
+            try:
+                return await self.inference.generate(asked), loose
+            except InvalidRequest as error:
+                name = hopeful.get(error.param or "")
+                if name is None or name in loose:
+                    raise
+                loose = set(hopeful.values()) if loose else {name}
+                asked = with_loose_tools(self.asked, loose)
+
+    async def _events(self, completion: Completion, loose_tools: Collection[str]) -> AsyncGenerator[bytes]:
         """A failure before the first delta has its own status; a later one is the last event."""
-        response = self._response(completion)
+        response = self._response(completion, loose_tools)
         events = Events(response)
         started = False
         try:
@@ -139,11 +156,12 @@ class _Job:
             body = response.failed(error)
         yield events.end(body)
 
-    def _response(self, completion: Completion) -> Response:
+    def _response(self, completion: Completion, loose_tools: Collection[str]) -> Response:
         wire, wants_logprobs = self.wire, self.asked.sampling.logprobs is not None
+        store = wire.store is not False and self.store.is_enabled
         logprobs = TextLogprobs(completion.token_bytes) if wants_logprobs else None
         return Response(
             Identity(new_id("resp"), int(completion.created.timestamp())),
-            configuration(wire, completion.model.sampling, store=wire.store is not False and self.store.is_enabled),
+            configuration(wire, completion.model.sampling, store=store, loose_tools=loose_tools),
             Output(new_id, summarised=wants_summary(wire.reasoning), logprobs=logprobs),
         )

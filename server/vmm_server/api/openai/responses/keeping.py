@@ -59,5 +59,5 @@ async def keep(body: Json, given: Sequence[Item], output: Sequence[Json], store:
 
 def _resolved(reference: Reference, found: dict[str, Json]) -> Item:
     if reference.id not in found:
-        raise InvalidRequest(f"Item with id '{reference.id}' not found.", param=f"{reference.where}.id")
+        raise InvalidRequest(f"Item with id '{reference.id[:100]}' not found.", param=f"{reference.where}.id")
     return Item(found[reference.id], reference.where)

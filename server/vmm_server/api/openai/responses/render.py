@@ -1,6 +1,6 @@
 """A response, whole and as a stream of events. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from vmm_adapters.card import SamplingDefaults
@@ -111,8 +111,13 @@ class Events:
         return named_event({"type": f"response.{name}", "sequence_number": number, **fields})
 
 
-def configuration(wire: ResponseRequest, defaults: SamplingDefaults, *, store: bool) -> Json:
-    """What the request asked for and what it left to the server, as the response repeats it."""
+def configuration(
+    wire: ResponseRequest, defaults: SamplingDefaults, *, store: bool, loose_tools: Collection[str] = ()
+) -> Json:
+    """What the request asked for and what it left to the server, as the response repeats it.
+
+    `loose_tools` names those that are not strict although they did not say so.
+    """
     reasoning, text = wire.reasoning, wire.text
     return {
         "background": False,
@@ -134,7 +139,7 @@ def configuration(wire: ResponseRequest, defaults: SamplingDefaults, *, store: b
         "temperature": _first(wire.temperature, defaults.temperature),
         "text": {"format": _format(text.format if text else None), "verbosity": "medium"},
         "tool_choice": wire.tool_choice if wire.tool_choice is not None else "auto",
-        "tools": [_tool(tool) for tool in wire.tools or ()],
+        "tools": [_tool(tool, is_strict(tool) and tool.name not in loose_tools) for tool in wire.tools or ()],
         "top_logprobs": wire.top_logprobs or 0,
         "top_p": _first(wire.top_p, defaults.top_p),
         "truncation": "disabled",
@@ -146,13 +151,13 @@ def _first(asked: float | None, recommended: float | None) -> float:
     return next((value for value in (asked, recommended) if value is not None), 1.0)
 
 
-def _tool(wire: FunctionTool) -> Json:
+def _tool(wire: FunctionTool, strict: bool) -> Json:
     return {
         "type": "function",
         "name": wire.name,
         "description": wire.description,
         "parameters": wire.parameters,
-        "strict": is_strict(wire),
+        "strict": strict,
     }
 
 

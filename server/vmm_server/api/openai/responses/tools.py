@@ -1,7 +1,7 @@
 """`tools` and `tool_choice` as this route has them, flat → `ToolUse`. Pure."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
@@ -9,7 +9,7 @@ from vmm_server.api.body import invalid_request
 from vmm_server.api.openai.responses.wire import FunctionTool, NamedTool, PromptFields, ToolChoice
 from vmm_server.api.tools import make_tool, make_tool_use
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
-from vmm_server.requests import Tool, ToolUse
+from vmm_server.requests import ChatPrompt, GenerateRequest, Tool, ToolUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,21 @@ def tool_use(wire: PromptFields) -> ToolUse | None:
 def is_strict(wire: FunctionTool) -> bool:
     """Unlike on the chat route, tools are strict unless they say otherwise."""
     return wire.strict is not False
+
+
+def hopeful_tools(wire: PromptFields) -> dict[str, str]:
+    """Tools that left `strict` out: strict if that can be, else not, as OpenAI has it. Names by the schema's field."""
+    tools = enumerate(wire.tools or ())
+    return {f"tools[{index}].parameters": tool.name for index, tool in tools if tool.strict is None}
+
+
+def with_loose_tools(request: GenerateRequest, names: Collection[str]) -> GenerateRequest:
+    """The request with these tools not strict."""
+    prompt = request.prompt
+    if not isinstance(prompt, ChatPrompt) or prompt.tools is None:
+        return request
+    tools = tuple(replace(tool, strict=tool.strict and tool.name not in names) for tool in prompt.tools.tools)
+    return replace(request, prompt=replace(prompt, tools=replace(prompt.tools, tools=tools)))
 
 
 def _tool(wire: FunctionTool, where: str) -> Tool:
