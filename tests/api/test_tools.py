@@ -49,6 +49,12 @@ def test_arguments_of_another_type_are_refused(kind: object) -> None:
     assert refused.value.param == "tools[0].function.parameters.type"
 
 
+def test_properties_are_an_object() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        make_tool("f", None, {"properties": ["city"]}, where="tools[0]", schema_field="input_schema")
+    assert refused.value.param == "tools[0].input_schema.properties"
+
+
 def test_tools_together() -> None:
     tools = named("a"), named("b")
     assert make_tool_use(tools) == ToolUse(tools)

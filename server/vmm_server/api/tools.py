@@ -35,6 +35,8 @@ def make_tool(
         schema = {"type": "object", **schema}
     if schema["type"] != "object":
         raise InvalidRequest(f'{param}.type: must be "object"', param=f"{param}.type")
+    if not isinstance(schema.get("properties", {}), dict):
+        raise InvalidRequest(f"{param}.properties: must be an object", param=f"{param}.properties")
     return Tool(name, description, json.dumps(schema, ensure_ascii=False), strict, param)
 
 

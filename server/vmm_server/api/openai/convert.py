@@ -119,7 +119,8 @@ def _refuse(field: str, asked: bool) -> None:
 
 
 def _refuse_for_chat(wire: ChatCompletionRequest) -> None:
-    _refuse("modalities", any(modality != "text" for modality in wire.modalities or ()))
+    if any(modality != "text" for modality in wire.modalities or ()):
+        raise UnsupportedParameter("modalities: only text is supported", param="modalities")
     _refuse("audio", wire.audio is not None)
     _refuse("web_search_options", wire.web_search_options is not None)
     _refuse("moderation", wire.moderation is not None)
