@@ -3,12 +3,14 @@
 import asyncio
 import json
 import logging
+import re
 import socket
 from typing import Any
 
 import pytest
 
 from vmm_server.api.body import MAX_BODY_BYTES
+from vmm_server.api.openapi import operations
 
 FAMILIES = ("/v1/chat/completions", "/v1/messages", "/api/chat")
 
@@ -101,6 +103,19 @@ def test_odd_paths_have_an_answer_and_an_id(live_server: Any, target: bytes, sta
         assert json.loads(body)["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "query", ["?a=%ff&limit=%00", "?after=%ed%a0%80&order=%f0", "?limit=1&limit=2", "?" + "a" * 20_000, "?%"]
+)
+def test_odd_queries_are_no_failure(live_server: Any, query: str) -> None:
+    for operation in operations(live_server.uvicorn.config.app.routes):
+        if operation.method == "GET":
+            head, _, _ = get_raw(live_server, (re.sub(r"{\w+}", "x", operation.path) + query).encode()).partition(
+                b"\r\n\r\n"
+            )
+            assert int(head[9:12]) < 500, operation.path
+            assert b"x-request-id" in head
+
+
 def test_no_path_can_forge_a_line_of_the_log(live_server: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="vmm_server.api.request_log"):
         get_raw(live_server, b"/v1/models/a%0aroot%20logged%20in")
@@ -114,6 +129,8 @@ def test_a_name_of_megabytes_does_not_come_back(live_server: Any) -> None:
         response = live_server.client.post(path, json={"model": "a" * 5_000_000, "messages": []})
         assert response.status_code == 400
         assert len(response.content) < 10_000
+    long_key = {"model": "echo", "prompt": "a", "logit_bias": {"a" * 5_000_000: "b"}}
+    assert len(live_server.client.post("/v1/completions", json=long_key).content) < 20_000
 
 
 def test_anthropics_clients_find_the_id_under_their_own_name(live_server: Any) -> None:

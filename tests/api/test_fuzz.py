@@ -103,7 +103,7 @@ def check(path: str, response: httpx.Response, sent: object) -> None:
     body = response.json()
     if path.startswith("/v1/messages"):
         assert (body["type"], body["request_id"]) == ("error", response.headers["request-id"]), where
-        assert body["error"].keys() - {"hint"} == {"type", "message"}, where
+        assert body["error"].keys() - {"hint", "details"} == {"type", "message"}, where
     elif path.startswith("/v1/"):
         assert body["error"].keys() - {"hint"} == {"message", "type", "param", "code"}, where
     else:

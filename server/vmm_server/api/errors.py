@@ -107,7 +107,7 @@ def openai_body(error: Exception) -> Body:
     inner: dict[str, object] = {
         "message": message_of(error),
         "type": _type_of(error, OPENAI_TYPES),
-        "param": getattr(error, "param", None),
+        "param": bounded(error.param) if isinstance(error, errors.VMMError) and error.param else None,
         "code": getattr(error, "code", None),
     }
     return {"error": inner | _hint(error)}
