@@ -58,6 +58,10 @@ PURE_API = (
     "openai.render",
     "openai.render_chat",
     "openai.render_completion",
+    *(
+        f"openai.responses.{name}"
+        for name in ("conversation", "convert", "items", "logprobs", "output", "render", "tools")
+    ),
     "openai.tokens.wire",
 )
 IMPURE = {"asyncio", "threading", "time", "socket", "queue", "concurrent"}

@@ -35,13 +35,19 @@ _SCHEMA = """
 CREATE TABLE responses (
     id TEXT PRIMARY KEY, previous_id TEXT, used INTEGER NOT NULL, num_bytes INTEGER NOT NULL, body BLOB NOT NULL
 );
-CREATE INDEX responses_by_use ON responses (used, num_bytes);
+CREATE INDEX responses_by_use ON responses (used);
 CREATE TABLE items (
     response_id TEXT NOT NULL REFERENCES responses (id) ON DELETE CASCADE,
     position INTEGER NOT NULL, is_output INTEGER NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL,
     PRIMARY KEY (response_id, position)
 ) WITHOUT ROWID;
 CREATE INDEX items_by_id ON items (id);
+CREATE TABLE totals (num INTEGER NOT NULL, num_bytes INTEGER NOT NULL);
+INSERT INTO totals VALUES (0, 0);
+CREATE TRIGGER responses_more AFTER INSERT ON responses
+BEGIN UPDATE totals SET num = num + 1, num_bytes = num_bytes + NEW.num_bytes; END;
+CREATE TRIGGER responses_less AFTER DELETE ON responses
+BEGIN UPDATE totals SET num = num - 1, num_bytes = num_bytes - OLD.num_bytes; END;
 """
 _CHAIN = """
 WITH RECURSIVE chain (id, previous_id, depth) AS (
@@ -50,14 +56,6 @@ WITH RECURSIVE chain (id, previous_id, depth) AS (
     SELECT one.id, one.previous_id, depth + 1 FROM responses AS one JOIN chain ON one.id = chain.previous_id
 )
 SELECT id, previous_id FROM chain ORDER BY depth DESC
-"""
-_EVICT = """
-DELETE FROM responses WHERE used <= (
-    SELECT max(used) FROM (
-        SELECT used, count(*) OVER newest AS num, sum(num_bytes) OVER newest AS total FROM responses
-        WINDOW newest AS (ORDER BY used DESC ROWS UNBOUNDED PRECEDING)
-    ) WHERE num > ? OR total > ?
-)
 """
 
 
@@ -202,8 +200,13 @@ class ResponseStore:
                 "INSERT INTO responses (id, previous_id, used, num_bytes, body) VALUES (?, ?, ?, ?, ?)", row
             )
             connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?)", items)
-            connection.execute(_EVICT, (self._max_responses, self._max_bytes))
+            while self._is_over_full(connection):
+                connection.execute("DELETE FROM responses WHERE id = (SELECT id FROM responses ORDER BY used LIMIT 1)")
         return True
+
+    def _is_over_full(self, connection: sqlite3.Connection) -> bool:
+        num, num_bytes = connection.execute("SELECT num, num_bytes FROM totals").fetchone()
+        return bool(num > self._max_responses or num_bytes > self._max_bytes)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
@@ -237,11 +240,11 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
+        connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:  # a full disk or a damaged file has ended it
+        if connection.in_transaction:  # some errors have ended it already
             connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 def _next_use(connection: sqlite3.Connection) -> int:
