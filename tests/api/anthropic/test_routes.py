@@ -143,7 +143,7 @@ def test_a_tools_loop(client: anthropic.Anthropic) -> None:
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
 def test_a_forced_call_holds_its_schema(client: anthropic.Anthropic, choice: Any) -> None:
-    fields = asked("no", model="echo", tools=[WEATHER], tool_choice=choice | {"disable_parallel_tool_use": True})
+    fields = asked("no", model="handy", tools=[WEATHER], tool_choice=choice | {"disable_parallel_tool_use": True})
     for _ in range(3):
         message = client.messages.create(**fields)
         (call,) = message.content

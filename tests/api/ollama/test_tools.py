@@ -34,9 +34,17 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-@pytest.mark.parametrize("model", ["clever", "echo"])
-def test_a_tools_loop(client: ollama.Client, model: str) -> None:
-    """Of `echo`'s template tools are no part: the server tells it of them."""
+def test_a_tools_loop(client: ollama.Client) -> None:
+    check_tools_loop(client, "clever")
+
+
+def test_tools_of_a_model_whose_template_has_no_place_for_them(start_server: Any) -> None:
+    server = start_server(context_length=2000, num_blocks=256)
+    with ollama.Client(host=server.url, trust_env=False) as client:
+        check_tools_loop(client, "echo")
+
+
+def check_tools_loop(client: ollama.Client, model: str) -> None:
     messages: list[Any] = [user(f"let me see{CALL}")]
     reply = client.chat(model, messages, tools=[weather])
     assert (reply.message.content, reply.done_reason) == ("let me see", "stop")

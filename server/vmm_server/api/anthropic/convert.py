@@ -12,7 +12,7 @@ from vmm_server.api.anthropic.wire import Block, MessagesBody, PromptFields, Thi
 from vmm_server.api.body import invalid_request
 from vmm_server.api.tools import make_tool, make_tool_use
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
-from vmm_server.requests import ChatPrompt, GenerateRequest, JsonSchema, Message, Tool, ToolCall, ToolUse
+from vmm_server.requests import ChatPrompt, Constraint, GenerateRequest, JsonSchema, Message, Tool, ToolCall, ToolUse
 
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 """`output_config.effort` in the words that templates know."""
@@ -22,9 +22,8 @@ Value = TypeVar("Value")
 
 def message_request(wire: MessagesBody) -> GenerateRequest:
     """The generation that `/v1/messages` asks for. Raises `InvalidRequest`, `UnsupportedParameter`."""
-    _refuse("container", wire.container is not None)
-    _refuse("inference_geo", wire.inference_geo is not None)
-    _refuse("mcp_servers", bool(wire.mcp_servers))
+    for field in ("compaction", "container", "inference_geo", "mcp_servers"):
+        _refuse(field, bool(getattr(wire, field)))
     _refuse("thread", wire.thread is not None, hint="send the whole conversation in messages")
     if "" in (wire.stop_sequences or ()):
         raise InvalidRequest("stop_sequences: a stop sequence must not be empty", param="stop_sequences")
@@ -48,9 +47,7 @@ def prompt_request(wire: PromptFields) -> GenerateRequest:
         raise InvalidRequest("messages: at least one message is required", param="messages")
     thinking, thinking_param = _thinking(wire)
     prompt = ChatPrompt(_messages(wire), tools=_tool_use(wire), thinking=thinking, thinking_param=thinking_param)
-    form = wire.output_config.format if wire.output_config else None
-    constraint = JsonSchema(json.dumps(form.schema_), "output_config.format.schema") if form else None
-    return GenerateRequest(wire.model, prompt, SamplingParams(), constraint=constraint)
+    return GenerateRequest(wire.model, prompt, SamplingParams(), constraint=_constraint(wire))
 
 
 def shows_thinking(thinking: Thinking | None) -> bool:
@@ -61,6 +58,13 @@ def shows_thinking(thinking: Thinking | None) -> bool:
 def _refuse(field: str, asked: bool, hint: str | None = None) -> None:
     if asked:
         raise UnsupportedParameter(f"{field} is not supported", param=field, hint=hint)
+
+
+def _constraint(wire: PromptFields) -> Constraint | None:
+    """The form that the answer is to have."""
+    if wire.output_config and wire.output_config.format:
+        return JsonSchema(json.dumps(wire.output_config.format.schema_), "output_config.format.schema")
+    return JsonSchema(json.dumps(wire.output_format.schema_), "output_format.schema") if wire.output_format else None
 
 
 def _thinking(wire: PromptFields) -> tuple[bool | str | None, str]:

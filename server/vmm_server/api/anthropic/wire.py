@@ -90,6 +90,8 @@ class PromptFields(Wire):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+    """What betas called `output_config.format`."""
 
 
 class MessagesBody(PromptFields):
@@ -101,7 +103,8 @@ class MessagesBody(PromptFields):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: TokenCount | None = None
     stop_sequences: list[str] | None = None
+    compaction: object = None
     container: object = None
-    inference_geo: str | None = None
-    mcp_servers: list[object] | None = None
+    inference_geo: object = None
+    mcp_servers: object = None
     thread: object = None
