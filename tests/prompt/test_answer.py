@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from vmm_server.engine.stream import Delta, ToolCallDelta, Usage, merge
 from vmm_server.prompt.answer import AnswerReader, ThinkingState, thinking_state
 from vmm_server.prompt.formats.base import ChatFormat, ReasoningFormat
 from vmm_server.prompt.formats.hermes import Hermes
+from vmm_server.prompt.formats.reasoning import REASONING_FORMATS
 from vmm_server.requests import Tool
 
 NONE, POSSIBLE, OPEN = ThinkingState.NONE, ThinkingState.POSSIBLE, ThinkingState.OPEN
@@ -210,9 +212,17 @@ TURN = "<|im_start|>user\nWhat is <think>?<|im_end|>\n<|im_start|>assistant\n"
         ("User: what is <think> for?\nAssistant:", POSSIBLE),
         ("User: hi\nAssistant: <think>\n", OPEN),
         ("User: hi\nAssistant: <think>\n\n</think>\n\n", NONE),
+        ("[INST]Hi[/INST]<think>a</think>[TOOL_CALLS][]</s>[TOOL_RESULTS]<think>[/TOOL_RESULTS]", POSSIBLE),
         ("", POSSIBLE),
     ],
 )
 def test_where_a_prompt_leaves_the_model(prompt: str, expected: ThinkingState) -> None:
     assert thinking_state(THINKING, prompt) is expected
     assert thinking_state(PLAIN, prompt) is NONE
+
+
+def test_markers_that_look_like_turns() -> None:
+    format = replace(THINKING, reasoning=REASONING_FORMATS["gemma4"])
+    assert thinking_state(format, "<|turn>user\nHi<turn|>\n<|turn>model\n") is POSSIBLE
+    assert thinking_state(format, "<|turn>user\nHi<turn|>\n<|turn>model\n<|channel>thought\n<channel|>") is NONE
+    assert thinking_state(format, "<|turn>user\nHi<turn|>\n<|turn>model\n<|channel>thought\nSo") is OPEN

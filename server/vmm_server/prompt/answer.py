@@ -16,9 +16,10 @@ from vmm_server.prompt.formats.tape import marker_pattern
 from vmm_server.requests import Tool
 
 _TURN = re.compile(
-    r"<\|[^|<>]{1,40}\|>|<｜[^｜<>]{1,40}｜>|<(?:start|end)_of_turn>|<\|turn>|<turn\|>|</?s>|\[/?INST\]|<seed:[be]os>"
+    r"<\|[^|<>]{1,40}\|>|<｜[^｜<>]{1,40}｜>|<\|\w{1,40}>|<\w{1,40}\|>|<(?:start|end)_of_turn>|</?s>|<seed:[be]os>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|TOOL_RESULTS)\]"
 )
-"""What begins or ends a message, in the templates of the families that think."""
+"""What begins or ends a message or a tool's result, in the templates of the families that think."""
 
 
 class ThinkingState(Enum):
@@ -41,14 +42,20 @@ def thinking_state(format: ChatFormat, prompt: str) -> ThinkingState:
     if format.reasoning is None:
         return ThinkingState.NONE
     start, end = format.reasoning.start, format.reasoning.end
-    turns = [match.end() for match in _TURN.finditer(prompt) if match.group() not in (start, end)]
-    answer = prompt[turns[-1] :] if turns else prompt[-len(start + end) - 16 :].rstrip()
+    turn = max(
+        (match.end() for match in _TURN.finditer(prompt) if not _is_marker(prompt, match, start, end)), default=0
+    )
+    answer = prompt[turn:].rstrip()
     started, ended = answer.rfind(start), answer.rfind(end)
-    if not turns and started >= 0 and not answer.endswith((start, end)):
+    if turn == 0 and not answer.endswith((start, end)):  # no telling where the answer begins
         return ThinkingState.POSSIBLE
     if started > ended:
         return ThinkingState.OPEN
     return ThinkingState.POSSIBLE if ended < 0 else ThinkingState.NONE
+
+
+def _is_marker(prompt: str, match: re.Match[str], *markers: str) -> bool:
+    return any(prompt.startswith(marker, match.start()) for marker in markers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,9 @@ def test_noise_is_read_the_same_however_it_is_cut(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", TOOL_FORMATS)
-@pytest.mark.parametrize("unit", ["<", " ", "[", "{", '{"', '{"a":', "(", "<tool_call>", "'", "\\", "\n", "[now(a=["])
+@pytest.mark.parametrize(
+    "unit", ["<", " ", "[", "{", '{"', '{"a":', '{"function": ', "(", "<tool_call>", "'", "\\", "\n", "[now(a=["]
+)
 def test_what_repeats_itself_takes_linear_time(format: str, unit: str) -> None:
     def seconds(count: int) -> float:
         pieces = [*TOOL_FORMATS[format].special_tokens[:1], *[unit] * count]
@@ -118,7 +120,7 @@ def test_what_repeats_itself_takes_linear_time(format: str, unit: str) -> None:
         assert any(isinstance(part, Text | Arguments) for part in parts)
         return time.perf_counter() - start
 
-    assert seconds(4000) < 4.0
+    assert seconds(2000) < 2.0
 
 
 def test_deep_arguments_end_a_call() -> None:

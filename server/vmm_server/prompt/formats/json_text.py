@@ -28,6 +28,7 @@ _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _LITERAL = re.compile(r"(?:true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\Z")
 _WORD = re.compile(r"[-+.\w]+")
+_NAME = ("name", "function")
 _ARGUMENTS = ("arguments", "parameters")
 _CLOSING = {"{": "}", "[": "]"}
 
@@ -90,11 +91,11 @@ def spoken(pieces: Pieces) -> Parts:
         yield None if piece is None else Arguments(piece)
 
 
-def call_object(tape: Tape, names: Set[str], first: Set[str] | None = None) -> Parts:
+def call_object(tape: Tape, names: Set[str], first: Set[str] | None = None, *, is_inner: bool = False) -> Parts:
     """`{"name": …, "arguments": {…}}`, in any order; `parameters` means the same as `arguments`.
 
     Other members are read over, but only the keys in `first` may come first. A call without arguments has none:
-    `{}`. Arguments may also be JSON in a string.
+    `{}`. Arguments may also be JSON in a string, and the whole may stand in `function`, as tools are told.
     """
     name: str | None = None
     held: str | None = None
@@ -107,7 +108,10 @@ def call_object(tape: Tape, names: Set[str], first: Set[str] | None = None) -> P
         if is_first and first is not None and key not in first:
             raise NotACall
         is_first = False
-        if key == "name" and name is None:
+        if key == "function" and name is None and not is_inner and (yield from next_character(tape)) == "{":
+            yield from call_object(tape, names, is_inner=True)
+            is_given = True
+        elif key in _NAME and name is None:
             if (yield from next_character(tape)) != '"':
                 raise NotACall
             name = str(json.loads((yield from whole_value(tape))))
@@ -130,9 +134,9 @@ def call_object(tape: Tape, names: Set[str], first: Set[str] | None = None) -> P
                     is_given = True
         else:
             yield from whole_value(tape)
-    if name is None:
-        raise NotACall
     if not is_given:
+        if name is None:
+            raise NotACall
         yield CallStart(name)
         yield Arguments("{}")
 
