@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from tokenizers import Tokenizer
 
-from vmm_adapters.card import SamplingDefaults
+from vmm_adapters.card import EmbeddingRecipe, SamplingDefaults
 from vmm_adapters.echo import CHAT_TEMPLATE, END, VOCAB_SIZE, EchoRunner, Gate, write_echo_model
 from vmm_adapters.echo_encoder import write_echo_encoder
 from vmm_adapters.types import Batch
@@ -76,7 +76,7 @@ class EchoLoader:
     def __call__(self, model: InstalledModel, kv_cache_bytes: int) -> ReadyModel | ReadyEncoder:
         if self.load_gate is not None:
             self.load_gate(Batch(()))
-        if "embedding" in model.capabilities:
+        if not model.generates:
             return load_encoder(model, Settings(home=model.folder))
         runner = EchoRunner(num_blocks=self.num_blocks, context_length=self.context_length, gate=self.gate)
         tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
@@ -233,6 +233,34 @@ def clever_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServ
         install_with_template(
             server, folder, "clever", "{% if false %}<think></think>{% endif %}" + tools + CHAT_TEMPLATE, "thinking"
         )
+        yield server
+
+
+@pytest.fixture(scope="session")
+def encoder_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """Has echo's encoders besides: `words` embeds, `asks` has prompts, `pairs` is a cross-encoder."""
+    folder = tmp_path_factory.mktemp("encoders")
+    with pytest.MonkeyPatch.context() as patch, servers_in(folder) as start:
+        for name in [name for name in os.environ if name.startswith(("VMM_", "OLLAMA_", "TIKTOKEN_"))]:
+            patch.delenv(name)
+        server = start()
+        echo, store = server.parts.registry.resolve("echo"), Store(server.parts.settings.store_dir)
+        prompts = EmbeddingRecipe(prompts={"query": "Q: ", "document": "D: "}, default_prompt="document")
+        for index, (name, dim, recipe) in enumerate(
+            [("words", 32, EmbeddingRecipe()), ("asks", 32, prompts), ("pairs", 1, None)]
+        ):
+            write_echo_encoder(folder / name, dim=dim)
+            changes: dict[str, Any] = {
+                "name": f"{name}:latest",
+                "aliases": (),
+                "digest": f"{index:064}",
+                "folder": folder / name,
+                "capabilities": ("embedding",) if recipe else ("rerank",),
+                "context_length": 64,
+                "embedding_length": dim if recipe else None,
+                "embedding": recipe,
+            }
+            store.install(replace(echo, **changes))
         yield server
 
 
