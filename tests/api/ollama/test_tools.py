@@ -52,7 +52,8 @@ def check_tools_loop(client: ollama.Client, model: str) -> None:
     assert (call.function.name, call.function.arguments) == ("weather", {"city": "Rom", "days": 2})
     messages += [reply.message, {"role": "tool", "tool_name": "weather", "content": weather(**call.function.arguments)}]
     reply = client.chat(model, [*messages, user("It rains.")], tools=[weather])
-    assert (reply.message.content, reply.message.tool_calls) == ("It rains.", None)
+    assert (reply.message.content or "").endswith("It rains.")
+    assert reply.message.tool_calls is None
 
 
 def test_calls_stream_whole_and_before_the_end(clever_server: Any) -> None:
