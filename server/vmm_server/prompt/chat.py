@@ -7,6 +7,7 @@ Renders as transformers does (its `apply_chat_template`: white-space control, `r
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -104,21 +105,26 @@ class ChatTemplate:
         """
         if continue_final_message and (add_generation_prompt or not messages):
             raise ValueError("continue_final_message needs a message and excludes add_generation_prompt")
-        turns = self._turns.turns(messages, tools)
         if continue_final_message:
-            turns[-1]["content"] = (turns[-1]["content"] or "") + _END_OF_MESSAGE + " "
-        text = self._render(
-            {
-                "tools": tool_schemas(tools) or None,
-                "documents": None,
-                **{name: text for name, text in self._tokens.items() if text},
-                **_thinking_variables(thinking),
-                **variables,
-                "messages": turns,
-                "add_generation_prompt": add_generation_prompt,
-                "strftime_now": now.strftime,
-            }
-        )
+            final = replace(messages[-1], content=messages[-1].content + _END_OF_MESSAGE + " ")
+            messages = (*messages[:-1], final)
+        known = {
+            "tools": tool_schemas(tools) or None,
+            "documents": None,
+            **{name: text for name, text in self._tokens.items() if text},
+            **_thinking_variables(thinking),
+            **variables,
+            "add_generation_prompt": add_generation_prompt,
+            "strftime_now": now.strftime,
+        }
+        try:
+            turns = self._turns.turns(messages, tools, null_content=self._turns.takes_null)
+            text = self._render({**known, "messages": turns})
+        except InvalidRequest:
+            if not self._turns.takes_null:
+                raise
+            turns = self._turns.turns(messages, tools, null_content=False)
+            text = self._render({**known, "messages": turns})
         return _cut_after_final_message(text) if continue_final_message else text
 
     def _render(self, variables: Mapping[str, object]) -> str:

@@ -5,10 +5,9 @@ written. The words are ours; the syntax is the family's, so that its parser read
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
 
 from vmm_server.prompt.formats.base import ToolFormat
 from vmm_server.prompt.formats.hermes import Hermes
@@ -16,46 +15,57 @@ from vmm_server.prompt.turns import tool_schemas
 from vmm_server.requests import Message, Tool, ToolCall
 
 
-@dataclass(frozen=True, slots=True)
-class _Syntax:
-    example: str
-    write: Callable[[Sequence[ToolCall]], str]
-
-
 def _in_tags(calls: Sequence[ToolCall]) -> str:
-    return "\n".join(f"<tool_call>\n{_as_object(call, 'arguments')}\n</tool_call>" for call in calls)
+    return "\n".join(f"<tool_call>\n{_as_object(call)}\n</tool_call>" for call in calls)
 
 
 def _in_python(calls: Sequence[ToolCall]) -> str:
     return f"[{', '.join(map(_as_python, calls))}]"
 
 
-def _as_object(call: ToolCall, key: str) -> str:
+def _in_array(calls: Sequence[ToolCall]) -> str:
+    return f"[{', '.join(map(_as_object, calls))}]"
+
+
+def _bare(calls: Sequence[ToolCall]) -> str:
+    return "; ".join(_as_object(call, "parameters") for call in calls)
+
+
+def _as_object(call: ToolCall, key: str = "arguments") -> str:
     return f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "{key}": {call.arguments}}}'
 
 
 def _as_python(call: ToolCall) -> str:
-    value: Any = json.loads(call.arguments)
-    if not isinstance(value, dict):
-        value = {}
-    return f"{call.name}({', '.join(f'{name}={argument!r}' for name, argument in value.items())})"
+    try:
+        members = json.loads(call.arguments).items()
+    except (ValueError, AttributeError, RecursionError):  # what a model wrote, or was cut off from writing
+        return f"{call.name}({call.arguments})"
+    return f"{call.name}({', '.join(f'{name}={value!r}' for name, value in members)})"
 
 
-_SYNTAXES = MappingProxyType(
+_WRITERS: Mapping[str, Callable[[Sequence[ToolCall]], str]] = MappingProxyType(
     {
-        "hermes": _Syntax('<tool_call>\n{"name": "…", "arguments": {…}}\n</tool_call>', _in_tags),
-        "pythonic": _Syntax("[name(argument=value, …)]", _in_python),
-        "llama3_json": _Syntax(
-            '{"name": "…", "parameters": {…}}',
-            lambda calls: "; ".join(_as_object(call, "parameters") for call in calls),
-        ),
+        "hermes": _in_tags,
+        "pythonic": _in_python,
+        "llama3_json": _bare,
+        "mistral": lambda calls: f"[TOOL_CALLS]{_in_array(calls)}",
+        "granite": lambda calls: f"<|tool_call|>{_in_array(calls)}",
+        "phi": lambda calls: f"<|tool_call|>{_in_array(calls)}<|/tool_call|>",
     }
 )
+_EXAMPLES = MappingProxyType(
+    {
+        "hermes": '<tool_call>\n{"name": "…", "arguments": {…}}\n</tool_call>',
+        "pythonic": "[name(argument=value, …)]",
+        "llama3_json": '{"name": "…", "parameters": {…}}',
+    }
+)
+"""What can be taught in words; the others need tokens that a model knows or does not."""
 
 
 def textual_format(format: ToolFormat) -> ToolFormat:
     """The format to teach in words: the family's own, or Hermes', which most models have seen."""
-    return format if format.name in _SYNTAXES else Hermes()
+    return format if format.name in _EXAMPLES else Hermes()
 
 
 def with_tools_as_text(
@@ -80,7 +90,7 @@ def with_tools_as_text(
 
 def with_calls_as_text(messages: Sequence[Message], format: ToolFormat) -> Iterator[Message]:
     """The calls of earlier answers, written as the model would write them."""
-    write = _SYNTAXES[format.name if format.name in _SYNTAXES else "hermes"].write
+    write = _WRITERS.get(format.name, _in_tags)
     for message in messages:
         if message.tool_calls:
             content = "\n".join(filter(None, (message.content, write(message.tool_calls))))
@@ -111,6 +121,6 @@ def _introduction(tools: Sequence[Tool], format: ToolFormat) -> str:
         "You can call functions. Each line describes one as JSON, with a schema of its arguments:\n"
         f"<tools>\n{functions}\n</tools>\n\n"
         "When a function helps with what the user asks, answer with a call of it and nothing else, written so:\n"
-        f"{_SYNTAXES[format.name].example}\n"
+        f"{_EXAMPLES[format.name]}\n"
         "Its result comes in the next message, in <tool_response>. When no function helps, answer in plain words."
     )

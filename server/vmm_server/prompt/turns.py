@@ -2,7 +2,7 @@
 
 Templates agree on that shape, not on what they do with it. What they differ in is seen in their source, and met here:
 whether the arguments of a call are a text, whether an absent content is `None`, how many calls a turn may hold, what
-a call's id may look like, and where the tools are looked for.
+a call's id may look like, who brings a result, and where the tools are looked for.
 """
 
 import hashlib
@@ -14,10 +14,12 @@ from typing import Any
 
 from vmm_server.requests import Message, Tool, ToolCall
 
-_NULL_CONTENT = re.compile(r"""content(['"]\])?\s*(is\s+(not\s+)?|[!=]=\s*)none\b""", re.IGNORECASE)
+_NULL_CONTENT = re.compile(r"""(?<!\w)content(['"]\])?\s*(is\s+(not\s+)?|[!=]=\s*)none\b""", re.IGNORECASE)
 _SEVERAL_CALLS = re.compile(r"\bfor\s[^%]*?\bin\s[^%]*\btool_calls\b")
-_SHORT_IDS = re.compile(r"""\bid['"\]]*\s*\|\s*length\s*(!=|==)\s*9\b""")
+_SHORT_IDS = re.compile(r"""\bid['"\]]*\s*\|\s*length\s*(!=|==|<)\s*9\b""")
 _TOOLS_IN_MESSAGE = re.compile(r"""\bmessage(\.|\[['"])tools\b""")
+_TOOL_ROLE = re.compile(r"""['"]tool['"]""")
+_RESPONSE_ROLE = re.compile(r"""['"]tool_response['"]""")
 _ID_LENGTH = 9
 _ID_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -45,17 +47,26 @@ class TurnWriter:
     """Writes turns for one template."""
 
     def __init__(self, source: str) -> None:
-        self._takes_null = _NULL_CONTENT.search(source) is not None
+        self.takes_null = _NULL_CONTENT.search(source) is not None
+        """It looks whether a message has no content, which does not mean that it bears with one that has none."""
         self._takes_several_calls = _SEVERAL_CALLS.search(source) is not None or "tool_calls" not in source
         self._wants_short_ids = _SHORT_IDS.search(source) is not None
+        is_granite = _RESPONSE_ROLE.search(source) is not None and _TOOL_ROLE.search(source) is None
+        self._tool_role = "tool_response" if is_granite else "tool"
         self._tools_in_message = _TOOLS_IN_MESSAGE.search(source) is not None
 
-    def turns(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Turn]:
-        """One turn a message, or more where a turn holds one call at most."""
+    def turns(self, messages: Sequence[Message], tools: Sequence[Tool], *, null_content: bool) -> list[Turn]:
+        """One turn a message, or more where a turn holds one call at most.
+
+        The content of one that only calls is empty, or with `null_content` there is none.
+        """
         if not self._takes_several_calls:
             messages = list(_one_call_a_turn(messages))
         names = {call.id: call.name for message in messages for call in message.tool_calls if call.id is not None}
         turns = [self._turn(message, names) for message in messages]
+        for turn in turns if null_content else ():
+            if "tool_calls" in turn and not turn["content"]:
+                turn["content"] = None
         if tools and self._tools_in_message:  # Phi-4: a text in the system turn
             if not turns or turns[0]["role"] != "system":
                 turns.insert(0, {"role": "system", "content": "You are a helpful assistant with some tools."})
@@ -63,7 +74,8 @@ class TurnWriter:
         return turns
 
     def _turn(self, message: Message, names: dict[str, str]) -> Turn:
-        turn: Turn = {"role": message.role, "content": message.content}
+        role = self._tool_role if message.role == "tool" else message.role
+        turn: Turn = {"role": role, "content": message.content}
         name = message.name
         if message.tool_call_id is not None:
             turn["tool_call_id"] = self._id(message.tool_call_id)
@@ -74,8 +86,6 @@ class TurnWriter:
             turn["reasoning_content"] = turn["thinking"] = message.thinking
         if message.tool_calls:
             turn["tool_calls"] = [self._call(call) for call in message.tool_calls]
-            if not message.content and self._takes_null:
-                turn["content"] = None
         return turn
 
     def _call(self, call: ToolCall) -> Turn:
