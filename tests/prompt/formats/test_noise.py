@@ -57,6 +57,8 @@ SAMPLES = {
     ),
 }
 
+REPEATED = ["<", " ", "[", "{", '{"', '{"a":', '{"function": ', "(", "<tool_call>", "'", "\\", "\n", "[now(a=["]
+
 
 def read(format: str, pieces: Sequence[str]) -> list[Part]:
     parser = TOOL_FORMATS[format].parser(TOOLS)

@@ -111,16 +111,8 @@ def call_object(tape: Tape, names: Set[str], first: Set[str] | None = None, *, i
         if key == "function" and name is None and not is_inner and (yield from next_character(tape)) == "{":
             yield from call_object(tape, names, is_inner=True)
             is_given = True
-        elif key in _NAME and name is None:
-            if (yield from next_character(tape)) != '"':
-                raise NotACall
-            name = str(json.loads((yield from whole_value(tape))))
-            if name not in names:
-                raise NotACall
-            if held is not None:
-                yield CallStart(name)
-                yield Arguments(held)
-                is_given = True
+        elif key in _NAME and name is None and not is_given:
+            name = yield from _name(tape, names)
         elif key in _ARGUMENTS and not is_given:
             if name is not None and (yield from next_character(tape)) == "{":
                 yield CallStart(name)
@@ -128,12 +120,12 @@ def call_object(tape: Tape, names: Set[str], first: Set[str] | None = None, *, i
                 yield from spoken(json_value(tape))
             else:
                 held = _as_object((yield from whole_value(tape)))
-                if name is not None:
-                    yield CallStart(name)
-                    yield Arguments(held)
-                    is_given = True
         else:
             yield from whole_value(tape)
+        if name is not None and held is not None and not is_given:
+            yield CallStart(name)
+            yield Arguments(held)
+            is_given = True
     if not is_given:
         if name is None:
             raise NotACall
@@ -180,6 +172,15 @@ def _at_end(tape: Tape, is_first: bool, may_lack: bool) -> Generator[None, None,
         tape.take(1)
         yield from take_space(tape)
     return False
+
+
+def _name(tape: Tape, names: Set[str]) -> Generator[None, None, str]:
+    if (yield from next_character(tape)) != '"':
+        raise NotACall
+    name = str(json.loads((yield from whole_value(tape))))
+    if name not in names:
+        raise NotACall
+    return name
 
 
 def _key(tape: Tape) -> Generator[None, None, str]:
