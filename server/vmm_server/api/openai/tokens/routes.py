@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from litestar import Request, post
+import msgspec
+from litestar import MediaType, Request, Response, post
 from litestar.di import NamedDependency
 from litestar.handlers import HTTPRouteHandler
 
@@ -29,6 +30,7 @@ from vmm_server.models.registry import Registry
 from vmm_server.settings import Settings
 
 AnyRequest = Request[Any, Any, Any]
+Shown = dict[str, Any]
 
 
 async def tokenize(
@@ -36,24 +38,27 @@ async def tokenize(
     inference: NamedDependency[Inference],
     registry: NamedDependency[Registry],
     settings: NamedDependency[Settings],
-) -> dict[str, object]:
+) -> Response[bytes]:
     """Tokens of a text, of several, or of a conversation as the model's template writes it."""
     wire = await read_body(request, TokenizeBody)
     texts = texts_of(wire)
     model = _model_name(wire.model, registry, settings)
     words = await inference.tokenizer(model)
+    prompt: Sequence[int] = ()
     if texts is None:
-        prompted = await inference.count_tokens(chat_request(chat_of(wire, model)))
-        shown = _shown(wire, prompted.tokens, words.bytes)
-    elif isinstance(texts, str):
-        ids = await asyncio.to_thread(words.encode, texts, adds_special_tokens(wire))
-        shown = _shown(wire, ids, words.bytes)
-    else:
+        prompt = (await inference.count_tokens(chat_request(chat_of(wire, model)))).tokens
+
+    def answer() -> bytes:
+        """For a thread: millions of tokens take seconds."""
         adds = adds_special_tokens(wire)
-        lists = await asyncio.to_thread(lambda: [words.encode(text, adds) for text in texts])
-        each = [_shown(wire, ids, words.bytes) for ids in lists]
-        shown = {name: [one[name] for one in each] for name in (each[0] if each else ("tokens", "count"))}
-    return shown | {"max_model_len": words.context_length}
+        if isinstance(texts, list):
+            each = [_shown(wire, words.encode(text, adds), words.bytes) for text in texts]
+            shown: Shown = {name: [one[name] for one in each] for name in (each[0] if each else ("tokens", "count"))}
+        else:
+            shown = _shown(wire, prompt if texts is None else words.encode(texts, adds), words.bytes)
+        return msgspec.json.encode(shown | {"max_model_len": words.context_length})
+
+    return Response(await asyncio.to_thread(answer), media_type=MediaType.JSON)
 
 
 async def detokenize(
@@ -130,10 +135,10 @@ def _model_name(asked: str | None, registry: Registry, settings: Settings) -> st
     return installed[0].name
 
 
-def _shown(wire: TokenizeBody, ids: Sequence[int], token_bytes: Callable[[int], bytes]) -> dict[str, object]:
+def _shown(wire: TokenizeBody, ids: Sequence[int], token_bytes: Callable[[int], bytes]) -> Shown:
     """What is told of one text's tokens."""
     tokens = [piece(token_id, token_bytes) for token_id in ids] if wire.with_pieces else list(ids)
-    shown: dict[str, object] = {"tokens": tokens, "count": len(ids)}
+    shown: Shown = {"tokens": tokens, "count": len(ids)}
     if wire.return_token_strs:
         shown["token_strs"] = [token_bytes(token_id).decode(errors="replace") for token_id in ids]
     return shown
