@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "embedding": (*BASE, "cl100k", "encoder_inputs", "models"),
     "inference": (*BASE, "models", "engine", "prompt", "prompting", "media"),
     "api": (*BASE, "logs", "response_store", "inference", "embedding", "models", "engine", "api"),
-    "app": (*BASE, "logs", "response_store", "inference", "embedding", "models", "api"),
+    "app": (*BASE, "logs", "response_store", "cl100k", "inference", "embedding", "models", "api"),
     "cli": (*BASE, "logs", "models", "app", "cli"),
     "__main__": ("cli",),
     "__init__": (),

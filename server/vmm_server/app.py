@@ -30,6 +30,7 @@ from vmm_server.api.ops import HealthController, Readiness
 from vmm_server.api.request_log import logged
 from vmm_server.api.rerank import RerankController
 from vmm_server.api.schema import SchemaController
+from vmm_server.cl100k import read_cl100k
 from vmm_server.embedding import Embeddings
 from vmm_server.errors import VMMError
 from vmm_server.inference import Inference
@@ -115,7 +116,7 @@ def build_parts(settings: Settings, load: ModelLoader) -> Parts:
     pool = ModelPool(settings, load_checked)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
     inference = Inference(registry, pool)
-    embeddings = Embeddings(registry, pool, tiktoken_dir=settings.tiktoken_dir)
+    embeddings = Embeddings(registry, pool, read_table=partial(read_cl100k, settings.tiktoken_dir))
     kept = ResponseStore(settings.response_store_path, max_bytes=settings.response_store_size)
     return Parts(settings, registry, Puller(store, registry), pool, inference, embeddings, kept, readiness)
 

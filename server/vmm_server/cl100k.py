@@ -34,16 +34,19 @@ class Cl100k:
         return b"".join(self._tokens[token] for token in ids).decode("utf-8", "replace")
 
 
-def read_cl100k(folder: Path | None) -> Cl100k | None:
+def read_cl100k(folder: Path | None, *, sha256: str = SHA256) -> Cl100k | None:
     """The table in `folder` (the setting tiktoken_dir); `None` when it is not there.
 
-    Raises `SettingsError` for a file that is not OpenAI's.
+    Raises `SettingsError` for a file that cannot be read or is not OpenAI's.
     """
     path = next((folder / name for name in FILES if (folder / name).is_file()), None) if folder else None
     if path is None:
         return None
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != SHA256:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"tiktoken_dir: {path}: {error.strerror}", param="tiktoken_dir") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise SettingsError(
             f"tiktoken_dir: {path} is not OpenAI's cl100k_base", param="tiktoken_dir", hint="fetch it again"
         )

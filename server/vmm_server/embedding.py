@@ -7,14 +7,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmm_adapters.types import EncoderInput
-from vmm_server.cl100k import Cl100k, read_cl100k
+from vmm_server.cl100k import Cl100k
 from vmm_server.encoder_inputs import embedding_inputs, pair_inputs, text_inputs
 from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown, UnsupportedCapability
 from vmm_server.models.encoders import ReadyEncoder
@@ -60,10 +59,13 @@ class Reranked(Answered):
 class Embeddings:
     """Runs encoders. Every dialect goes through here."""
 
-    def __init__(self, registry: Registry, pool: ModelPool, *, tiktoken_dir: Path | None = None) -> None:
+    def __init__(
+        self, registry: Registry, pool: ModelPool, *, read_table: Callable[[], Cl100k | None] = lambda: None
+    ) -> None:
+        """`read_table` reads OpenAI's table of tokens, when token ids are first to be decoded with it."""
         self._registry = registry
         self._pool = pool
-        self._tiktoken_dir = tiktoken_dir
+        self._read_table = read_table
         self._table: Cl100k | None = None
         self._num_running = 0
         self._idle = asyncio.Event()
@@ -137,7 +139,7 @@ class Embeddings:
         if request.token_encoding == "model" or all(isinstance(value, str) for value in request.inputs):
             return None
         if self._table is None:
-            self._table = await asyncio.to_thread(read_cl100k, self._tiktoken_dir)
+            self._table = await asyncio.to_thread(self._read_table)
         if self._table is None:
             raise InvalidRequest(
                 f"input: token ids of OpenAI's cl100k_base cannot be read here; {_NO_TABLE}", param="input"
