@@ -66,7 +66,7 @@ def write_prompt(request: GenerateRequest, model: InstalledModel, ready: ReadyMo
     elif isinstance(prompt, InsertPrompt):
         inserted = insert_tokens(ready.tokenizer, prompt.prefix, prompt.suffix)
         if inserted is None:
-            raise UnsupportedCapability(request.model, "insert")
+            raise UnsupportedCapability(request.model, "insert", param=prompt.param)
         written = WrittenPrompt(inserted, end_tokens=insert_end_tokens(ready.tokenizer))
     elif isinstance(prompt.text, str):
         encoded = ready.tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
