@@ -1,6 +1,7 @@
 """openai-python, the official client."""
 
 import asyncio
+from typing import Any
 
 import openai
 import pytest
@@ -92,6 +93,111 @@ def test_completions_continue_a_text(client: openai.OpenAI, model: str) -> None:
         model=model, prompt="The capital of France is", temperature=0, max_tokens=4, stream=True
     )
     assert "".join(chunk.choices[0].text for chunk in pieces if chunk.choices) == reply.choices[0].text
+
+
+def test_answers_differ_and_come_again(client: openai.OpenAI, model: str) -> None:
+    def ask() -> list[str | None]:
+        reply = client.chat.completions.create(
+            model=model, messages=CAPITAL, n=3, temperature=1.5, seed=3, max_tokens=6
+        )
+        assert [choice.index for choice in reply.choices] == [0, 1, 2]
+        return [choice.message.content for choice in reply.choices]
+
+    texts = ask()
+    assert len(set(texts)) > 1
+    assert ask() == texts
+
+
+def test_streams_of_several_answers_are_told_apart(client: openai.OpenAI, model: str) -> None:
+    chunks = client.chat.completions.create(
+        model=model, messages=CAPITAL, n=2, temperature=1.5, seed=3, max_tokens=12, stream=True
+    )
+    texts, ends = ["", ""], [0, 0]
+    for chunk in chunks:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            ends[choice.index] += choice.finish_reason is not None
+    assert all(texts)
+    assert texts[0] != texts[1]
+    assert ends == [1, 1]
+
+
+def test_every_kind_of_message_is_taken(client: openai.OpenAI, scripted: str) -> None:
+    reply = client.chat.completions.create(
+        model=scripted,
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "One."}], "name": "ada"},
+            {"role": "assistant", "content": None, "refusal": "No."},
+            {"role": "user", "content": [{"type": "text", "text": "Say "}, {"type": "text", "text": "this."}]},
+        ],
+    )
+    assert "this." in (reply.choices[0].message.content or "")
+
+
+def test_an_answer_that_was_begun_is_gone_on_with(client: openai.OpenAI, model: str) -> None:
+    messages: list[ChatCompletionMessageParam] = [
+        *CAPITAL,
+        {"role": "assistant", "content": "The capital of France is"},
+    ]
+    reply = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=3)
+    assert (reply.choices[0].message.content or "").startswith(" Paris")
+
+
+def test_a_token_can_be_forbidden(client: openai.OpenAI, model: str) -> None:
+    request: dict[str, Any] = {
+        "model": model,
+        "prompt": "The capital of France is",
+        "temperature": 0,
+        "max_tokens": 1,
+    }
+    assert client.completions.create(**request).choices[0].text == " Paris"
+    body = {"model": model, "prompt": " Paris", "add_special_tokens": False}
+    tokens: Any = client.post("/tokenize", body=body, cast_to=object)
+    (token,) = tokens["tokens"]
+    assert client.completions.create(**request, logit_bias={str(token): -100}).choices[0].text != " Paris"
+
+
+def test_completions_take_several_prompts_as_texts_or_tokens(client: openai.OpenAI, model: str) -> None:
+    prompts = ["The capital of France is", "The capital of Italy is"]
+    request: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": 2}
+    reply = client.completions.create(**request, prompt=prompts)
+    assert [choice.index for choice in reply.choices] == [0, 1]
+    assert ["Paris" in reply.choices[0].text, "Rome" in reply.choices[1].text] == [True, True]
+    tokens: Any = client.post("/tokenize", body={"model": model, "prompt": prompts}, cast_to=object)
+    by_tokens = client.completions.create(**request, prompt=tokens["tokens"])
+    assert [choice.text for choice in by_tokens.choices] == [choice.text for choice in reply.choices]
+
+
+def test_a_prompt_can_be_scored(client: openai.OpenAI, model: str) -> None:
+    """What lm-evaluation-harness asks for."""
+    prompt = "The capital of France is Paris"
+    reply = client.completions.create(model=model, prompt=prompt, echo=True, logprobs=1, max_tokens=0)
+    assert reply.choices[0].text == prompt
+    scores = reply.choices[0].logprobs
+    assert scores
+    assert scores.tokens
+    assert scores.token_logprobs
+    assert scores.text_offset
+    assert "".join(scores.tokens) == prompt
+    assert scores.token_logprobs[0] is None
+    assert scores.token_logprobs[-1] > -3
+    assert [prompt[offset:].startswith(token) for offset, token in zip(scores.text_offset, scores.tokens, strict=True)]
+
+
+def test_the_best_of_several_is_given(client: openai.OpenAI, model: str) -> None:
+    reply = client.completions.create(
+        model=model, prompt="Once upon a time", best_of=3, n=2, temperature=1.2, seed=5, max_tokens=6
+    )
+    assert len(reply.choices) == 2
+    assert reply.usage
+    assert reply.usage.completion_tokens == 3 * 6
+
+
+def test_a_suffix_needs_a_model_that_fills_in(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=model, prompt="def f(", suffix="return x", max_tokens=4)
+    assert caught.value.param == "suffix"
 
 
 def test_models_are_listed_and_found(client: openai.OpenAI, model: str) -> None:
