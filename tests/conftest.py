@@ -2,13 +2,20 @@
 
 import asyncio
 import os
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import hypothesis
 import pytest
 
+from vmm_adapters.card import SamplingDefaults
+from vmm_adapters.echo import write_echo_model
+from vmm_server.app import Parts, build_parts
+from vmm_server.models.loading import load_model
 from vmm_server.models.pull import Puller
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.store import InstalledModel, Store
@@ -19,6 +26,9 @@ hypothesis.settings.load_profile("no-deadline")
 
 CACHE = Path(__file__).parents[1] / ".cache" / "vmm"
 """Kept between runs, and shared with compat_tests: the home of the real model."""
+
+
+Body = Callable[[Parts], Coroutine[Any, Any, None]]
 
 
 class MakeSettings(Protocol):
@@ -78,3 +88,58 @@ def smollm2() -> InstalledModel:
 def smollm2_gguf(smollm2: InstalledModel) -> Path:
     """The file that was fetched for it."""
     return Store(CACHE / "models").blob(smollm2.digest)
+
+
+@pytest.fixture
+def installed(settings: MakeSettings, tmp_path: Path) -> Callable[..., None]:
+    """Installs the echo model under `name`; `fields` replace what is said of it, `files` what is in its folder."""
+
+    def install(name: str = "echo:latest", **fields: Any) -> None:
+        folder = tmp_path / name.replace(":", "-")
+        write_echo_model(folder)
+        for gone in fields.pop("without", ()):
+            (folder / gone).unlink()
+        for path, text in fields.pop("files", {}).items():
+            (folder / path).write_text(text, "utf-8")
+        described: dict[str, Any] = {
+            "name": name,
+            "aliases": (),
+            "digest": name.encode().hex().ljust(64, "0"),
+            "size_bytes": 1,
+            "modified_at": datetime(2026, 1, 1, tzinfo=UTC),
+            "adapter": "echo",
+            "folder": folder,
+            "format": "onnx",
+            "family": "echo",
+            "parameter_size": "0",
+            "quantization": "F32",
+            "context_length": 512,
+            "embedding_length": None,
+            "capabilities": ("completion",),
+            "license": None,
+            "title": name,
+            "system": None,
+            "sampling": SamplingDefaults(),
+            "source": "file:/echo",
+        }
+        Store(settings().store_dir).install(InstalledModel(**described | fields))
+
+    return install
+
+
+@pytest.fixture
+def with_parts(settings: MakeSettings) -> Callable[[Body], None]:
+    """Run `body(parts)` on an event loop, at most 20 s, and close the pool."""
+
+    def run(body: Body) -> None:
+        async def bounded() -> None:
+            configured = settings()
+            parts = build_parts(configured, partial(load_model, settings=configured))
+            try:
+                await asyncio.wait_for(body(parts), 20)
+            finally:
+                await parts.pool.aclose()
+
+        asyncio.run(bounded())
+
+    return run

@@ -1,16 +1,12 @@
 import asyncio
-from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vmm_adapters.card import SamplingDefaults
-from vmm_adapters.echo import write_echo_model
 from vmm_adapters.types import FinishReason, SamplingParams
-from vmm_server.app import Parts, build_parts
+from vmm_server.app import Parts
 from vmm_server.errors import (
     ContextLengthExceeded,
     InvalidRequest,
@@ -20,65 +16,9 @@ from vmm_server.errors import (
     UnsupportedCapability,
 )
 from vmm_server.inference import Completion
-from vmm_server.models.loading import load_model
-from vmm_server.models.store import InstalledModel, Store
 from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
-Body = Callable[[Parts], Coroutine[Any, Any, None]]
-
-
-@pytest.fixture
-def installed(settings: Any, tmp_path: Path) -> Callable[..., None]:
-    """Installs the echo model under `name`; `fields` replace what is said of it."""
-
-    def install(name: str = "echo:latest", **fields: Any) -> None:
-        folder = tmp_path / name.replace(":", "-")
-        write_echo_model(folder)
-        for gone in fields.pop("without", ()):
-            (folder / gone).unlink()
-        described: dict[str, Any] = {
-            "name": name,
-            "aliases": (),
-            "digest": name.encode().hex().ljust(64, "0"),
-            "size_bytes": 1,
-            "modified_at": datetime(2026, 1, 1, tzinfo=UTC),
-            "adapter": "echo",
-            "folder": folder,
-            "format": "onnx",
-            "family": "echo",
-            "parameter_size": "0",
-            "quantization": "F32",
-            "context_length": 512,
-            "embedding_length": None,
-            "capabilities": ("completion",),
-            "license": None,
-            "title": name,
-            "system": None,
-            "sampling": SamplingDefaults(),
-            "source": "file:/echo",
-        }
-        Store(settings().store_dir).install(InstalledModel(**described | fields))
-
-    return install
-
-
-@pytest.fixture
-def with_parts(settings: Any) -> Callable[[Body], None]:
-    """Run `body(parts)` on an event loop, at most 20 s, and close the pool."""
-
-    def run(body: Body) -> None:
-        async def bounded() -> None:
-            configured = settings()
-            parts = build_parts(configured, partial(load_model, settings=configured))
-            try:
-                await asyncio.wait_for(body(parts), 20)
-            finally:
-                await parts.pool.aclose()
-
-        asyncio.run(bounded())
-
-    return run
 
 
 def chat(text: str, model: str = "echo", **changes: Any) -> GenerateRequest:
