@@ -53,7 +53,11 @@ def test_the_document_is_valid_openapi(live_server: Any) -> None:
     assert not errors
     for ref in refs(document):
         assert resolve(document, ref), ref
-    for schema in document["components"]["schemas"].values():
+    schemas = document["components"]["schemas"]
+    assert {"ChatCompletionRequest", "OpenaiChatMessage", "OllamaChatMessage"} <= schemas.keys()
+    assert {f"#/components/schemas/{name}" for name in schemas} <= set(refs(document))
+    assert not [name for name in schemas if "_" in name]
+    for schema in schemas.values():
         jsonschema_rs.meta.validate(schema)
 
 
@@ -110,6 +114,22 @@ def test_requests_in_the_document_have_the_schema_beside_them(live_server: Any) 
                 validator = jsonschema_rs.validator_for({**content["schema"], "components": document["components"]})
                 for example in content["examples"].values():
                     assert validator.is_valid(example["value"]), (path, example)
+
+
+def test_fields_are_shown_with_their_bounds_and_meaning(live_server: Any) -> None:
+    fields = document_of(live_server)["components"]["schemas"]["CompletionRequest"]["properties"]
+    assert fields["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 16}
+    assert fields["prompt"]["description"] == "A string, token ids, or an array of either."
+    assert fields["stop"]["anyOf"][:2] == [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+    assert "default" not in fields["n"]
+
+
+def test_the_page_needs_nothing_from_anywhere_else(live_server: Any) -> None:
+    page = live_server.client.get("/schema")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert re.findall(r"(?:https?:)?//[\w.-]+\.\w+", page.text) == []
+    assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"(?!data:)", page.text) == []
 
 
 def shape(value: Any) -> Any:

@@ -18,7 +18,7 @@ import msgspec
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import BaseRoute, HTTPRoute
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from vmm_server.api.errors import Body, anthropic_body, body_for, headers_of, message_of, ollama_body, openai_body
 from vmm_server.api.framing import json_line, named_event, sse_event
@@ -131,10 +131,10 @@ def operations(routes: Iterable[BaseRoute]) -> list[Operation]:
 def build_document(routes: Iterable[BaseRoute], *, title: str, version: str) -> Schema:
     """The whole document. An operation without a description has no examples in it."""
     found = operations(routes)
-    schemas: dict[str, Schema] = {}
+    bodies, schemas = _body_schemas(one.description.body for one in found if one.description and one.description.body)
     paths: dict[str, Schema] = {}
     for operation in found:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, schemas)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, bodies)
     tags = list(dict.fromkeys(operation.tag for operation in found))
     return {
         "openapi": OPENAPI_VERSION,
@@ -150,7 +150,7 @@ def build_document(routes: Iterable[BaseRoute], *, title: str, version: str) -> 
     }
 
 
-def _operation(operation: Operation, schemas: dict[str, Schema]) -> Schema:
+def _operation(operation: Operation, bodies: Mapping[type[BaseModel], Schema]) -> Schema:
     handler, description = operation.handler, operation.description or Description(())
     shown: Schema = {
         "operationId": handler.operation_id,
@@ -161,9 +161,11 @@ def _operation(operation: Operation, schemas: dict[str, Schema]) -> Schema:
         "responses": _answers(description.examples) | _errors(operation.path),
     }
     if description.body is not None:
-        schema = _register(description.body, schemas)
         examples = {one.name: {"summary": one.title, "value": one.body} for one in description.examples}
-        shown["requestBody"] = {"required": True, "content": {JSON: {"schema": schema, "examples": examples}}}
+        shown["requestBody"] = {
+            "required": True,
+            "content": {JSON: {"schema": bodies[description.body], "examples": examples}},
+        }
     return {key: value for key, value in shown.items() if value}
 
 
@@ -215,20 +217,48 @@ def _headers(*names: str) -> Schema:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
-def _register(model: type[BaseModel], schemas: dict[str, Schema]) -> Schema:
-    """Put a wire model and all that it is made of among `schemas`, each under its dialect's name."""
-    prefix = "".join(part.capitalize() for part in model.__module__.split(".")[2:-1])
-    schema = model.model_json_schema(
-        ref_template=f"#/components/schemas/{prefix}{{model}}", schema_generator=_Plain, by_alias=True
-    )
-    parts = schema.pop("$defs", {})
-    for name, part in {**parts, model.__name__: schema}.items():
-        schemas[f"{prefix}{name}"] = part
-    return {"$ref": f"#/components/schemas/{prefix}{model.__name__}"}
+def _body_schemas(models: Iterable[type[BaseModel]]) -> tuple[dict[type[BaseModel], Schema], dict[str, Schema]]:
+    """Wire models → a reference for each, and the schemas of all that they are made of, by name.
+
+    Where dialects have models of one name, pydantic puts the modules before it: `OllamaChatMessage` is what stays.
+    """
+    mode: JsonSchemaMode = "validation"
+    asked = [(model, mode) for model in dict.fromkeys(models)]
+    found, defined = models_json_schema(asked, ref_template="#/components/schemas/{model}", schema_generator=_Plain)
+    names = {
+        long: "".join(part.capitalize() for part in parts[2:-2]) + parts[-1]
+        for long in defined.get("$defs", {})
+        if len(parts := long.split("__")) > 1
+    }
+
+    named: set[str] = set()
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [renamed(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        if isinstance(ref := value.get("$ref"), str):
+            root, _, long = ref.rpartition("/")
+            named.add(names.get(long, long))
+            return value | {"$ref": f"{root}/{names.get(long, long)}"}
+        return {key: renamed(part) for key, part in value.items()}
+
+    schemas = {names.get(long, long): renamed(schema) for long, schema in defined.get("$defs", {}).items()}
+    bodies = {model: renamed(found[model, mode]) for model, _ in asked}
+    return bodies, {name: schema for name, schema in schemas.items() if name in named}
+
+
+_BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 
 
 class _Plain(GenerateJsonSchema):
     """Without what says nothing: titles that repeat the name, and `null` as a default."""
+
+    def generate_inner(self, schema: Any) -> Schema:
+        """With bounds in JSON Schema's words; behind a validator pydantic leaves its own."""
+        shown = super().generate_inner(schema)
+        return {_BOUNDS.get(key, key): value for key, value in shown.items()}
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         """Never."""

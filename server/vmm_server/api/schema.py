@@ -1,9 +1,12 @@
 """`/openapi.json`, and `/schema`: the page that shows it. Both work without a network."""
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from litestar import Controller, MediaType, Request, Response, get
+from litestar.routes import BaseRoute
 
 import vmm_server
 from vmm_server.api.openapi import build_document, encoded
@@ -23,15 +26,19 @@ class SchemaController(Controller):
 
     include_in_schema = False
 
-    @get(["/openapi.json", "/schema/openapi.json"], sync_to_thread=False)
-    def document(self, request: Request[Any, Any, Any]) -> Response[bytes]:
+    @get(["/openapi.json", "/schema/openapi.json"])
+    async def document(self, request: Request[Any, Any, Any]) -> Response[bytes]:
         """The OpenAPI document; built when it is first asked for."""
-        state = request.app.state
-        if "openapi" not in state:
-            state.openapi = encoded(build_document(request.app.routes, title="VMM", version=vmm_server.__version__))
-        return Response(state.openapi, media_type=JSON)
+        app = request.app
+        if "openapi" not in app.state:
+            app.state.openapi = await asyncio.to_thread(_document, app.routes)
+        return Response(app.state.openapi, media_type=JSON)
 
     @get("/schema", media_type=MediaType.HTML, sync_to_thread=False)
     def page(self) -> Response[bytes]:
         """Routes by dialect, with their fields and examples, and a way to try them."""
         return Response(PAGE.read_bytes(), media_type=MediaType.HTML, headers=PAGE_HEADERS)
+
+
+def _document(routes: Sequence[BaseRoute]) -> bytes:
+    return encoded(build_document(routes, title="VMM", version=vmm_server.__version__))
