@@ -16,7 +16,7 @@ ToolFormatName = Literal[
     "hermes", "llama3_json", "pythonic", "mistral", "gemma", "gemma4", "phi", "granite", "qwen3_coder"
 ]
 """How a model writes tool calls."""
-ReasoningFormatName = Literal["think", "magistral", "granite", "seed_oss", "gemma4"]
+ReasoningFormatName = Literal["think", "magistral", "granite", "granite_tags", "seed_oss", "gemma4"]
 """How it marks its thinking."""
 
 

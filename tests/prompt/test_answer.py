@@ -102,6 +102,26 @@ def test_answers_are_told_apart_however_they_are_cut(
         assert all(bool(delta.text) + bool(delta.reasoning) + bool(delta.tool_calls) <= 1 for delta in out)
 
 
+@pytest.mark.parametrize(
+    ("text", "thought", "content"),
+    [
+        ("<think>so</think>\n<response>\nHi </resp>\n</response>\n", "so", "Hi </resp>"),
+        ("<think>so</think><response>Hi", "so", "Hi"),
+        ("<think>so</think><response>Hi</res", "so", "Hi</res"),
+        ("<think>so</think> <resp", "so", "<resp"),
+        ("<think>so</think> <resp>Hi</response>", "so", "<resp>Hi</response>"),
+        ("<think>so</think><response>Hi</response> more </response>", "so", "Himore </response>"),
+        ("<response>Hi</response>", "", "<response>Hi</response>"),
+        ("<think>so", "so", ""),
+    ],
+)
+def test_the_answers_own_tag_is_not_shown(text: str, thought: str, content: str) -> None:
+    format = replace(THINKING, reasoning=REASONING_FORMATS["granite_tags"])
+    for cuts in (None, (), *((cut,) for cut in range(len(text)))):
+        out = answer(reader(format, POSSIBLE, TOOLS), deltas(text, cuts=cuts))
+        assert told(out) == (thought, content, [])
+
+
 def test_one_delta_that_says_everything() -> None:
     text = f"<think>so</think>Well.\n{CALL}"
     whole = merge(list(deltas(text)))

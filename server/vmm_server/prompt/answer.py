@@ -11,8 +11,8 @@ from enum import Enum
 
 from vmm_adapters.types import FinishReason
 from vmm_server.engine.stream import Delta, ToolCallDelta
-from vmm_server.prompt.formats.base import Arguments, CallStart, ChatFormat, Part, ReasoningFormat, Text
-from vmm_server.prompt.formats.tape import marker_pattern
+from vmm_server.prompt.formats.base import Arguments, CallStart, ChatFormat, Part, Text
+from vmm_server.prompt.thinking import ThinkingReader, TokenCounter
 from vmm_server.requests import Tool
 
 _TURN = re.compile(
@@ -78,9 +78,10 @@ class AnswerReader:
         new_call_id: Callable[[], str],
     ) -> None:
         """`tools` are those that may be called; none: nothing is read as a call."""
-        thinks = format.reasoning is not None and thinking is not ThinkingState.NONE
-        self._thinking = _ThinkingReader(format.reasoning, thinking) if thinks and format.reasoning else None
-        self._counter = _TokenCounter(format.reasoning.end, token_bytes) if thinks and format.reasoning else None
+        reasoning = format.reasoning if thinking is not ThinkingState.NONE else None
+        is_open = thinking is ThinkingState.OPEN
+        self._thinking = None if reasoning is None else ThinkingReader(reasoning, is_open=is_open)
+        self._counter = None if reasoning is None else TokenCounter(reasoning.end, token_bytes)
         self._parser = format.tools.parser(tools) if tools else None
         self._new_call_id = new_call_id
         self._num_calls = 0
@@ -95,8 +96,14 @@ class AnswerReader:
         if len(parts) == 1 and parts[0] == Text(delta.text) and delta.finish_reason is None:
             return [delta]
         said = self._merged(parts) or [Delta("")]
-        said[0] = replace(
-            said[0], token_ids=delta.token_ids, logprobs=delta.logprobs, prompt_logprobs=delta.prompt_logprobs
+        first = said[0]
+        said[0] = Delta(
+            first.text,
+            delta.token_ids,
+            delta.logprobs,
+            prompt_logprobs=delta.prompt_logprobs,
+            reasoning=first.reasoning,
+            tool_calls=first.tool_calls,
         )
         said[-1] = self._ended(said[-1], delta)
         return said
@@ -161,93 +168,3 @@ class AnswerReader:
         if usage is not None and self._counter is not None:
             usage = replace(usage, num_reasoning_tokens=self._counter.count)
         return replace(said, finish_reason=reason, usage=usage)
-
-
-class _ThinkingReader:
-    """Takes the thinking off the beginning of a text. White space around it and its markers belongs to neither."""
-
-    def __init__(self, format: ReasoningFormat, state: ThinkingState) -> None:
-        self._start = format.start
-        self._end = marker_pattern((format.end,))
-        self.was_found = state is ThinkingState.OPEN
-        self.is_over = False
-        """What follows is not thinking."""
-        self._at = _At.BEGINNING
-        self._held = ""
-
-    def push(self, text: str, is_last: bool) -> tuple[str, str]:
-        """(thinking, other text) that became certain. The last push releases what was held back."""
-        self._held += text
-        if self._at is _At.BEGINNING and not self._begin(is_last):
-            return "", ""
-        thought = ""
-        if self._at in (_At.MARKER, _At.THOUGHT):
-            thought = self._think(is_last)
-        if self._at is _At.END:
-            self._held = self._held.lstrip()
-            self.is_over = bool(self._held)
-        return (thought, self._held) if self.is_over else (thought, "")
-
-    def _begin(self, is_last: bool) -> bool:
-        """Find out whether the text begins with thinking; false: not yet. The marker may come again after a prompt
-        that ends with it."""
-        text = self._held.lstrip()
-        if len(text) < len(self._start) and self._start.startswith(text) and not is_last:
-            return False
-        if text.startswith(self._start):
-            self.was_found = True
-            self._held = text[len(self._start) :]
-        if self.was_found:
-            self._at = _At.MARKER
-        else:
-            self.is_over = True
-        return True
-
-    def _think(self, is_last: bool) -> str:
-        text = self._held if self._at is _At.THOUGHT else self._held.lstrip()
-        match = self._end.search(text)
-        if match is not None and match.lastindex is not None:
-            self._held = text[match.end() :]
-            self._at = _At.END
-            return text[: match.start()].rstrip()
-        before = text if match is None else text[: match.start()]
-        thought = text if is_last else before.rstrip()
-        self._held = text[len(thought) :]
-        if thought:
-            self._at = _At.THOUGHT
-        return thought
-
-
-class _At(Enum):
-    """Where a `_ThinkingReader` stands."""
-
-    BEGINNING = 0
-    MARKER = 1
-    """Right after the start marker."""
-    THOUGHT = 2
-    END = 3
-    """After the end marker."""
-
-
-class _TokenCounter:
-    """Counts the tokens of thinking: all up to the one that completes the end marker, told by their bytes, because
-    a delta's text may come later than its tokens."""
-
-    def __init__(self, end: str, token_bytes: Callable[[int], bytes]) -> None:
-        self._end = end.encode()
-        self._token_bytes = token_bytes
-        self._tail = b""
-        self._is_over = False
-        self.count = 0
-
-    def push(self, token_ids: Iterable[int]) -> None:
-        """Count the next ones."""
-        if self._is_over:
-            return
-        for token_id in token_ids:
-            self.count += 1
-            self._tail += self._token_bytes(token_id)
-            if self._end in self._tail:
-                self._is_over = True
-                return
-            self._tail = self._tail[-len(self._end) :]

@@ -96,6 +96,7 @@ def test_a_template_that_does_not_tell_of_tools(template: str | None) -> None:
         ("{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' }}", "think"),
         ("{{ '[THINK]' ~ text ~ '[/THINK]' }}", "magistral"),
         ("{{ \"Write it after 'Here is my thought process:' and 'Here is my response:'\" }}", "granite"),
+        ("{{ 'Write thoughts in <think></think> and your response in <response></response>' }}", "granite_tags"),
         ("{{ '<seed:think>' ~ thought ~ '</seed:think>' }}", "seed_oss"),
         ("{{ '<|channel>thought\n' ~ text ~ '\n<channel|>' }}", "gemma4"),
         ("{# </think> #}", None),

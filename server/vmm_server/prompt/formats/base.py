@@ -17,6 +17,8 @@ class ReasoningFormat:
     start: str
     """`<think>`. The model writes it, or the template has written it at the end of the prompt."""
     end: str
+    answer: tuple[str, str] | None = None
+    """What the model writes around the text that follows, which is not shown either."""
 
 
 @dataclass(frozen=True, slots=True)

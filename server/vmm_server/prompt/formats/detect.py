@@ -81,9 +81,13 @@ def find_format(
         reasoning: ReasoningFormat | None = REASONING_FORMATS[reasoning_format]
     else:  # tokens tell only where nothing else does: models that do not think share them with those that do
         texts = special_tokens if template is None else shown
-        found = (one for one in REASONING_FORMATS.values() if one.start in texts or one.end in texts)
-        reasoning = next(found, None)
+        reasoning = next((one for one in REASONING_FORMATS.values() if _is_shown(one, texts)), None)
     return ChatFormat(TOOL_FORMATS[names[0] if names else "hermes"], reasoning, _tells_of_tools(template))
+
+
+def _is_shown(format: ReasoningFormat, texts: Collection[str]) -> bool:
+    has_markers = format.start in texts or format.end in texts
+    return has_markers and (format.answer is None or format.answer[0] in texts)
 
 
 def _tells_of_tools(template: str | None) -> bool:
