@@ -227,8 +227,8 @@ def test_other_prompts_are_refused(prompt: object, param: str) -> None:
 
 def test_a_suffix_makes_prompts_places_to_insert_at() -> None:
     assert [request.prompt for request in completions(prompt=["a", "b"], suffix="z")] == [
-        InsertPrompt("a", "z", "prompt[0]"),
-        InsertPrompt("b", "z", "prompt[1]"),
+        InsertPrompt("a", "z"),
+        InsertPrompt("b", "z"),
     ]
     assert completions(suffix="") == completions(suffix=None) == completions()
 

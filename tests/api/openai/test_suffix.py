@@ -52,10 +52,11 @@ def test_an_insertion_streams_as_any_completion(coder: Any) -> None:
 
 def test_prompt_and_suffix_share_the_context(coder: Any) -> None:
     error = complete(coder, prompt=["a", "a" * 300], suffix="b" * 300).json()["error"]
-    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt[1]")
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "suffix")
 
 
 def test_a_model_without_such_tokens_says_so(coder: Any) -> None:
     response = complete(coder, model="echo", prompt="a", suffix="b")
     assert response.status_code == 400
-    assert response.json()["error"]["message"] == '"echo" does not support insert'
+    error = response.json()["error"]
+    assert (error["message"], error["param"]) == ('"echo" does not support insert', "suffix")

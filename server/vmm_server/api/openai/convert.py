@@ -157,7 +157,7 @@ def _prompts(wire: CompletionRequest) -> Sequence[TextPrompt | InsertPrompt]:
 def _insertion(prompt: TextPrompt, suffix: str) -> InsertPrompt:
     if not isinstance(prompt.text, str):
         raise InvalidRequest("suffix: needs a prompt of text, not of token ids", param="suffix")
-    return InsertPrompt(prompt.text, suffix, prompt.param)
+    return InsertPrompt(prompt.text, suffix)
 
 
 def _is_token_ids(value: list[object]) -> TypeGuard[list[int]]:
