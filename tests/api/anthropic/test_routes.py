@@ -152,6 +152,24 @@ def test_a_forced_call_holds_its_schema(client: anthropic.Anthropic, choice: Any
         assert message.stop_reason == "tool_use"
 
 
+@pytest.mark.parametrize("tools", [[], [WEATHER]])
+@pytest.mark.parametrize("thinking", [{"type": "disabled"}, {"type": "enabled", "budget_tokens": 1024}])
+def test_an_output_format_holds_beside_thinking_and_tools(
+    client: anthropic.Anthropic, thinking: Any, tools: Any
+) -> None:
+    form = {"format": {"type": "json_schema", "schema": WEATHER["input_schema"]}}
+    request = asked("<think>hm</think>no JSON", output_config=form, thinking=thinking, tools=tools)
+    whole = client.messages.create(**request)
+    with client.messages.stream(**request) as stream:
+        streamed = stream.get_final_message()
+    for message in (whole, streamed):
+        *thoughts, said = message.content
+        thinks = thinking["type"] == "enabled"
+        assert [thought.to_dict()["thinking"] for thought in thoughts] == (["hm"] if thinks else [])
+        values = json.loads(said.text) if said.type == "text" else said.to_dict()["input"]
+        assert values in ({"city": "Oslo"}, {"city": "Rom"})
+
+
 def test_a_stop_sequence_is_named(client: anthropic.Anthropic) -> None:
     message = client.messages.create(**asked("one##two", stop_sequences=["#?", "##"]))
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "##")

@@ -123,3 +123,25 @@ def test_wrong_calls_are_refused(clever_server: Any, message: Any, word: str) ->
     response = clever_server.client.post("/api/chat", json={"model": "clever", "messages": [user("x"), message]})
     assert response.status_code == 400
     assert word in response.json()["error"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("think", [None, True, False])
+@pytest.mark.parametrize("tools", [None, [weather]])
+def test_a_format_holds_beside_thinking_and_tools(client: ollama.Client, think: Any, tools: Any, stream: bool) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    got = client.chat(
+        "clever",
+        [user(f"{THOUGHT}no JSON")],
+        think=think,
+        tools=tools,
+        format=schema,
+        stream=stream,
+        options={"seed": 1},
+    )
+    pieces: Any = list(got) if stream else [got]
+    assert "".join(piece.message.thinking or "" for piece in pieces) == ("" if think is False else "hm")
+    content = "".join(piece.message.content or "" for piece in pieces)
+    calls = [call for piece in pieces for call in piece.message.tool_calls or ()]
+    assert pieces[-1].done_reason == "stop"
+    assert calls if not content else json.loads(content) in ({"n": 1}, {"n": 2})
