@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,17 @@ from litestar.exceptions import HTTPException, TooManyRequestsException
 
 from vmm_adapters import errors as adapter_errors
 from vmm_server import errors
-from vmm_server.api.errors import ANSWERS, anthropic_body, body_for, headers_of, ollama_body, openai_body, status_of
+from vmm_server.api.errors import (
+    ANSWERS,
+    ANTHROPIC_TYPES,
+    OPENAI_TYPES,
+    anthropic_body,
+    body_for,
+    headers_of,
+    ollama_body,
+    openai_body,
+    status_of,
+)
 from vmm_server.logs import request_id
 
 SAMPLES: dict[type[Exception], Exception] = {
@@ -41,7 +52,7 @@ ModelLoadFailed         500 no      api_error             api_error
 ModelNotFound           404 no      not_found_error       not_found_error       model_not_found model
 OutOfMemory             500 no      api_error             api_error
 Overloaded              503 after-3 api_error             overloaded_error
-PreviousResponseNotFound 400 no     invalid_request_error invalid_request_error previous_response_not_found previous_response_id
+PreviousResponseNotFound 400 no invalid_request_error invalid_request_error previous_response_not_found previous_response_id
 RequestCancelled        499 no      invalid_request_error invalid_request_error
 ResponseNotFound        404 no      not_found_error       not_found_error       - response_id
 RuntimeFailed           500 no      api_error             api_error
@@ -177,3 +188,26 @@ def test_a_foreign_exception_says_nothing_of_our_insides() -> None:
     assert status_of(error) == 500
     assert ollama_body(error) == {"error": "internal server error"}
     assert headers_of(error) == {"x-should-retry": "false"}
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "errors.md").read_text()
+
+
+@pytest.mark.parametrize("status", [*sorted({*OPENAI_TYPES, *ANTHROPIC_TYPES}), 400, 405, 500, 502, 507])
+def test_the_page_on_errors_tells_each_type(status: int) -> None:
+    error = HTTPException(status_code=status)
+    bodies: list[Any] = [openai_body(error), anthropic_body(error)]
+    label = status if {status} & {*OPENAI_TYPES, *ANTHROPIC_TYPES} else f"other {status // 100}xx"
+    assert "| {} | `{}` | `{}` |\n".format(label, *(body["error"]["type"] for body in bodies)) in PAGE
+
+
+def test_the_page_on_errors_tells_what_may_be_tried_again() -> None:
+    (sentence,) = re.findall(r"It is `true` for (.*)\.\n", PAGE)
+    assert set(re.findall(r"\w+", sentence)) - {"and"} == {
+        kind.__name__ for kind, answer in ANSWERS.items() if answer.retry
+    }
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL_ERRORS if getattr(kind, "code", None)])
+def test_the_page_on_errors_tells_each_code(kind: type[errors.VMMError]) -> None:
+    assert re.search(rf"^\| `{kind.__name__}` \|.*code `{kind.code}`", PAGE, re.M)

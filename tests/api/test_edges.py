@@ -133,6 +133,22 @@ def test_a_name_of_megabytes_does_not_come_back(live_server: Any) -> None:
     assert len(live_server.client.post("/v1/completions", json=long_key).content) < 20_000
 
 
+@pytest.mark.parametrize("path", FAMILIES)
+@pytest.mark.parametrize("nest", [b"[%b]", b'{"a":%b}'])
+def test_json_that_is_nested_too_deeply_is_400(live_server: Any, path: str, nest: bytes) -> None:
+    opening, closing = nest.split(b"%b")
+    for depth in (300, 1_000_000):
+        body = b'{"model": "echo", "ignored": ' + opening * depth + b"1" + closing * depth + b"}"
+        response = live_server.client.post(path, content=body)
+        assert response.status_code == 400
+        assert "recursion limit exceeded" in response.text
+    fine = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stream": False}
+    content = (
+        json.dumps({"model": "echo"} | fine)[:-1].encode() + b', "ignored": ' + opening * 150 + b"1" + closing * 150
+    )
+    assert live_server.client.post(path, content=content + b"}").status_code == 200
+
+
 def test_anthropics_clients_find_the_id_under_their_own_name(live_server: Any) -> None:
     response = live_server.client.get("/v1/messages/nowhere")
     assert response.headers["request-id"] == response.headers["x-request-id"] == response.json()["request_id"]
