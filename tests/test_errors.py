@@ -38,37 +38,37 @@ SAMPLES: dict[type[Exception], Exception] = {
 """Errors whose constructor takes more than a message."""
 
 WORDS = """
-AdapterError            500 no      api_error             api_error
-AddressInUse            500 no      api_error             api_error
-ContextLengthExceeded   400 no      invalid_request_error invalid_request_error context_length_exceeded messages
-CorruptFile             500 no      api_error             api_error
-DigestMismatch          502 no      api_error             api_error
-GenerationFailed        500 yes     api_error             api_error
-ImportFailed            500 no      api_error             api_error
-InvalidCard             500 no      api_error             api_error
-InvalidModelName        400 no      invalid_request_error invalid_request_error - model
-InvalidRequest          400 no      invalid_request_error invalid_request_error
-ModelLoadFailed         500 no      api_error             api_error
-ModelNotFound           404 no      not_found_error       not_found_error       model_not_found model
-OutOfMemory             500 no      api_error             api_error
-Overloaded              503 after-3 api_error             overloaded_error
-PreviousResponseNotFound 400 no invalid_request_error invalid_request_error previous_response_not_found previous_response_id
-RequestCancelled        499 no      invalid_request_error invalid_request_error
-ResponseNotFound        404 no      not_found_error       not_found_error       - response_id
-RuntimeFailed           500 no      api_error             api_error
-RuntimeMissing          500 no      api_error             api_error
-SettingsError           500 no      api_error             api_error
-ShuttingDown            503 after-5 api_error             overloaded_error
-SourceError             502 yes     api_error             api_error
-SourceNotFound          404 no      not_found_error       not_found_error
-StoreError              507 no      api_error             api_error
-UnsupportedArchitecture 500 no      api_error             api_error
-UnsupportedCapability   400 no      invalid_request_error invalid_request_error - model
-UnsupportedModel        500 no      api_error             api_error
-UnsupportedParameter    400 no      invalid_request_error invalid_request_error unsupported_parameter
-VMMError                500 no      api_error             api_error
+AdapterError             500 no      api             api
+AddressInUse             500 no      api             api
+ContextLengthExceeded    400 no      invalid_request invalid_request context_length_exceeded messages
+CorruptFile              500 no      api             api
+DigestMismatch           502 no      api             api
+GenerationFailed         500 yes     api             api
+ImportFailed             500 no      api             api
+InvalidCard              500 no      api             api
+InvalidModelName         400 no      invalid_request invalid_request - model
+InvalidRequest           400 no      invalid_request invalid_request
+ModelLoadFailed          500 no      api             api
+ModelNotFound            404 no      not_found       not_found       model_not_found model
+OutOfMemory              500 no      api             api
+Overloaded               503 after-3 api             overloaded
+PreviousResponseNotFound 400 no      invalid_request invalid_request previous_response_not_found previous_response_id
+RequestCancelled         499 no      invalid_request invalid_request
+ResponseNotFound         404 no      not_found       not_found       - response_id
+RuntimeFailed            500 no      api             api
+RuntimeMissing           500 no      api             api
+SettingsError            500 no      api             api
+ShuttingDown             503 after-5 api             overloaded
+SourceError              502 yes     api             api
+SourceNotFound           404 no      not_found       not_found
+StoreError               507 no      api             api
+UnsupportedArchitecture  500 no      api             api
+UnsupportedCapability    400 no      invalid_request invalid_request - model
+UnsupportedModel         500 no      api             api
+UnsupportedParameter     400 no      invalid_request invalid_request unsupported_parameter
+VMMError                 500 no      api             api
 """
-"""Class, status, whether to try again, OpenAI's type, Anthropic's type, OpenAI's code and param."""
+"""Class, status, whether to try again, OpenAI's and Anthropic's type without `_error`, OpenAI's code and param."""
 EXPECTED = {row.split()[0]: row.split()[1:] for row in WORDS.strip().splitlines()}
 
 
@@ -122,13 +122,13 @@ def test_every_error_is_answered_in_the_words_of_each_dialect(kind: type[Excepti
     hint = {"hint": error.hint} if error.hint else {}
     assert status_of(error) == int(status)
     assert openai_body(error) == {
-        "error": {"message": error.message, "type": openai_type, "param": param, "code": code} | hint
+        "error": {"message": error.message, "type": f"{openai_type}_error", "param": param, "code": code} | hint
     }
     assert ollama_body(error) == {"error": error.message} | hint
     told = "prompt is too long: 5000 tokens > 4096 maximum" if code == "context_length_exceeded" else error.message
     assert anthropic_body(error) == {
         "type": "error",
-        "error": {"type": anthropic_type, "message": told} | hint,
+        "error": {"type": f"{anthropic_type}_error", "message": told} | hint,
         "request_id": "-",
     }
     pause = re.fullmatch(r"after-(\d+)", retry)
