@@ -126,6 +126,12 @@ def test_turns_of_one_role_are_one() -> None:
     )
 
 
+def test_an_empty_answer_goes_back() -> None:
+    empty = {"role": "assistant", "content": []}
+    got = turns({"role": "user", "content": "a"}, empty, {"role": "user", "content": "b"})
+    assert got == (Message("user", "a"), Message("assistant", ""), Message("user", "b"))
+
+
 def test_an_assistant_message_at_the_end_is_a_beginning() -> None:
     got = turns({"role": "user", "content": "a"}, {"role": "assistant", "content": "The answer is ("})
     assert got[-1] == Message("assistant", "The answer is (")
@@ -207,6 +213,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0].text"),
         ({"role": "user", "content": [{"text": "x"}]}, "messages[0].content[0].type"),
         ({"role": "user", "content": None}, "messages[0].content"),
+        ({"role": "user", "content": []}, "messages[0].content"),
         ({"role": "user", "content": 5}, "messages[0].content"),
         ({"role": "user"}, "messages[0].content"),
         ({"role": "wizard", "content": "x"}, "messages[0].role"),

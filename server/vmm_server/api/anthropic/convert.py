@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -137,25 +139,23 @@ def _messages(wire: PromptFields) -> tuple[Message, ...]:
     for index, message in enumerate(wire.messages):
         for turn in _turns(message, f"messages[{index}].content", called):
             called |= {call.id: call.name for call in turn.tool_calls if call.id}
-            if turns and turns[-1].role == turn.role != "tool":
-                turns[-1] = _joined(turns[-1], turn)
-            else:
-                turns.append(turn)
-    if turns and turns[-1].tool_calls:
+            turns.append(turn)
+    joined = [turn for role, group in groupby(turns, attrgetter("role")) for turn in _joined(role, list(group))]
+    if joined[-1].tool_calls:
         raise InvalidRequest(
             "messages: the last one calls tools; a user message with their tool_result blocks has to follow",
             param="messages",
         )
-    return tuple(turns)
+    return tuple(joined)
 
 
-def _joined(one: Message, other: Message) -> Message:
-    return replace(
-        one,
-        content=_lines((one.content, other.content)),
-        thinking=_lines((one.thinking or "", other.thinking or "")) or None,
-        tool_calls=one.tool_calls + other.tool_calls,
-    )
+def _joined(role: str, turns: Sequence[Message]) -> Sequence[Message]:
+    """Turns of one role as one; results of tools stay what they are."""
+    if role == "tool" or len(turns) == 1:
+        return turns
+    thinking = _lines([turn.thinking or "" for turn in turns]) or None
+    calls = tuple(call for turn in turns for call in turn.tool_calls)
+    return [Message(role, _lines([turn.content for turn in turns]), thinking=thinking, tool_calls=calls)]
 
 
 def _lines(texts: Sequence[str]) -> str:
@@ -168,6 +168,8 @@ def _turns(wire: WireMessage, where: str, called: dict[str, str]) -> Iterator[Me
         yield Message(wire.role, wire.content)
         return
     blocks = _blocks(wire.content, where)
+    if not blocks and wire.role != "assistant":  # an answer may have been empty
+        raise InvalidRequest(f"{where}: at least one block is required", param=where)
     if wire.role == "assistant":
         yield _assistant(blocks, where)
     elif wire.role == "system":
