@@ -16,6 +16,14 @@ def test_a_whole_object_is_kept_to_the_letter(text: str) -> None:
     assert bytes(whole) == bytes(begun_object(text)) == text.encode()
 
 
+def test_they_stay_on_one_line() -> None:
+    whole = whole_object('{\r\n  "a": "x\\ny",\n  "b": [\n]\n}\n')
+    assert whole is not None
+    assert b"\n" not in bytes(whole)
+    assert b"\r" not in bytes(whole)
+    assert json.loads(bytes(whole)) == {"a": "x\ny", "b": []}
+
+
 @pytest.mark.parametrize(
     ("text", "rest"),
     [

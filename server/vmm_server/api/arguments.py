@@ -7,7 +7,7 @@ from pydantic_core import from_json
 
 
 def whole_object(text: str) -> msgspec.Raw | None:
-    """The object that `text` spells, to the letter: order, large numbers and spelling are kept.
+    """The object that `text` spells, to the letter, line breaks aside: order, large numbers, spelling.
 
     `None` when it is no object: the answer was cut off in its middle.
     """
@@ -15,7 +15,10 @@ def whole_object(text: str) -> msgspec.Raw | None:
         value = from_json(text, allow_inf_nan=False)
     except ValueError:
         return None
-    return msgspec.Raw(text.encode()) if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return None
+    one_line = text.replace("\n", " ").replace("\r", " ")  # JSON has raw ones between tokens only, and NDJSON none
+    return msgspec.Raw(one_line.encode())
 
 
 def begun_object(text: str) -> msgspec.Raw:

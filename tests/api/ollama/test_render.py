@@ -231,7 +231,8 @@ def answers(draw: st.DrawFn) -> list[Delta]:
         if not is_call:
             deltas += [Delta(piece, (1,)) for piece in draw(st.lists(pieces, max_size=3))]
             continue
-        arguments = json.dumps(draw(st.dictionaries(pieces, st.integers() | pieces, max_size=2)))
+        value = draw(st.dictionaries(pieces, st.integers() | pieces, max_size=2))
+        arguments = json.dumps(value, indent=draw(st.sampled_from([None, 1])))
         if is_cut and position == len(kinds) - 1:
             arguments = arguments[:-1]
         at = draw(st.integers(0, len(arguments)))
