@@ -12,6 +12,7 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
 
+from vmm_server.api.aliases import with_aliases
 from vmm_server.api.anthropic.messages import MessagesController
 from vmm_server.api.body import MAX_BODY_BYTES
 from vmm_server.api.errors import message_of, respond
@@ -77,7 +78,7 @@ class App(Litestar):
         self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
     ) -> None:
         """One connection, as ASGI has it."""
-        await logged(partial(head_as_get, super().__call__), scope, receive, send)
+        await logged(partial(head_as_get, partial(with_aliases, super().__call__)), scope, receive, send)
 
 
 def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:

@@ -133,6 +133,19 @@ def test_a_name_of_megabytes_does_not_come_back(live_server: Any) -> None:
     assert len(live_server.client.post("/v1/completions", json=long_key).content) < 20_000
 
 
+def test_openais_routes_are_there_without_v1(live_server: Any) -> None:
+    client = live_server.client
+    body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
+    assert client.post("/chat/completions", json=body).json()["choices"][0]["message"]["content"] == "hi"
+    assert client.post("/completions", json={"model": "echo", "prompt": "a", "max_tokens": 1}).status_code == 200
+    assert client.get("/models/echo").json() == client.get("/v1/models/echo").json()
+    assert client.get("/models").json() == client.get("/v1/models").json()
+    assert client.post("/embeddings", json={}).json()["error"]["param"] == "model"
+    assert client.get("/responses/resp_0").json()["error"]["type"] == "not_found_error"
+    assert client.get("/chat/completions").status_code == 405
+    assert client.get("/modelsX").text == "404 page not found"
+
+
 @pytest.mark.parametrize("path", FAMILIES)
 @pytest.mark.parametrize("nest", [b"[%b]", b'{"a":%b}'])
 def test_json_that_is_nested_too_deeply_is_400(live_server: Any, path: str, nest: bytes) -> None:

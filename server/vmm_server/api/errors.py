@@ -143,7 +143,7 @@ def _hint(error: Exception) -> dict[str, object]:
 FAMILIES: tuple[tuple[str, Callable[[Exception], Body]], ...] = (
     ("/v1/messages", anthropic_body),
     ("/v1", openai_body),
-    ("/v2", openai_body),
+    ("/v2/rerank", openai_body),
     ("/rerank", openai_body),
     ("/tokenize", openai_body),
     ("/detokenize", openai_body),

@@ -1,0 +1,14 @@
+"""OpenAI's routes without `/v1`, for clients whose base URL lacks it."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+UNPREFIXED = ("/chat/completions", "/completions", "/embeddings", "/models", "/responses")
+
+
+async def with_aliases(app: Callable[[Any, Any, Any], Awaitable[None]], scope: Any, receive: Any, send: Any) -> None:
+    """Run one ASGI connection, on the route that its path means."""
+    path: str = scope.get("path", "")
+    if any(path == root or path.startswith(f"{root}/") for root in UNPREFIXED):
+        scope = scope | {"path": f"/v1{path}", "raw_path": b"/v1" + scope["raw_path"]}
+    await app(scope, receive, send)
