@@ -37,7 +37,6 @@ VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 PEAK = 30.0
 """How far the expected token's logit stands above the noise, which is in [0, 1)."""
 CHAT_TEMPLATE = (
-    "{% if tools %}{% endif %}"  # a place for them that says nothing, since every byte is a token
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )

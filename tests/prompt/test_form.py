@@ -22,6 +22,7 @@ from vmm_server.prompt.answer import AnswerReader, ThinkingState
 from vmm_server.prompt.form import answer_constraint
 from vmm_server.prompt.formats.base import ChatFormat, ReasoningFormat
 from vmm_server.prompt.formats.detect import TOOL_FORMATS
+from vmm_server.prompt.formats.reasoning import REASONING_FORMATS
 from vmm_server.prompt.spelling import Spelling
 from vmm_server.prompt.token_bytes import TokenBytes
 from vmm_server.requests import Choice, Composite, Grammar, JsonObject, JsonSchema, Regex, Tool, ToolUse
@@ -225,6 +226,41 @@ def test_every_form_holds_after_thinking(writer: Writer, form: Any, text: str, w
     assert (thought, content) == (f"well, {wrong}", text)
     with pytest.raises(AssertionError):
         writer.write(grammar, "x", f"well</think>{wrong}")
+
+
+def test_a_form_may_stand_in_the_tags_that_a_family_puts_around_answers(writer: Writer) -> None:
+    format = ChatFormat(TOOL_FORMATS["granite"], REASONING_FORMATS["granite_tags"], tools_in_template=True)
+    constraint = answer_constraint(format, thinking=ThinkingState.OPEN, tools=None, form=FORM, spell=writer.spell)
+    grammar = writer.grammar(constraint)
+    said = '{"answer": "yes", "n": 7}'
+    tagged = f"<response>\n{said}\n</response>"
+    for text in (f"hm</think>\n{said}", f"hm</think>\n\n{tagged}", f"</think>{tagged}"):
+        ids = writer.write(grammar, "x", text)
+        assert ids is not None
+        assert writer.read(format, ThinkingState.OPEN, None, ids)[1].strip() == said
+    for text in (f"hm</think><response>{said}x", "hm</think><response></"):
+        with pytest.raises(AssertionError):
+            writer.write(grammar, "x", text)
+
+
+def test_a_marker_is_not_spelt_where_it_means_nothing(writer: Writer) -> None:
+    """Who reads the answer sees a marker in its letters too: they may not end a thought that the grammar goes on with,
+    nor begin a call that it does not know of.
+    """
+    if writer.tokenizer.token_to_id("<think>") is None:
+        return
+    format = ChatFormat(TOOL_FORMATS["hermes"], THINK, tools_in_template=True)
+    thinking = answer_constraint(format, thinking=ThinkingState.OPEN, tools=None, form=FORM, spell=writer.spell)
+    plain = ChatFormat(TOOL_FORMATS["hermes"], None, tools_in_template=True)
+    use = tool_use("strict")
+    calling = answer_constraint(plain, thinking=ThinkingState.NONE, tools=use, form=None, spell=writer.spell)
+    for constraint, marker in ((thinking, "</think>"), (calling, "<tool_call>")):
+        matcher = TokenMatcher(writer.grammar(constraint))
+        for letter in marker[:-1]:
+            matcher.accept(writer.tokenizer.token_to_id(letter))
+        allowed = matcher.allowed(writer.tokenizer.get_vocab_size())
+        assert not allowed[writer.tokenizer.token_to_id(marker[-1])]
+        assert allowed[writer.tokenizer.token_to_id("x")]
 
 
 def test_nothing_ends_before_the_form_is_fulfilled(writer: Writer) -> None:

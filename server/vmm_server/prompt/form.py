@@ -36,12 +36,10 @@ def answer_constraint(
     if not isinstance(body, Composite):
         body = Composite("start: @form", (("form", body),), body.param)
     thought = _thought(format.reasoning, spell)
+    start = f"thought BLANK {_tagged(format.reasoning, spell)}"
     if thinking is ThinkingState.POSSIBLE:
-        start = f"(BLANK {spell(format.reasoning.start)} thought BLANK)?"
-    else:
-        start = "thought BLANK"
-    lark = "\n".join([f"start: {start} answer", thought, _BLANK, _renamed(body.lark, "answer")])
-    return replace(body, lark=lark)
+        start = f"answer | BLANK {spell(format.reasoning.start)} {start}"
+    return replace(body, lark="\n".join([f"start: {start}", thought, _BLANK, _renamed(body.lark, "answer")]))
 
 
 def _body(
@@ -147,6 +145,14 @@ def _thought(format: ReasoningFormat, spell: Spell) -> str:
     if (end := spell(format.end)) == literal:
         return f"thought[suffix={literal}]: {_ANY}"
     return f"thought: THOUGHT {end}\nTHOUGHT: {_without((literal,))}"
+
+
+def _tagged(format: ReasoningFormat, spell: Spell) -> str:
+    """The answer, with or without what the model puts around one that follows thinking."""
+    if format.answer is None:
+        return "answer"
+    start, end = map(spell, format.answer)
+    return f"(answer | {start} BLANK answer BLANK {end})"
 
 
 def _renamed(lark: str, name: str) -> str:
