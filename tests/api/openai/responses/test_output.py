@@ -268,6 +268,13 @@ def test_logprobs_are_those_of_the_text() -> None:
     assert logprobs_of(Delta("\ufffd", logprobs=tokens("é")[:1])) == ["\ufffd"]
 
 
+def test_logprobs_are_not_those_of_the_same_words_in_the_thinking() -> None:
+    drawn = (*tokens("<t>ah</t>"), *(TokenLogprob(byte, -9.0) for byte in b"ah"))
+    deltas = [Delta("", reasoning="ah", logprobs=drawn), Delta("ah", finish_reason=FinishReason.STOP, usage=USAGE)]
+    part = whole(make_response(logprobs=True), deltas)["output"][1]["content"][0]
+    assert [entry["logprob"] for entry in part["logprobs"]] == [-9.0, -9.0]
+
+
 def test_the_tokens_of_a_call_are_not_those_of_the_text_before_it() -> None:
     call = ToolCallDelta(0, "{}", "call_0", "f")
     assert logprobs_of(Delta("ah", logprobs=tokens("ah")), Delta("", tool_calls=(call,), logprobs=tokens("<f>{}"))) == [
