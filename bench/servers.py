@@ -74,7 +74,7 @@ def _running(name: str, command: list[str], port: int, health: str, environment:
 
 
 @contextmanager
-def vmm_server(home: Path, model: str, kv_cache_bytes: int) -> Iterator[Server]:
+def vmm_server(home: Path, model: str, kv_cache_bytes: int, *, num_threads: int | None = None) -> Iterator[Server]:
     """`vmm serve` with its data in `home`."""
     port = free_port()
     command = [sys.executable, "-m", "vmm_server", "serve", "--port", str(port)]
@@ -83,6 +83,7 @@ def vmm_server(home: Path, model: str, kv_cache_bytes: int) -> Iterator[Server]:
         "VMM_DEFAULT_MODEL": model,
         "VMM_KV_CACHE_SIZE": str(kv_cache_bytes),
         "VMM_LOG_LEVEL": "warning",
+        **({} if num_threads is None else {"VMM_NUM_THREADS": str(num_threads)}),
     }
     with _running("vmm", command, port, "/health/ready", environment) as server:
         yield server
