@@ -49,9 +49,7 @@ class ThinkingReader:
             self._find_tag(is_last)
         if self._at in (_At.TAG, _At.ANSWER):
             answer = self._up_to(self._tag_end, _At.TAG, is_last)
-            if self._at is _At.END:
-                self._tag = ""
-                self._find_tag(is_last)
+            self._pass_tag(is_last)
         if self.is_over:
             answer, self._held = answer + self._held, ""
         return thought, answer
@@ -96,6 +94,12 @@ class ThinkingReader:
             self._at = _At.TAG
         else:
             self.is_over = bool(text)
+
+    def _pass_tag(self, is_last: bool) -> None:
+        """After that tag, if it has ended, nothing is read any more."""
+        if self._at is _At.END:
+            self._tag = ""
+            self._find_tag(is_last)
 
 
 class TokenCounter:

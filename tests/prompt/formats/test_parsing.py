@@ -100,6 +100,7 @@ HERMES: Cases = [
         [("get_weather", '{"city": "Pa')],
     ),
     ('<tool_call>{"name": "get_weather", "arguments": {"days": tr', [("get_weather", '{"days": ')]),
+    ('<tool_call>{"name": "now"}\n</tool_', [NOW]),
     ('ok <tool_call>{"name": "get_we', ['ok <tool_call>{"name": "get_we']),
     ("ok <tool_ca", ["ok <tool_ca"]),
     # no calls

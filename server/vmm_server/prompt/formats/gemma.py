@@ -23,6 +23,7 @@ from vmm_server.prompt.formats.tape import (
     comes,
     expect,
     next_character,
+    take_end,
     take_if,
     take_name,
     take_space,
@@ -132,5 +133,4 @@ class Gemma:
         yield CallStart(name)
         yield from spoken(value(tape, self))
         yield from take_space(tape)
-        yield from take_if(tape, self._end)
-        yield from take_space(tape)
+        yield from take_end(tape, self._end)

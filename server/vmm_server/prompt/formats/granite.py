@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vmm_server.prompt.formats import lark
 from vmm_server.prompt.formats.base import Spell, ToolParser
 from vmm_server.prompt.formats.json_text import call_objects
-from vmm_server.prompt.formats.tape import Parts, Tape, TapeParser, attempt, take_if, take_space, text_until
+from vmm_server.prompt.formats.tape import Parts, Tape, TapeParser, attempt, take_end, take_if, take_space, text_until
 from vmm_server.requests import Composite, Tool, ToolUse
 
 START = "<|tool_call|>"
@@ -48,5 +48,4 @@ def _calls(tape: Tape, names: frozenset[str]) -> Parts:
     if not (yield from take_if(tape, START)):
         yield from take_if(tape, TAG)
     yield from call_objects(tape, names)
-    yield from take_if(tape, _TAG_END)
-    yield from take_space(tape)
+    yield from take_end(tape, _TAG_END)

@@ -15,7 +15,7 @@ from vmm_server.prompt.formats.tape import (
     TapeParser,
     attempt,
     expect,
-    take_if,
+    take_end,
     take_space,
     text_until,
 )
@@ -59,5 +59,4 @@ def _calls(tape: Tape, names: frozenset[str]) -> Parts:
     yield from take_space(tape)
     yield from expect(tape, START)
     yield from call_objects(tape, names)
-    yield from take_if(tape, END)
-    yield from take_space(tape)
+    yield from take_end(tape, END)

@@ -14,7 +14,7 @@ from vmm_server.requests import Composite, Tool, ToolUse
 
 START = '{"'
 TAG = "<|python_tag|>"
-_FIRST_KEYS = frozenset({"name", "type", "parameters", "arguments"})
+_FIRST_KEYS = frozenset({"name", "type", "function", "parameters", "arguments"})
 
 
 class Llama3Json:

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from vmm_server.prompt.formats import lark
 from vmm_server.prompt.formats.base import Spell, ToolParser
 from vmm_server.prompt.formats.json_text import call_objects
-from vmm_server.prompt.formats.tape import Parts, Tape, TapeParser, attempt, expect, take_if, take_space, text_until
+from vmm_server.prompt.formats.tape import (
+    Parts,
+    Tape,
+    TapeParser,
+    attempt,
+    expect,
+    take_end,
+    take_if,
+    take_space,
+    text_until,
+)
 from vmm_server.requests import Composite, Tool, ToolUse
 
 START = "<|tool_call|>"
@@ -48,5 +58,4 @@ def _calls(tape: Tape, names: frozenset[str]) -> Parts:
     if not (yield from take_if(tape, START)):
         yield from expect(tape, _WORD)
     yield from call_objects(tape, names)
-    yield from take_if(tape, END)
-    yield from take_space(tape)
+    yield from take_end(tape, END)

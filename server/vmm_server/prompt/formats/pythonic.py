@@ -19,6 +19,7 @@ from vmm_server.prompt.formats.tape import (
     attempt,
     expect,
     next_character,
+    take_end,
     take_if,
     take_name,
     take_space,
@@ -93,8 +94,7 @@ def _calls(tape: Tape, names: frozenset[str]) -> Parts:
     tape.forget()
     yield from take_space(tape)
     if end is not None:
-        yield from take_if(tape, end)
-        yield from take_space(tape)
+        yield from take_end(tape, end)
 
 
 def _call(tape: Tape, names: frozenset[str]) -> Parts:

@@ -28,6 +28,7 @@ from vmm_server.prompt.formats.tape import (
     comes,
     expect,
     next_character,
+    take_end,
     take_if,
     take_name,
     take_space,
@@ -102,8 +103,7 @@ def _parameter(one: schemas.Property, parts: lark.Parts) -> str:
 
 
 def _types(tool: Tool) -> Types:
-    schema = json.loads(tool.parameters)
-    members = schema.get("properties") if isinstance(schema, dict) else None
+    members = schemas.parsed(tool).get("properties")
     if not isinstance(members, dict):
         return {}
     found = {name: _types_of(member) for name, member in members.items()}
@@ -144,8 +144,7 @@ def _calls(tape: Tape, tools: Mapping[str, Types]) -> Parts:
     else:
         yield from _function(tape, tools)
     yield from take_space(tape)
-    yield from take_if(tape, END)
-    yield from take_space(tape)
+    yield from take_end(tape, END)
 
 
 def _function(tape: Tape, tools: Mapping[str, Types]) -> Parts:

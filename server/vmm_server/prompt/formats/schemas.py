@@ -2,10 +2,14 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from vmm_server.errors import InvalidRequest
 from vmm_server.requests import Tool
+
+_MAX_DEPTH = 200
 
 _SAYS_NOTHING = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
 _SAYS_PROPERTIES = _SAYS_NOTHING | {"type", "properties", "required", "additionalProperties", "strict"}
@@ -55,15 +59,29 @@ class Property:
         return types is not None and "string" not in ([types] if isinstance(types, str) else types)
 
 
+def parsed(tool: Tool) -> dict[str, Any]:
+    """A tool's schema. Raises `InvalidRequest` for one that is too deep to be looked through."""
+    schema = json.loads(tool.parameters)
+    depth, level = 0, [schema]
+    while level:
+        depth += 1
+        level = [inner for value in level if isinstance(value, dict | list) for inner in _inside(value)]
+    if depth > _MAX_DEPTH:
+        raise InvalidRequest(
+            f"{tool.param}: a schema is nested {depth} deep, the limit is {_MAX_DEPTH}", param=tool.param
+        )
+    return schema if isinstance(schema, dict) else {}
+
+
 def of_object(tool: Tool) -> str:
     """The schema of a tool's arguments, which are always an object, also where it does not say so."""
-    schema = _parsed(tool)
+    schema = parsed(tool)
     return tool.parameters if schema.get("type") == "object" else json.dumps({**schema, "type": "object"})
 
 
 def properties(tool: Tool) -> tuple[Property, ...] | None:
     """A tool's arguments, if its schema says no more than what each one is like and whether it is required."""
-    schema = _parsed(tool)
+    schema = parsed(tool)
     members, required = schema.get("properties"), schema.get("required", [])
     if not isinstance(members, dict) or not isinstance(required, list):
         return None
@@ -75,6 +93,5 @@ def properties(tool: Tool) -> tuple[Property, ...] | None:
     return tuple(Property(name, member, name in required, definitions) for name, member in members.items())
 
 
-def _parsed(tool: Tool) -> dict[str, Any]:
-    schema = json.loads(tool.parameters)
-    return schema if isinstance(schema, dict) else {}
+def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value

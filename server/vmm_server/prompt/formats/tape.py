@@ -87,6 +87,13 @@ def take_if(tape: Tape, literal: str) -> Asks:
     return False
 
 
+def take_end(tape: Tape, literal: str) -> Generator[None, None, None]:
+    """Take what ends a call, if it is there, and white space after it. Of a cut-off answer half of it may be there."""
+    if not (yield from take_if(tape, literal)) and tape.is_over and literal.startswith(tape.text[tape.position :]):
+        tape.take_rest()
+    yield from take_space(tape)
+
+
 def take_space(tape: Tape) -> Generator[None, None, None]:
     """Take white space, up to the next other character or the end."""
     while True:
