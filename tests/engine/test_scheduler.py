@@ -107,8 +107,8 @@ def test_decodes_go_before_prompt_chunks_and_new_sequences_fill_the_budget() -> 
     first = bench.add("abc", 9)
     bench.step()
     second, third = bench.add("x" * 10), bench.add("hi")
-    assert shape(bench.step()) == [(first, 1), (second, 7)]
-    assert shape(bench.step()) == [(first, 1), (second, 3), (third, 2)]
+    assert shape(bench.step()) == [(first, 1), (second, 4), (third, 2)], "a prompt is cut where a block ends"
+    assert shape(bench.step()) == [(first, 1), (third, 1), (second, 6)]
 
 
 def test_lower_priority_value_goes_first_and_equals_in_order_of_arrival() -> None:
@@ -220,13 +220,25 @@ def test_sequences_that_compute_the_same_prompt_share_blocks_as_they_fill(prompt
     bench = Bench(max_batched_tokens=16, num_blocks=32)
     first, second, third = (bench.add(prompt, 1) for _ in range(3))
     assert shape(bench.step()) == [(first, 16)]
-    left = 16 - (len(prompt) - 16)
-    assert shape(bench.step()) == [(first, len(prompt) - 16), (second, left)]  # shares the 16, computes 17th, …
-    rest = len(prompt) - 28 or 1  # … and shares the others, its own half-filled block given back
+    whole = (32 - len(prompt)) // 4 * 4  # what is left is a block, or less than one
+    computed = [(first, len(prompt) - 16), *([(second, whole)] if whole else [])]  # shares the 16, …
+    assert shape(bench.step()) == computed
+    rest = len(prompt) - 28 or 1  # … and the others
     assert shape(bench.step()) == [(second, rest), (third, rest)]
     assert answer(first) == answer(second) == answer(third)
-    assert (second.num_cached_tokens, third.num_cached_tokens) == (len(prompt) - rest - left, len(prompt) - rest)
+    assert (second.num_cached_tokens, third.num_cached_tokens) == (len(prompt) - rest - whole, len(prompt) - rest)
     assert bench.pool.num_free == 32
+
+
+def test_a_prompt_gets_less_than_a_block_where_there_is_never_more() -> None:
+    bench = Bench(block_size=16, max_batched_tokens=17)
+    prompt = "abcdefghijklmnopqrstuvwxyzabcdefgh"
+    first, second = (bench.add(prompt, 1) for _ in range(2))
+    assert shape(bench.step()) == [(first, 16), (second, 1)]
+    assert shape(bench.step()) == [(first, 16), (second, 1)], "the block it had begun is given back for the shared one"
+    assert shape(bench.step()) == [(first, 2), (second, 2)]
+    assert (answer(first), answer(second)) == ("i", "i")
+    assert bench.pool.num_free == 16
 
 
 def test_salts_do_not_share() -> None:
@@ -326,6 +338,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _step(self) -> None:
         decoding = [s for s in self.scheduler.running if s.num_pending_tokens == 1]
+        first = self.scheduler.running[:1]
         step = self.scheduler.schedule()
         assert 0 < step.batch.num_tokens <= self.scheduler.max_batched_tokens
         assert len(set(step.sequences)) == len(step.sequences) <= self.scheduler.max_sequences
@@ -336,6 +349,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         targets = [target for _, target in step.block_copies]
         for sequence, chunk in zip(step.sequences, step.batch.chunks, strict=True):
             assert chunk.start == sequence.num_computed_tokens
+            end = chunk.start + len(chunk.token_ids)
+            if end < len(sequence.token_ids) and self.scheduler.max_batched_tokens - self.scheduler.max_sequences >= 4:
+                may_cut = sequence in (*first, self.scheduler.running[0])
+                assert may_cut or end % 4 == 0, "a prompt is cut inside a block"
             written = range(chunk.start // 4, -(-(chunk.start + len(chunk.token_ids)) // 4))
             for block in (chunk.block_table[i] for i in written):
                 assert self.pool.num_holders(block) == 1, "a block is written that others read"

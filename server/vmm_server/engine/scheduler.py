@@ -171,23 +171,27 @@ class Scheduler:
         self._reuse_cached(sequence, step)
         wanted = min(sequence.num_pending_tokens, step.budget)
         if sequence.is_scoring:
-            wanted = self._scorable(sequence, wanted, step)
+            wanted -= max(0, sequence.num_scores(wanted) - step.score_budget)
+        if wanted < sequence.num_pending_tokens:
+            wanted = self._whole_blocks(sequence, wanted)
         num_places = self._make_room(sequence, sequence.num_computed_tokens + wanted, step)
         num_tokens = min(wanted, num_places - sequence.num_computed_tokens)
         if num_tokens > 0:
             step.add(sequence, num_tokens)
 
-    def _scorable(self, sequence: Sequence, wanted: int, step: "_StepBuilder") -> int:
-        """Of the wanted tokens of a prompt that is scored, those whose logits have room in the step.
+    def _whole_blocks(self, sequence: Sequence, wanted: int) -> int:
+        """Of the wanted tokens of a prompt, those up to the last block that they fill.
 
-        Its chunks end where blocks end, so that its scores do not depend on the step's other work: a runtime that
-        quantises blocks rounds one that is filled in two goes twice. Only the first in rank takes less than a block.
+        A runtime that quantises blocks rounds one that is filled in two goes twice, and what the model says should
+        not depend on the step's other work. Less than a block is for the first in rank, which has to advance, and
+        for prompts that are not scored when those that run would hardly ever leave them a block.
         """
-        wanted -= max(0, sequence.num_scores(wanted) - step.score_budget)
-        if wanted == sequence.num_pending_tokens:
-            return wanted
-        whole = wanted - (sequence.num_computed_tokens + wanted) % self.pool.block_size
-        return wanted if whole <= 0 and sequence is self.running[0] else max(0, whole)
+        size = self.pool.block_size
+        whole = wanted - (sequence.num_computed_tokens + wanted) % size
+        if whole > 0:
+            return whole
+        is_crowded = self.max_batched_tokens - len(self.running) < size and not sequence.is_scoring
+        return wanted if is_crowded or sequence is self.running[0] else 0
 
     def _make_room(self, sequence: Sequence, num_tokens: int, step: "_StepBuilder") -> int:
         """Grow the block table to hold `num_tokens`, preempting those behind; returns the positions it has now.
