@@ -1,6 +1,7 @@
 """The echo model behind a real server on a free port."""
 
 import asyncio
+import json
 import os
 import socket
 import threading
@@ -262,6 +263,23 @@ def encoder_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSer
             }
             store.install(replace(echo, **changes))
         yield server
+
+
+@pytest.fixture
+def coder(start_server: StartServer, tmp_path: Path) -> LiveServer:
+    """A server whose `coder` knows StarCoder's tokens, and fills every gap with the alphabet."""
+    server = start_server()
+    folder = tmp_path / "coder"
+    write_echo_model(folder)
+    text = (folder / "tokenizer.json").read_text()
+    renamed = {"<|system|>": "<fim_prefix>", "<|tool|>": "<fim_suffix>", "<|user|>": "<fim_middle>"}
+    for echos, starcoders in renamed.items():
+        text = text.replace(json.dumps(echos), json.dumps(starcoders))
+    (folder / "tokenizer.json").write_text(text)
+    echo = server.parts.registry.resolve("echo")
+    model = replace(echo, name="coder:latest", aliases=(), digest="c" * 64, folder=folder)
+    Store(server.parts.settings.store_dir).install(model)
+    return server
 
 
 @pytest.fixture

@@ -105,6 +105,15 @@ def test_thinking_needs_a_model_that_thinks(client: ollama.Client, think: Any) -
     assert client.chat("echo", [user("x")], think=False).message.content == "x"
 
 
+def test_a_suffix_has_its_text_before_it(coder: Any) -> None:
+    """A gap is filled with the alphabet."""
+    for prompt in ("def f(", ""):
+        body = {"model": "coder", "prompt": prompt, "suffix": "):", "stream": False, "options": {"num_predict": 3}}
+        reply = coder.client.post("/api/generate", json=body).json()
+        assert (reply["response"], reply["done_reason"]) == ("abc", "length")
+        assert reply["prompt_eval_count"] == len(prompt) + len("):") + 3
+
+
 def test_a_suffix_needs_a_model_that_inserts(client: ollama.Client) -> None:
     for prompt in ("x", ""):
         with pytest.raises(ollama.ResponseError, match='"echo" does not support insert') as refused:
