@@ -18,7 +18,7 @@ from vmm_adapters.echo import ASSISTANT, END, USER, VOCAB_SIZE, EchoRunner
 from vmm_adapters.types import FinishReason, SamplingParams
 from vmm_server.engine import Delta, Engine
 from vmm_server.engine.constraints import MAX_CHOICES, MAX_GRAMMAR_NODES, MAX_REGEX_BYTES, MAX_SCHEMA_BYTES
-from vmm_server.engine.grammar import MAX_CACHED, GrammarCompiler, TokenMatcher
+from vmm_server.engine.grammar import MAX_CACHED, CompiledGrammar, GrammarCompiler, TokenMatcher
 from vmm_server.engine.sampler import SamplingState, sample
 from vmm_server.engine.stream import merge
 from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown
@@ -256,6 +256,10 @@ def test_a_grammar_that_gets_too_complex_fails_and_does_not_end(run: Run, engine
             assert not matcher.allowed(VOCAB_SIZE).any()
             assert matcher.failure is not None
             assert not matcher.is_complete
+            broken = (await engine.grammars.compile(Regex("a", "regex"))).start()
+            broken.consume_token(ord("z"))
+            with pytest.raises(InvalidRequest, match="cannot be followed any further"):
+                _ = [delta async for delta in engine.submit(PROMPT, lively(0), grammar=CompiledGrammar(broken))]
             impossible = await engine.grammars.compile(Regex("a[a-c]", "regex"))
             with pytest.raises(GenerationFailed, match="every token is forbidden"):
                 _ = [

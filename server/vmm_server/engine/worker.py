@@ -20,7 +20,7 @@ from vmm_server.engine.scoring import score
 from vmm_server.engine.sequence import FINISH_REASONS, Sequence, SequenceStatus
 from vmm_server.engine.stopping import AnswerText
 from vmm_server.engine.stream import Delta, Outbox, TokenStream
-from vmm_server.errors import GenerationFailed, VMMError
+from vmm_server.errors import GenerationFailed, InvalidRequest, VMMError
 
 logger = logging.getLogger(__name__)
 
@@ -174,10 +174,13 @@ class Worker(Thread):
             self._close(sequence, SequenceStatus.FAILED)
             return _generation_failed(error)
 
-    def _no_number(self, sequence: Sequence) -> GenerationFailed:
+    def _no_number(self, sequence: Sequence) -> VMMError:
+        """A grammar that turns out too complex is the request's own fault, and would be again."""
         failure = self._answers[sequence].sampling.failure
         self._close(sequence, SequenceStatus.FAILED)
-        return GenerationFailed(failure or "the model's output is not a number, or every token is forbidden")
+        if failure is not None:
+            return InvalidRequest(failure, hint="ask for a simpler form")
+        return GenerationFailed("the model's output is not a number, or every token is forbidden")
 
     def _delta(self, sequence: Sequence, drawn: Sampled, now: float) -> Delta:
         """What a drawn token adds to the answer. Ends the sequence on a stop string or with its grammar."""
