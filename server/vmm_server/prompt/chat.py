@@ -108,8 +108,10 @@ class ChatTemplate:
         if continue_final_message:
             final = replace(messages[-1], content=messages[-1].content + _END_OF_MESSAGE + " ")
             messages = (*messages[:-1], final)
+        schemas = tool_schemas(tools) or None
         known = {
-            "tools": tool_schemas(tools) or None,
+            "tools": schemas,
+            "xml_tools": schemas,  # SmolLM 3's word
             "documents": None,
             **{name: text for name, text in self._tokens.items() if text},
             **_thinking_variables(thinking),

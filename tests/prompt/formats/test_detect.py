@@ -40,6 +40,12 @@ def test_a_template_tells(name: str) -> None:
     assert guess_capabilities(TEMPLATES[name]) == ("completion", "tools")
 
 
+def test_tools_go_by_another_name_in_smollm3() -> None:
+    found = find_format("{% for tool in xml_tools or [] %}{{ tool | tojson }}<tool_call>{% endfor %}" + LOOP, [])
+    assert found.tools.name == "hermes"
+    assert found.tools_in_template
+
+
 def test_the_cards_word_counts_first() -> None:
     found = find_format(TEMPLATES["mistral"], [], tool_format="pythonic", reasoning_format="magistral")
     assert found.tools.name == "pythonic"
