@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx
+import pydantic
 import pytest
 from anthropic.types import MessageParam, ToolParam
 
@@ -24,6 +25,10 @@ WEATHER: ToolParam = {
     },
 }
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rom"}}\n</tool_call>'
+
+
+class Place(pydantic.BaseModel):
+    city: Literal["Oslo", "Rom"]
 
 
 @pytest.fixture
@@ -289,3 +294,8 @@ def test_a_client_that_leaves_ends_its_answer(start_server: Any, gate: Gate) -> 
     with anthropic.Anthropic(base_url=server.url, api_key="unused", max_retries=0) as client:
         assert client.messages.create(model="echo", max_tokens=50, messages=[user("hi")]).stop_reason == "end_turn"
     assert server.stats().num_running == 0
+
+
+def test_the_parse_helper_gets_its_object(client: anthropic.Anthropic) -> None:
+    parsed = client.messages.parse(**asked("no JSON", model="handy"), output_format=Place)
+    assert isinstance(parsed.parsed_output, Place)
