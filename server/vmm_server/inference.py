@@ -27,8 +27,8 @@ from vmm_server.models.registry import Registry
 from vmm_server.models.store import InstalledModel
 from vmm_server.prompt.answer import AnswerReader
 from vmm_server.prompt.words import Words
-from vmm_server.prompting import WrittenPrompt, answer_form, check_token_ids, write_prompt
-from vmm_server.requests import ChatPrompt, GenerateRequest, KeepAlive
+from vmm_server.prompting import WrittenPrompt, check_token_ids, prepare, write_prompt
+from vmm_server.requests import ChatPrompt, Composite, Constraint, GenerateRequest, KeepAlive
 
 
 class Completion:
@@ -155,10 +155,10 @@ class Inference:
             sampling = _with_defaults(request.sampling, request.unset, model.sampling)
             _check_token_ids(sampling, lease.ready.vocab_size)
             with lease.ready.engine.preparing():
-                prompt = await asyncio.to_thread(write_prompt, request, model, lease.ready, self._now())
+                prompt, form = await asyncio.to_thread(prepare, request, model, lease.ready, self._now())
                 if prompt.end_tokens:
                     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *prompt.end_tokens))
-                grammar = await _compile(request, prompt, lease.ready)
+                grammar = None if form is None else await _compile(form, sampling, lease.ready)
                 generation = lease.ready.engine.submit(
                     prompt.tokens,
                     sampling,
@@ -235,15 +235,10 @@ class Inference:
             self._idle.set()
 
 
-async def _compile(request: GenerateRequest, prompt: WrittenPrompt, ready: ReadyModel) -> CompiledGrammar | None:
-    """The grammar of what the answer has to look like, if anything."""
-    constraint = answer_form(request, prompt, ready)
-    if constraint is None:
-        return None
-    if request.sampling.ignore_eos:
-        message = f"ignore_eos: an answer under {constraint.param} ends where that says"
-        raise InvalidRequest(message, param="ignore_eos")
-    return await ready.engine.grammars.compile(constraint)
+async def _compile(form: Constraint | Composite, sampling: SamplingParams, ready: ReadyModel) -> CompiledGrammar:
+    if sampling.ignore_eos:
+        raise InvalidRequest(f"ignore_eos: an answer under {form.param} ends where that says", param="ignore_eos")
+    return await ready.engine.grammars.compile(form)
 
 
 def _with_defaults(params: SamplingParams, unset: frozenset[str], defaults: SamplingDefaults) -> SamplingParams:

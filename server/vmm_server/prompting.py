@@ -1,6 +1,6 @@
 """A request's prompt → text and tokens, and what an answer to it has to be: all before anything runs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -55,8 +55,23 @@ class WrittenPrompt:
         )
 
 
+def prepare(
+    request: GenerateRequest, model: InstalledModel, ready: ReadyModel, now: datetime
+) -> tuple[WrittenPrompt, Constraint | Composite | None]:
+    """The prompt of a request, and what every answer to it has to look like.
+
+    For a thread: templates, long texts and many tools take milliseconds. Raises what `write_prompt` raises.
+    """
+    written = write_prompt(request, model, ready, now)
+    if (reading := written.reading) is None:
+        return written, request.constraint
+    return written, answer_constraint(
+        reading.format, thinking=reading.thinking, tools=reading.tools, form=request.constraint, spell=ready.spell
+    )
+
+
 def write_prompt(request: GenerateRequest, model: InstalledModel, ready: ReadyModel, now: datetime) -> WrittenPrompt:
-    """The prompt of a request. For a thread: templates and long texts take milliseconds.
+    """The prompt of a request. For a thread.
 
     Raises `InvalidRequest` naming the prompt's field, `UnsupportedCapability`.
     """
@@ -79,16 +94,6 @@ def write_prompt(request: GenerateRequest, model: InstalledModel, ready: ReadyMo
     return written
 
 
-def answer_form(request: GenerateRequest, written: WrittenPrompt, ready: ReadyModel) -> Constraint | Composite | None:
-    """What every answer to the request has to look like."""
-    reading = written.reading
-    if reading is None:
-        return request.constraint
-    return answer_constraint(
-        reading.format, thinking=reading.thinking, tools=reading.tools, form=request.constraint, spell=ready.spell
-    )
-
-
 def check_token_ids(param: str, ids: Iterable[int], vocab_size: int) -> None:
     """Raise `InvalidRequest` for the first id that is no token of the model."""
     for token in ids:
@@ -102,18 +107,18 @@ def _write_chat(
     template, chat_format = _template(prompt, name, ready)
     if prompt.thinking not in (None, False) and chat_format.reasoning is None:
         raise UnsupportedCapability(name, "thinking", param=prompt.thinking_param)
-    messages = prompt.messages
+    messages: Sequence[Message] = prompt.messages
     if model.system is not None and not any(message.role == "system" for message in messages):
         messages = (Message("system", model.system), *messages)
     # an assistant message at the end is a prefill: the answer goes on from it
-    prefill = bool(messages) and messages[-1].role == "assistant"
+    prefill = bool(messages) and messages[-1].role == "assistant" and not messages[-1].tool_calls
     tools = () if prompt.tools is None else prompt.tools.tools
     if not chat_format.tools_in_template:
         chat_format = replace(chat_format, tools=textual_format(chat_format.tools))
         messages = with_tools_as_text(messages, tools, chat_format.tools, takes_system=template.takes_system)
         tools = ()
     elif not template.writes_calls:
-        messages = tuple(with_calls_as_text(messages, chat_format.tools))
+        messages = list(with_calls_as_text(messages, chat_format.tools))
     text = template.render(
         messages,
         tools=tools,
@@ -137,11 +142,12 @@ def _write_chat(
 
 
 def _reading(format: ChatFormat, text: str, tools: ToolUse | None, ready: ReadyModel) -> Reading | None:
-    markers = () if format.reasoning is None else (format.reasoning.start, format.reasoning.end)
-    if tools is not None:
-        markers += format.tools.special_tokens
-    elif format.reasoning is None:
+    reasoning = format.reasoning
+    if tools is None and reasoning is None:
         return None
+    markers = [] if tools is None else [*format.tools.special_tokens]
+    if reasoning is not None:
+        markers += [reasoning.start, reasoning.end, *(reasoning.answer or ())]
     return Reading(format, thinking_state(format, text), tools, ready.spell.ids(markers))
 
 
