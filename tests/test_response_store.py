@@ -72,7 +72,7 @@ async def test_a_response_comes_back_as_it_was_put(path: Path) -> None:
         assert await put(store, "a")
         assert await store.get("a") == body("a", filler="") | {"output": [item("a.out")]}
         assert await store.get("b") is None
-        assert await store.items(["a.in", "a.out", "b.in"]) == {"a.in": item("a.in"), "a.out": item("a.out")}
+        assert await store.output_items(["a.in", "a.out", "b.out"]) == {"a.out": item("a.out")}
 
 
 @in_a_loop
@@ -96,7 +96,7 @@ async def test_a_deleted_response_ends_the_chains_that_went_through_it(path: Pat
         await put(store, "c", "b")
         assert await store.delete("b")
         assert not await store.delete("b")
-        assert await store.items(["b.in", "b.out"]) == {}
+        assert await store.output_items(["b.out"]) == {}
         with pytest.raises(PreviousResponseNotFound, match="'b'"):
             await store.conversation("c")
         with pytest.raises(PreviousResponseNotFound, match="'b'"):
@@ -116,7 +116,7 @@ async def test_what_was_not_used_for_longest_goes(path: Path) -> None:
         assert await kept(store, "a", "b", "c", "d") == ["a", "b", "d"]
         await put(store, "e")
         assert await kept(store, "a", "b", "d", "e") == ["b", "d", "e"]
-        assert await store.items(["a.in"]) == {}
+        assert await store.output_items(["a.out"]) == {}
 
 
 @in_a_loop

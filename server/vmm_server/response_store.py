@@ -106,11 +106,11 @@ class ResponseStore:
         """The items a response answered, oldest first, with what is left of the chain before them."""
         return await self._run(lambda connection: _given_items(connection, response_id)) if self.is_enabled else None
 
-    async def items(self, item_ids: Sequence[str]) -> dict[str, Json]:
-        """Those of these items that are there, by id."""
+    async def output_items(self, item_ids: Sequence[str]) -> dict[str, Json]:
+        """Those of these items that are there, by id. Given ones may have ids that others can guess, so not they."""
         if not self.is_enabled or not item_ids:
             return {}
-        return await self._run(lambda connection: _items(connection, item_ids))
+        return await self._run(lambda connection: _output_items(connection, item_ids))
 
     async def aclose(self) -> None:
         """Close the file. Idempotent."""
@@ -293,10 +293,10 @@ def _items_of(
     return [_decode(body) for (body,) in rows]
 
 
-def _items(connection: sqlite3.Connection, item_ids: Sequence[str]) -> dict[str, Json]:
+def _output_items(connection: sqlite3.Connection, item_ids: Sequence[str]) -> dict[str, Json]:
     found: dict[str, Json] = {}
     for item_id in item_ids:
-        row = connection.execute("SELECT body FROM items WHERE id = ? LIMIT 1", (item_id,)).fetchone()
+        row = connection.execute("SELECT body FROM items WHERE id = ? AND is_output LIMIT 1", (item_id,)).fetchone()
         if row is not None:
             found[item_id] = _decode(row[0])
     return found

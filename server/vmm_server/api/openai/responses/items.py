@@ -131,7 +131,8 @@ def _read_texts(value: object, where: str, types: Sequence[str]) -> list[Part]:
     for index, part in enumerate(parts):
         path = f"{where}[{index}]"
         if part.type not in types:
-            raise UnsupportedParameter(f"{path}: {part.type[:100]!r} parts are not supported here", param=path)
+            message = f"{path}: {part.type[:100]!r} parts are not supported here, only {', '.join(types)}"
+            raise UnsupportedParameter(message, param=path)
         field = "refusal" if part.type == "refusal" else "text"
         _required(getattr(part, field), f"{path}.{field}")
     return parts

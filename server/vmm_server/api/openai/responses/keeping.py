@@ -38,7 +38,7 @@ async def earlier_items(wire: PromptFields, store: ResponseStore) -> list[Item]:
 async def given_items(wire: PromptFields, store: ResponseStore) -> list[Item]:
     """The request's own items, references looked up. Raises `InvalidRequest`, `StoreError`."""
     read = read_input(wire.input, new_id)
-    found = await store.items([one.id for one in read if isinstance(one, Reference)])
+    found = await store.output_items([one.id for one in read if isinstance(one, Reference)])
     return [one if isinstance(one, Item) else _resolved(one, found) for one in read]
 
 
