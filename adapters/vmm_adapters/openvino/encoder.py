@@ -22,8 +22,8 @@ from vmm_adapters.types import EncoderInput, EncoderOptions, Pooling
 
 FILES = ("model.onnx", "onnx/model.onnx")
 """Where an encoder's folder may have its graph."""
-LENGTH_STEP = 8
-"""Inputs are padded to a multiple of this: kernels are prepared for each new shape, and are kept."""
+WARM_LENGTHS = (8, 32)
+"""Tokens of the inputs that warm the kernels; another shape costs its first call next to nothing."""
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
@@ -57,7 +57,7 @@ class OpenVINOEncoder:
 
     def warm_up(self) -> None:
         """See `Encoder.warm_up`."""
-        for count, length in ((1, LENGTH_STEP), (2, 4 * LENGTH_STEP)):
+        for count, length in enumerate(WARM_LENGTHS, 1):
             self.encode([EncoderInput([self._pad_id] * min(length, self.max_length))] * count)
         trim_heap()
 
@@ -67,12 +67,12 @@ class OpenVINOEncoder:
         trim_heap()
 
     def _pack(self, inputs: Sequence[EncoderInput]) -> dict[str, NDArray[Any]]:
-        """Arrays `[len(inputs), padded length]` of every input the graph has."""
+        """Arrays `[len(inputs), tokens of the longest]` of every input the graph has."""
         lengths = np.array([len(each.token_ids) for each in inputs])
         longest = int(lengths.max())
         if lengths.min() < 1 or longest > self.max_length:
             raise RuntimeFailed(f"inputs of {lengths.min()} to {longest} tokens; 1 to {self.max_length} can be encoded")
-        shape = len(inputs), min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_length)
+        shape = len(inputs), longest
         arrays = {name: np.zeros(shape, dtype) for name, dtype in self._types.items()}
         arrays["input_ids"].fill(self._pad_id)
         for row, each in enumerate(inputs):

@@ -20,8 +20,10 @@ from vmm_server.settings import Settings
 
 Row = NDArray[np.float32]
 """A text's vector, or a pair's logits: float32 `[dim]`."""
-MAX_BATCH_TOKENS = 2048
-"""Tokens with padding that are computed together: more makes nothing faster, and everybody else wait longer."""
+MAX_BATCH_TOKENS = 1024
+"""Tokens with padding that are computed together. More makes nothing faster on a CPU, and everybody else wait longer."""
+MAX_PADDING = 0.1
+"""Of a batch. A quarter costs a fifth more than a tenth on texts of mixed length; less than a tenth gains nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def load_encoder(model: InstalledModel, settings: Settings) -> ReadyEncoder:
         size=lambda each: len(each.token_ids),
         close=encoder.close,
         options=BatcherOptions(
-            BatchLimits(max_items=settings.max_sequences, max_size=MAX_BATCH_TOKENS),
+            BatchLimits(settings.max_sequences, max_size=MAX_BATCH_TOKENS, max_padding=MAX_PADDING),
             max_calls=settings.max_sequences + settings.max_queue,
         ),
         name=f"vmm-encoder {model.name}",
