@@ -21,7 +21,7 @@ from vmm_server.settings import Settings
 Row = NDArray[np.float32]
 """A text's vector, or a pair's logits: float32 `[dim]`."""
 MAX_BATCH_TOKENS = 1024
-"""Tokens with padding that are computed together. More makes nothing faster on a CPU, and everybody else wait longer."""
+"""Tokens with padding that are computed together. More is not faster on a CPU, and everybody else waits longer."""
 MAX_PADDING = 0.1
 """Of a batch. A quarter costs a fifth more than a tenth on texts of mixed length; less than a tenth gains nothing."""
 
