@@ -22,7 +22,7 @@ serve: setup ## Start the server; ARGS="--port 8080" passes flags
 
 test: lint clients ## Set up, lint, check types and run all tests, on the real model too
 	$(BIN)/pytest tests compat_tests $(ARGS)
-	$(CLIENTS)/bin/pytest -c compat_tests/third_party.ini compat_tests/third_party $(ARGS)
+	$(CLIENTS)/bin/pytest -c compat_tests/third_party.ini compat_tests/third_party compat_tests/test_openai*.py
 
 lint: dev ## Check the format, the rules and the types
 	$(BIN)/ruff format --check .
