@@ -275,6 +275,12 @@ def test_answers_are_read(format: str, text: str, expected: list[str | Call]) ->
     assert read(format, text) == expected
 
 
+def test_an_answer_in_json_is_not_held_back() -> None:
+    reader = parser("llama3_json")
+    assert joined(reader.push('{"type": "report", "text": "So')) == ['{"type": "report", "text": "So']
+    assert joined(reader.push(' it {"name": "x"')) == [' it {"name": "x"']
+
+
 @pytest.mark.parametrize(("format", "text", "expected"), CASES)
 def test_the_cut_does_not_matter(format: str, text: str, expected: list[str | Call]) -> None:
     assert read(format, text, range(1, len(text))) == expected

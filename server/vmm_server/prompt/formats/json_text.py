@@ -121,7 +121,9 @@ def call_object(tape: Tape, names: Set[str], first: Set[str] | None = None, *, i
             else:
                 held = _as_object((yield from whole_value(tape)))
         else:
-            yield from whole_value(tape)
+            value = yield from whole_value(tape)
+            if key == "type" and value != '"function"':  # an answer in JSON, which is not to be held back
+                raise NotACall
         if name is not None and held is not None and not is_given:
             yield CallStart(name)
             yield Arguments(held)
