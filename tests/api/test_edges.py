@@ -162,6 +162,32 @@ def test_json_that_is_nested_too_deeply_is_400(live_server: Any, path: str, nest
     assert live_server.client.post(path, content=content + b"}").status_code == 200
 
 
+LONG = "a" * 600
+TOO_LONG = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": LONG}]},
+    "/v1/completions": {"prompt": LONG},
+    "/v1/responses": {"input": LONG},
+    "/v1/messages": {"messages": [{"role": "user", "content": LONG}], "max_tokens": 1},
+    "/api/chat": {"messages": [{"role": "user", "content": LONG}]},
+    "/api/generate": {"prompt": LONG},
+}
+
+
+@pytest.mark.parametrize("path", TOO_LONG)
+def test_a_prompt_that_does_not_fit_is_refused_in_the_words_that_clients_look_for(live_server: Any, path: str) -> None:
+    response = live_server.client.post(path, json={"model": "echo"} | TOO_LONG[path])
+    assert response.status_code == 400
+    assert response.headers["x-should-retry"] == "false"
+    error = response.json()["error"]
+    if path == "/v1/messages":
+        assert re.fullmatch(r"prompt is too long: \d+ tokens > 512 maximum", error["message"])
+    elif path.startswith("/v1"):
+        assert error["code"] == "context_length_exceeded"
+        assert error["param"] in TOO_LONG[path]
+    else:
+        assert error.startswith("the input length exceeds the context length")
+
+
 def test_anthropics_clients_find_the_id_under_their_own_name(live_server: Any) -> None:
     response = live_server.client.get("/v1/messages/nowhere")
     assert response.headers["request-id"] == response.headers["x-request-id"] == response.json()["request_id"]

@@ -172,4 +172,5 @@ def test_every_example_is_answered_as_it_says(example_server: Any) -> None:
     for operation in [one for one in found if one not in last] + last:
         example_server.client.post("/api/generate", json={"model": "smollm2:135m"}).raise_for_status()  # into memory
         for example in operation.description.examples if operation.description else ():
-            check(example_server, operation, example)
+            if example.is_sent:
+                check(example_server, operation, example)

@@ -63,6 +63,8 @@ class Example:
     """Path parameters."""
     media_type: str = JSON
     status: int = 200
+    is_sent: bool = True
+    """False for what no request alone brings about; the test then leaves it out."""
 
     @property
     def name(self) -> str:

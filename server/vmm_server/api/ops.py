@@ -9,6 +9,7 @@ from vmm_server.api.openapi import Example, described
 from vmm_server.inference import Inference
 
 OK = Example("All is well", {"status": "ok"})
+NOT_READY = Example("Not yet", {"status": "loading", "reason": "loading smollm2:135m"}, status=503, is_sent=False)
 
 
 @dataclass(slots=True)
@@ -29,14 +30,20 @@ class HealthController(Controller):
         """200 as long as the event loop turns."""
         return {"status": "ok"}
 
-    @get(operation_id="health", summary="Should it get traffic", sync_to_thread=False, opt=described(OK))
+    @get(operation_id="health", summary="Should it get traffic", sync_to_thread=False, opt=described(OK, NOT_READY))
     def health(
         self, readiness: NamedDependency[Readiness], inference: NamedDependency[Inference]
     ) -> Response[dict[str, str]]:
         """The same as `/health/ready`, under the name that load testers ask for."""
         return _state(readiness, inference)
 
-    @get("/ready", operation_id="ready", summary="Should it get traffic", sync_to_thread=False, opt=described(OK))
+    @get(
+        "/ready",
+        operation_id="ready",
+        summary="Should it get traffic",
+        sync_to_thread=False,
+        opt=described(OK, NOT_READY),
+    )
     def ready(
         self, readiness: NamedDependency[Readiness], inference: NamedDependency[Inference]
     ) -> Response[dict[str, str]]:
