@@ -48,6 +48,8 @@ VALUES = {
     "max_loaded_models": "7",
     "keep_alive": "2m",
     "shutdown_timeout_s": "1.5",
+    "response_store_size": "1MB",
+    "tiktoken_dir": "/encodings",
     "card_dirs": f"/a{os.pathsep}/b",
     "ollama_version": "9.9.9",
     "log_level": "debug",
