@@ -320,6 +320,28 @@ def test_what_cannot_be_enforced_of_other_schemas_is_left_out(writer: Writer, pa
         assert writer.write(grammar, "x", text) is not None
 
 
+@pytest.mark.parametrize(
+    ("parameters", "invented"),
+    [
+        ({"type": "object", "properties": {"a": {"type": "string"}}}, False),
+        ({"type": "object", "properties": {}}, False),
+        ({"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": True}, True),
+        ({"type": "object", "properties": {"a": {"type": "string"}}, "patternProperties": {"^b$": {}}}, True),
+        ({"type": "object"}, True),
+    ],
+)
+def test_no_arguments_are_invented_that_a_schema_does_not_ask_for(
+    writer: Writer, parameters: dict[str, Any], invented: bool
+) -> None:
+    grammar = writer.grammar(constraint_on(parameters, writer, strict=False))
+    text = '<tool_call>\n{"name": "odd", "arguments": {"a": "x", "b": 1'
+    if invented:
+        writer.write(grammar, "x", text)
+    else:
+        with pytest.raises(AssertionError):
+            writer.write(grammar, "x", text)
+
+
 def test_a_hundred_tools_of_a_hundred_kilobytes_are_enforced(writer: Writer) -> None:
     """What others refuse: more than 97 KB of schemas."""
     properties = {f"argument_{i}": {"type": "string", "description": "x" * 90} for i in range(8)}

@@ -13,11 +13,13 @@ from types import MappingProxyType
 
 from vmm_server.prompt.answer import ThinkingState
 from vmm_server.prompt.formats.base import ChatFormat, ReasoningFormat, Spell, ToolFormat
-from vmm_server.requests import Composite, Constraint, JsonObject, JsonSchema, ToolUse
+from vmm_server.requests import Composite, Constraint, JsonObject, JsonSchema, Tool, ToolUse
 
 _ANY = "/(?s:.*)/"
 _BARE_OBJECTS = MappingProxyType({"llama3_json": "parameters"})
 """Formats whose calls are objects without anything around them, and the member that has the arguments."""
+_OPEN = frozenset(("additionalProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf"))
+"""Where one of these stands in a schema, others than its `properties` may be meant to be there."""
 _BLANK = r"BLANK: /[ \n]{0,4}/"
 """What templates put around markers; whoever reads the answer drops it."""
 
@@ -48,6 +50,7 @@ def _body(
     """What comes after thinking."""
     if tools is None or not tools.callable:
         return form
+    tools = replace(tools, tools=tuple(map(_closed, tools.callable)))
     if tools.required:
         return _calls(format, tools, spell)
     if form is not None:
@@ -80,6 +83,14 @@ def _bare_objects(tools: ToolUse, key: str) -> Composite:
         text = json.dumps(schema, ensure_ascii=False)
         parts.append((f"call_{len(parts)}", JsonSchema(text, tool.param, lenient=not tool.strict)))
     return Composite(f"start: {' | '.join(f'@{name}' for name, _ in parts)}", tuple(parts), tools.param)
+
+
+def _closed(tool: Tool) -> Tool:
+    """The tool without arguments that its schema does not name, if it names any: a model that may invent some does."""
+    schema = json.loads(tool.parameters)
+    if "properties" not in schema or not schema.keys().isdisjoint(_OPEN):
+        return tool
+    return replace(tool, parameters=json.dumps({**schema, "additionalProperties": False}, ensure_ascii=False))
 
 
 def _moved(schema: object, root: str) -> object:
