@@ -124,6 +124,13 @@ def test_fields_are_shown_with_their_bounds_and_meaning(live_server: Any) -> Non
     assert "default" not in fields["n"]
 
 
+def test_routes_are_shown_with_what_their_handlers_say(live_server: Any) -> None:
+    paths = document_of(live_server)["paths"]
+    assert paths["/v1/models"]["get"]["description"] == "Newest first."
+    assert paths["/v1/completions"]["post"]["description"] == 'JSON, or server-sent events with `"stream": true`.'
+    assert all(operation["description"] for item in paths.values() for operation in item.values())
+
+
 def test_the_page_needs_nothing_from_anywhere_else(live_server: Any) -> None:
     page = live_server.client.get("/schema")
     assert page.headers["content-type"].startswith("text/html")

@@ -34,7 +34,7 @@ TAGS = {
     "OpenAI": "OpenAI's dialect. Fields that its API does not have are those of other local servers.",
     "Anthropic": "Anthropic's dialect.",
     "Ollama": "Ollama's dialect. Streams are on unless `stream` is `false`.",
-    "Text": "What no dialect has.",
+    "Text": "Reranking and tokens, as other servers have them.",
     "Health": "For load balancers and orchestrators.",
 }
 """In the order of the page; a tag that is not here comes last."""
@@ -157,7 +157,7 @@ def _operation(operation: Operation, bodies: Mapping[type[BaseModel], Schema]) -
     shown: Schema = {
         "operationId": handler.operation_id,
         "summary": handler.summary,
-        "description": handler.fn.__doc__,
+        "description": getattr(handler.fn, "func", handler.fn).__doc__,  # `func`: what a thread is made for
         "tags": [operation.tag],
         "parameters": list(_parameters(operation.path, description)),
         "responses": _answers(description.examples) | _errors(operation.path),
