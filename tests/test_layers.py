@@ -60,7 +60,7 @@ PURE_API = (
     "openai.render_completion",
     *(
         f"openai.responses.{name}"
-        for name in ("conversation", "convert", "items", "logprobs", "output", "render", "tools")
+        for name in ("conversation", "convert", "items", "logprobs", "output", "render", "tools", "truncation")
     ),
     "openai.tokens.wire",
 )

@@ -147,7 +147,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": {"id": "pmpt_1"}}, "prompt"),
     ({"moderation": {"model": "m"}}, "moderation"),
     ({"context_management": [{"type": "compaction"}]}, "context_management"),
-    ({"truncation": "auto"}, "truncation"),
     ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
     ({"prompt_cache_options": {"mode": "explicit", "prewarm": True}}, "prompt_cache_options.prewarm"),
     ({"text": {"verbosity": "low"}}, "text.verbosity"),
@@ -230,5 +229,5 @@ def test_counting_reads_what_makes_the_prompt() -> None:
     fields = {"model": "m", "tools": [TOOL], "reasoning": {"effort": "low"}}
     wire = CountRequest.model_validate(fields)
     assert count_request(wire, HI).prompt == response_request(ResponseRequest.model_validate(fields), HI).prompt
-    with pytest.raises(UnsupportedParameter, match="truncation"):
-        refuse_unsupported(CountRequest(model="m", truncation="auto"))
+    with pytest.raises(UnsupportedParameter, match="personality"):
+        refuse_unsupported(CountRequest(model="m", personality="friendly"))

@@ -28,7 +28,6 @@ REFUSED = {
     "prompt",
     "prompt_cache_options",
     "stream_options",
-    "truncation",
 }
 
 

@@ -328,6 +328,24 @@ def test_what_does_not_fit_is_refused_before_anything_is_sent(ask: Ask) -> None:
         assert refusal(response) == (400, "input", "context_length_exceeded")
 
 
+def test_a_conversation_that_is_too_long_loses_its_oldest_exchanges_if_asked_to(ask: Ask, server: Any) -> None:
+    old = [{"role": role, "content": "x" * 60} for _ in range(5) for role in ("user", "assistant")]
+    items = [{"role": "developer", "content": "be kind"}, *old, {"role": "user", "content": "last"}]
+    assert refusal(ask(items))[2] == "context_length_exceeded"
+    response = ask(items, truncation="auto", max_output_tokens=150)
+    body = response.json()
+    assert (texts(body), body["truncation"]) == (["last"], "auto")
+    dropped = int(response.headers["x-vmm-dropped-messages"])
+    assert dropped in range(2, 10, 2)
+    rest = ask([items[0], *items[1 + dropped :]]).json()
+    assert body["usage"]["input_tokens"] == rest["usage"]["input_tokens"] <= 512 - 150
+    assert len(server.client.get(f"/v1/responses/{body['id']}/input_items").json()["data"]) == len(items)
+    streamed = ask(items, truncation="auto", max_output_tokens=150, stream=True)
+    assert streamed.headers["x-vmm-dropped-messages"] == str(dropped)
+    assert "x-vmm-dropped-messages" not in ask("short", truncation="auto").headers
+    assert refusal(ask("x" * 600, truncation="auto"))[2] == "context_length_exceeded"
+
+
 @pytest.mark.parametrize(
     ("fields", "answer"),
     [
@@ -356,7 +374,6 @@ def test_bad_input_is_named(ask: Ask, fields: dict[str, object], answer: tuple[i
     ("fields", "param"),
     [
         ({"input": None}, "input"),
-        ({"truncation": "auto"}, "truncation"),
         ({"conversation": "c"}, "conversation"),
         ({"personality": "friendly"}, "personality"),
     ],

@@ -109,7 +109,6 @@ def _refuse(param: str, asked: bool, reason: str = "is not supported", hint: str
 
 def _refuse_prompt_fields(wire: PromptFields) -> None:
     _refuse("conversation", wire.conversation is not None, hint="previous_response_id goes on with a conversation")
-    _refuse("truncation", wire.truncation == "auto", "auto is not supported: nothing is dropped from a conversation")
     if wire.text is not None and wire.text.verbosity not in (None, "medium"):
         _refuse("text.verbosity", True, "can be medium, the default, only")
     if wire.reasoning is not None:

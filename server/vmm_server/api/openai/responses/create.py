@@ -27,10 +27,11 @@ from vmm_server.api.openai.responses.logprobs import TextLogprobs
 from vmm_server.api.openai.responses.output import Output
 from vmm_server.api.openai.responses.render import Events, Identity, Response, configuration
 from vmm_server.api.openai.responses.tools import hopeful_tools, with_loose_tools
+from vmm_server.api.openai.responses.truncation import num_messages, shortened
 from vmm_server.api.openai.responses.wire import CountRequest, ResponseRequest
 from vmm_server.api.openapi import described
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
-from vmm_server.errors import InvalidRequest
+from vmm_server.errors import ContextLengthExceeded, InvalidRequest
 from vmm_server.inference import Completion, Inference
 from vmm_server.requests import GenerateRequest
 from vmm_server.response_store import ResponseStore
@@ -101,48 +102,56 @@ class _Job:
 
     async def answer(self) -> WholeAnswer:
         """All of it."""
-        completion, loose_tools = await self._generate()
-        async with completion:
-            response = self._response(completion, loose_tools)
+        started = await self._start()
+        async with started.completion as completion:
+            response = self._response(started)
             async for delta in completion:
                 response.add(delta)
             body = response.whole(int(time.time()))
             body = await keep(body, self.given, response.output.items, self.store)
             usages = [completion.usage] if completion.usage is not None else []
-            return WholeAnswer(body, provenance(completion) | cache_header(usages))
+            return WholeAnswer(body, started.headers | cache_header(usages))
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[ChunkStream]:
         """As events."""
-        completion, loose_tools = await self._generate()
-        async with completion, aclosing(self._events(completion, loose_tools)) as events:
-            yield ChunkStream(events, provenance(completion))
+        started = await self._start()
+        async with started.completion, aclosing(self._events(started)) as events:
+            yield ChunkStream(events, started.headers)
 
-    async def _generate(self) -> tuple[Completion, Collection[str]]:
-        """Start it. Returns the names of tools that left `strict` out and whose schemas cannot be enforced, too.
+    async def _start(self) -> "_Started":
+        """Start it, with less than was asked where the request leaves that open.
 
-        Two tries find the one such tool that there may be; from the second on none of their kind is strict.
+        A tool that left `strict` out and whose schema cannot be enforced is not strict: two tries find the one such
+        tool that there may be, and from then on none of their kind is. With `truncation` `auto` a conversation that
+        does not fit loses its oldest exchanges.
         """
         hopeful, asked, loose = hopeful_tools(self.wire), self.asked, set[str]()
         while True:
             try:
-                return await self.inference.generate(asked), loose
+                completion = await self.inference.generate(asked)
+                return _Started(completion, loose, num_messages(self.asked) - num_messages(asked))
+            except ContextLengthExceeded as error:
+                shorter = shortened(asked, asked=error.asked, limit=error.limit)
+                if self.wire.truncation != "auto" or shorter is None:
+                    raise
+                asked = shorter
             except InvalidRequest as error:
                 name = hopeful.get(error.param or "")
                 if name is None or name in loose:
                     raise
                 loose = set(hopeful.values()) if loose else {name}
-                asked = with_loose_tools(self.asked, loose)
+                asked = with_loose_tools(asked, loose)
 
-    async def _events(self, completion: Completion, loose_tools: Collection[str]) -> AsyncGenerator[bytes]:
+    async def _events(self, started: "_Started") -> AsyncGenerator[bytes]:
         """A failure before the first delta has its own status; a later one is the last event."""
-        response = self._response(completion, loose_tools)
+        response = self._response(started)
         events = Events(response)
-        started = False
+        has_begun = False
         try:
-            async for delta in completion:
-                if not started:
-                    started = True
+            async for delta in started.completion:
+                if not has_begun:
+                    has_begun = True
                     for event in events.start():
                         yield event
                 for event in events.add(delta):
@@ -150,18 +159,36 @@ class _Job:
             body = response.whole(int(time.time()))
             body = await keep(body, self.given, response.output.items, self.store)
         except Exception as error:
-            if not started:
+            if not has_begun:
                 raise
             report(error)
             body = response.failed(error)
         yield events.end(body)
 
-    def _response(self, completion: Completion, loose_tools: Collection[str]) -> Response:
-        wire, wants_logprobs = self.wire, self.asked.sampling.logprobs is not None
+    def _response(self, started: "_Started") -> Response:
+        wire, completion = self.wire, started.completion
         store = wire.store is not False and self.store.is_enabled
+        wants_logprobs = self.asked.sampling.logprobs is not None
         logprobs = TextLogprobs(completion.token_bytes) if wants_logprobs else None
         return Response(
             Identity(new_id("resp"), int(completion.created.timestamp())),
-            configuration(wire, completion.model.sampling, store=store, loose_tools=loose_tools),
+            configuration(wire, completion.model.sampling, store=store, loose_tools=started.loose_tools),
             Output(new_id, summarised=wants_summary(wire.reasoning), logprobs=logprobs),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A generation, and what it was started without."""
+
+    completion: Completion
+    loose_tools: Collection[str]
+    """Names of tools that are not strict after all."""
+    num_dropped: int
+    """Messages of the conversation that the model does not see."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Who answers, and what was dropped."""
+        dropped = {"x-vmm-dropped-messages": str(self.num_dropped)} if self.num_dropped else {}
+        return provenance(self.completion) | dropped

@@ -142,7 +142,7 @@ def configuration(
         "tools": [_tool(tool, is_strict(tool) and tool.name not in loose_tools) for tool in wire.tools or ()],
         "top_logprobs": wire.top_logprobs or 0,
         "top_p": _first(wire.top_p, defaults.top_p),
-        "truncation": "disabled",
+        "truncation": wire.truncation or "disabled",
         "user": wire.user,
     }
 
