@@ -194,6 +194,13 @@ def test_whether_a_template_takes_a_system_message_is_tried(source: str, takes: 
     assert ChatTemplate(source, bos_token="", eos_token="").takes_system is takes
 
 
+def test_a_schema_that_is_nested_too_deeply_is_refused_by_its_field() -> None:
+    deep = Tool("f", None, '{"a":' * 5000 + "1" + "}" * 5000, param="tools[3].function.parameters")
+    with pytest.raises(InvalidRequest, match="nested too deeply") as refused:
+        render("x", ASK, tools=(deep,))
+    assert refused.value.param == "tools[3].function.parameters"
+
+
 def test_a_refusal_is_the_templates_own_with_calls_too() -> None:
     with pytest.raises(InvalidRequest, match="never"):
         render("{{ messages[0].content is none }}{{ raise_exception('never') }}", CALL)

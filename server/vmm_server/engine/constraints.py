@@ -99,7 +99,9 @@ def check_size(constraint: Constraint | Composite) -> None:
         return
     for _, part in constraint.parts:
         _check_size(part)
-    size = sum(len(part.schema.encode()) for _, part in constraint.parts if isinstance(part, JsonSchema))
+    size = sum(
+        len(part.schema.encode(errors="surrogatepass")) for _, part in constraint.parts if isinstance(part, JsonSchema)
+    )
     if size > MAX_SCHEMAS_BYTES:
         message = f"schemas of {size} bytes, the limit is {MAX_SCHEMAS_BYTES}"
         raise InvalidRequest(f"{constraint.param}: {message}", param=constraint.param)

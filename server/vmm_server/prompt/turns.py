@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from vmm_server.errors import InvalidRequest
 from vmm_server.requests import Message, Tool, ToolCall
 
 _NULL_CONTENT = re.compile(r"""(?<!\w)content(['"]\])?\s*(is\s+(not\s+)?|[!=]=\s*)none\b""", re.IGNORECASE)
@@ -103,18 +104,28 @@ class TurnWriter:
 
 
 def tool_schemas(tools: Sequence[Tool]) -> list[Turn]:
-    """Tools as OpenAI's API has them, which is what templates expect; the order of properties is kept."""
+    """Tools as OpenAI's API has them, which is what templates expect; the order of properties is kept.
+
+    Raises `InvalidRequest` naming the tool's field for a schema that Python cannot read.
+    """
     return [
         {
             "type": "function",
             "function": {
                 "name": tool.name,
                 "description": tool.description or "",  # some templates add it to a text
-                "parameters": json.loads(tool.parameters),
+                "parameters": _schema(tool),
             },
         }
         for tool in tools
     ]
+
+
+def _schema(tool: Tool) -> object:
+    try:
+        return json.loads(tool.parameters)
+    except RecursionError as error:
+        raise InvalidRequest(f"{tool.param}: the schema is nested too deeply", param=tool.param) from error
 
 
 def _arguments(text: str) -> Arguments | str:
