@@ -70,7 +70,7 @@ def pair_inputs(request: RerankRequest, ready: ReadyEncoder) -> list[EncoderInpu
         limit = min(room, request.max_tokens_per_document or room)
         if len(document.ids) > limit:
             if not request.truncate:
-                raise ContextLengthExceeded(limit=limit, asked=len(document.ids), param=f"documents[{index}]")
+                raise _too_long(limit, len(document.ids), f"documents[{index}]")
             document.truncate(limit)
         pair = tokenizer.post_process(query, document, add_special_tokens=True)
         inputs.append(_input(pair, f"documents[{index}]"))
@@ -83,9 +83,14 @@ def _limited(encoding: Encoding, ready: ReadyEncoder, limit: int, *, truncate: b
     num_tokens = len(encoding.ids) + num_special
     if num_tokens > limit:
         if not truncate:
-            raise ContextLengthExceeded(limit=limit, asked=num_tokens, param=param)
+            raise _too_long(limit, num_tokens, param)
         encoding.truncate(max(0, limit - num_special))
     return ready.tokenizer.post_process(encoding, add_special_tokens=True)
+
+
+def _too_long(limit: int, asked: int, param: str) -> ContextLengthExceeded:
+    hint = 'shorten it, send "truncate": true to have its end cut off, or use a model with a longer context'
+    return ContextLengthExceeded(limit=limit, asked=asked, param=param, hint=hint)
 
 
 def _input(encoding: Encoding, param: str) -> EncoderInput:
@@ -110,7 +115,7 @@ def _own_tokens(
         )
     if len(ids) > limit:
         if not request.truncate:
-            raise ContextLengthExceeded(limit=limit, asked=len(ids), param=param)
+            raise _too_long(limit, len(ids), param)
         ids = (*ids[: limit - 1], ids[-1])
     return EncoderInput(ids)
 

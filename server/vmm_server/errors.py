@@ -56,11 +56,18 @@ class ContextLengthExceeded(InvalidRequest):
 
     code = "context_length_exceeded"
 
-    def __init__(self, *, limit: int, asked: int, param: str) -> None:
+    def __init__(
+        self,
+        *,
+        limit: int,
+        asked: int,
+        param: str,
+        hint: str = "shorten the prompt, or use a model with a longer context",
+    ) -> None:
         super().__init__(
             f"the input length exceeds the context length: {param} is {asked} tokens, the limit is {limit}",
             param=param,
-            hint="shorten the prompt, or use a model with a longer context",
+            hint=hint,
         )
         self.limit = limit
         self.asked = asked

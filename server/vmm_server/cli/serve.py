@@ -85,8 +85,10 @@ def _announce(url: str, model: str | None, parts: Parts) -> None:
     for loaded in parts.pool.loaded():
         click.echo(f"{loaded.model.name} runs on {loaded.ready.placement} (backend/device)")
     if model:
-        body = json.dumps({"model": model, "prompt": "Why is the sky blue?"})
-        click.echo(f"try:  curl {url}/api/generate -d '{body}'")
+        question, route = {"prompt": "Why is the sky blue?"}, "/api/generate"
+        if not parts.registry.resolve(model).generates:
+            question, route = {"input": "Why is the sky blue?"}, "/v1/embeddings"
+        click.echo(f"try:  curl {url}{route} -d '{json.dumps({'model': model} | question)}'")
 
 
 def _stop_signals() -> asyncio.Event:

@@ -15,7 +15,7 @@ from vmm_server.engine.batcher import Batcher, BatcherOptions
 from vmm_server.models.placing import load_on_best
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
-from vmm_server.models.tokenizers import read_tokenizer
+from vmm_server.models.tokenizer_file import read_tokenizer
 from vmm_server.settings import Settings
 
 Row = NDArray[np.float32]

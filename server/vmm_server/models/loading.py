@@ -17,7 +17,7 @@ from vmm_server.models.placing import load_on_best
 from vmm_server.models.ready import Ready
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
-from vmm_server.models.tokenizers import read_tokenizer
+from vmm_server.models.tokenizer_file import read_tokenizer
 from vmm_server.prompt.chat import ChatTemplate, read_chat_template
 from vmm_server.prompt.formats.base import ChatFormat
 from vmm_server.prompt.formats.detect import find_format

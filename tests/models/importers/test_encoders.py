@@ -248,6 +248,26 @@ def test_modules_that_are_not_known_are_refused(
         describe_folder(onnx_folder)
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "sentences", "expected"),
+    [(None, None, 34), (12, None, 12), (12, 20, 20), (10**30, None, 34), (100, 100, 34), ("x", None, 34)],
+)
+def test_the_longest_input_is_told_by_the_first_that_knows(
+    onnx_folder: Path, tokenizer: object, sentences: int | None, expected: int
+) -> None:
+    if tokenizer is not None:
+        (onnx_folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": tokenizer}))
+    if sentences is not None:
+        (onnx_folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": sentences}))
+    assert describe_folder(onnx_folder).context_length == expected
+
+
+def test_lower_case_that_the_tokeniser_does_not_make_is_refused(onnx_folder: Path) -> None:
+    (onnx_folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    with pytest.raises(UnsupportedArchitecture, match="do_lower_case is not supported"):
+        describe_folder(onnx_folder)
+
+
 def test_a_module_outside_of_the_folder_is_refused(onnx_folder: Path) -> None:
     (onnx_folder / "modules.json").write_text('[{"type": "x.Transformer", "path": "../.."}]')
     with pytest.raises(CorruptFile, match="no list of modules"):
@@ -296,6 +316,7 @@ def test_a_cross_encoder_has_one_label(onnx_folder: Path, labels: int) -> None:
         (b"\xff", CorruptFile, "no readable ONNX"),
         (graph({"x": ["b"]}), UnsupportedArchitecture, "no output with hidden states"),
         (graph({"x": ["b", 2]}, inputs=("pixels",)), UnsupportedArchitecture, "has the inputs pixels"),
+        (graph({"x": ["b", 2]}, inputs=("input_ids", "past.0.key")), UnsupportedArchitecture, r"input_ids, past\.0"),
     ],
 )
 def test_a_graph_that_is_no_encoder_is_refused(

@@ -25,7 +25,10 @@ _SMALL_FILES = re.compile(
     r"config\.json|modules\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json"
     r"|sentence_bert_config\.json|config_sentence_transformers\.json|\d+_[A-Za-z]+/config\.json"
 )
+_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+_NO_LIMIT = 10**9
+"""transformers writes a number far above this for a tokeniser without a limit."""
 _WIDTH_KEYS = ("hidden_size", "dim", "d_model", "n_embd")
 
 
@@ -60,8 +63,7 @@ def describe_encoder(folder: Path) -> ImportedModel:
 
     Raises `CorruptFile`, `UnsupportedArchitecture`, `ImportFailed`, each naming the file.
     """
-    path = folder / "config.json"
-    config = read_json_object(path)
+    config = read_json_object(folder / "config.json")
     if not (folder / "tokenizer.json").is_file():
         raise ImportFailed(
             f"{folder}: has no tokenizer.json", hint="save it with transformers' save_pretrained beside the model"
@@ -85,7 +87,7 @@ def describe_encoder(folder: Path) -> ImportedModel:
         parameter_count=count,
         parameter_size=parameter_size(count),
         quantization=quantization,
-        context_length=_context_length(path, config, told.max_length),
+        context_length=_context_length(folder, config, told.max_length),
         embedding_length=None if scores else width or _first_int(config, _WIDTH_KEYS),
         capabilities=("rerank",) if scores else ("embedding",),
         has_chat_template=False,
@@ -95,11 +97,15 @@ def describe_encoder(folder: Path) -> ImportedModel:
     )
 
 
-def _context_length(path: Path, config: dict[str, object], told: int | None) -> int:
-    """Tokens an input may have: what sentence-transformers uses, and no more than there are positions."""
+def _context_length(folder: Path, config: dict[str, object], told: int | None) -> int:
+    """Tokens an input may have: sentence-transformers' word, else the tokeniser's; no more than there are positions."""
     rows = _first_int(config, _POSITION_KEYS)
+    tokenizer = folder / "tokenizer_config.json"
+    if told is None and tokenizer.is_file():
+        longest = _first_int(read_json_object(tokenizer), ("model_max_length",))
+        told = longest if longest is not None and longest < _NO_LIMIT else None
     if rows is None and told is None:
-        return positive(None, path, _POSITION_KEYS[0])
+        return positive(None, folder / "config.json", _POSITION_KEYS[0])
     limits = [told, None if rows is None else rows - first_position(config)]
     return min(limit for limit in limits if limit is not None)
 
@@ -115,7 +121,7 @@ def _output_shape(graph: Path, *, pools: bool) -> tuple[int, int | None]:
     """
     model = onnx.load(graph, load_external_data=False).graph
     inputs = {value.name for value in model.input} - {tensor.name for tensor in model.initializer}
-    if "input_ids" not in inputs:
+    if "input_ids" not in inputs or not inputs <= _INPUTS:
         names = ", ".join(sorted(inputs))
         raise UnsupportedArchitecture(f"{graph}: has the inputs {names}; an encoder's are input_ids and attention_mask")
     shapes = {

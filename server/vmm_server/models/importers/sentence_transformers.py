@@ -35,7 +35,10 @@ class SentenceTransformer:
 def read_sentence_transformer(folder: Path) -> SentenceTransformer:
     """Read what there is. Raises `CorruptFile`, and `UnsupportedArchitecture` for other modules or poolings."""
     settings = folder / "sentence_bert_config.json"
-    longest = read_json_object(settings).get("max_seq_length") if settings.is_file() else None
+    told = read_json_object(settings) if settings.is_file() else {}
+    if told.get("do_lower_case"):
+        raise UnsupportedArchitecture(f"{settings}: do_lower_case is not supported", hint="the tokeniser can do it")
+    longest = told.get("max_seq_length")
     max_length = None if longest is None else positive(longest, settings, "max_seq_length")
     path = folder / "modules.json"
     if not path.is_file():
