@@ -10,11 +10,15 @@ from dataclasses import replace
 from vmm_server.requests import ChatPrompt, GenerateRequest, Message
 
 
+_MARGIN = 0.98
+"""Texts of one length differ in tokens."""
+
+
 def shortened(request: GenerateRequest, *, asked: int, limit: int) -> GenerateRequest | None:
     """The request without its oldest exchanges: as few as may do, at least one. `None`: there is none to drop.
 
-    Its prompt has `asked` tokens and may have `limit`, less what the answer is to have; how many an exchange has is
-    told by its share of the text.
+    Its prompt has `asked` tokens and may have `limit`, less some for the answer; how many an exchange has is told by
+    its share of the text.
     """
     prompt = request.prompt
     if not isinstance(prompt, ChatPrompt):
@@ -22,7 +26,7 @@ def shortened(request: GenerateRequest, *, asked: int, limit: int) -> GenerateRe
     starts = _exchanges(prompt.messages)[1:]
     if not starts:
         return None
-    room = limit - min(request.sampling.max_tokens or 0, limit // 2)
+    room = _MARGIN * (limit - min(request.sampling.max_tokens or limit // 8, limit // 2))
     too_much = (asked - room) * sum(map(_size, prompt.messages)) / asked
     dropped = 0
     for start in starts:
