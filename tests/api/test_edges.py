@@ -8,8 +8,10 @@ import socket
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from vmm_server.api.body import MAX_BODY_BYTES
+from vmm_server.api.openai.wire import ChatCompletionRequest
 from vmm_server.api.openapi import operations
 
 FAMILIES = ("/v1/chat/completions", "/v1/messages", "/api/chat")
@@ -233,3 +235,17 @@ def test_param_is_the_field_as_it_was_sent(live_server: Any, fields: Any, param:
     error = live_server.client.post("/v1/chat/completions", json=body | fields).json()["error"]
     assert error["param"] == param
     assert error["message"] == f"{param}: {message}"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b'"messages": [%b]' % b",".join([b"1"] * 10_000),
+        b'"messages": [], "stop_token_ids": [%b]' % b",".join([b"{}"] * 10_000),
+        b'"messages": [], "logit_bias": {%b}' % b",".join(b'"%d": "x"' % number for number in range(10_000)),
+    ],
+)
+def test_a_million_mistakes_are_not_gathered(field: bytes) -> None:
+    with pytest.raises(ValidationError) as refused:
+        ChatCompletionRequest.model_validate_json(b'{"model": "echo", %b}' % field)
+    assert refused.value.error_count() == 1
