@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from vmm_server.requests import ChatPrompt, GenerateRequest, Message
 
-
 _MARGIN = 0.98
 """Texts of one length differ in tokens."""
 
