@@ -1,7 +1,9 @@
 """Tools, thinking, forms and gaps through the façade, on a model that says what it was told to say."""
 
+import asyncio
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import pytest
 
 from vmm_adapters.echo import CHAT_TEMPLATE, write_echo_model
 from vmm_adapters.types import FinishReason, SamplingParams
-from vmm_server.app import Parts
+from vmm_server.app import Parts, build_parts
 from vmm_server.engine.stream import Delta
 from vmm_server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedCapability
 from vmm_server.inference import Completion
+from vmm_server.models.loading import load_model
+from vmm_server.models.store import InstalledModel
 from vmm_server.requests import (
     ChatPrompt,
     GenerateRequest,
@@ -313,3 +317,34 @@ def test_the_tokeniser_is_there_for_the_asking(installed: Any, with_parts: Any) 
 
     installed()
     with_parts(body)
+
+
+def test_a_call_without_its_result_is_not_gone_on_from(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        called = Message("assistant", "", tool_calls=(ToolCall("f", "{}", "c"),))
+        prompted = await parts.inference.count_tokens(chat(messages=(Message("user", "x"), called)))
+        assert prompted.text is not None
+        assert prompted.text.endswith("</tool_call><|end|><|assistant|>")
+
+    installed()
+    with_parts(body)
+
+
+@pytest.mark.runtime
+def test_the_real_model_calls_what_it_was_told_of_in_words(smollm2: InstalledModel, settings: Any) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tools = ToolUse((Tool("get_weather", "The weather in a city", json.dumps(schema)),), required=True, parallel=False)
+    root = next(folder for folder in smollm2.folder.parents if (folder / "manifests").is_dir())
+    configured = settings(home=root.parent)
+
+    async def scenario() -> None:
+        parts = build_parts(configured, partial(load_model, settings=configured))
+        try:
+            said = await say(parts, chat("What is the weather in Paris?", smollm2.name, tools=tools))
+        finally:
+            await parts.pool.aclose()
+        assert "get_weather" in said.prompt
+        assert said.calls[0][0] == "get_weather"
+        assert json.loads(said.calls[0][1]) == {"city": "Paris"}
+
+    asyncio.run(scenario())

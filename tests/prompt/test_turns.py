@@ -177,6 +177,19 @@ def test_thinking_goes_by_the_names_that_templates_know(thinking: bool | str | N
     assert render(source, ASK, thinking=thinking) == seen
 
 
+@pytest.mark.parametrize(
+    ("source", "has"),
+    [
+        ("{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}", True),
+        ("{% if thinking %}Think first.{% endif %}", True),
+        ("{{ 'a thinking model' }} enable_thinking {{ messages[0].thinking }}", False),
+        ("{{ raise_exception('no') }}{{ thinking }}", False),
+    ],
+)
+def test_whether_a_template_has_a_switch_for_thinking_is_tried(source: str, has: bool) -> None:
+    assert ChatTemplate(source, bos_token="", eos_token="").has_thinking_switch is has
+
+
 def test_a_clients_own_variables_win() -> None:
     variables = {"enable_thinking": "mine", "tools": "mine"}
     assert render("{{ enable_thinking }} {{ tools }}", ASK, thinking=True, variables=variables) == "mine mine"

@@ -5,7 +5,6 @@ Renders as transformers does (its `apply_chat_template`: white-space control, `r
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -25,7 +24,6 @@ MAX_SOURCE = 2**20
 """Characters a template may have; the longest of today's have about 20,000."""
 
 _END_OF_MESSAGE = "\ue000end-of-final-message\ue001"  # private-use characters: no template writes them
-_THINKING_SWITCH = re.compile(r"(?<![.'\"\w])(enable_thinking|thinking)\b(?!['\"\w])")
 _RENDER_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, RecursionError)
 _COMPILE_ERRORS = (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError)
 
@@ -64,19 +62,23 @@ class ChatTemplate:
         """Whether it has a place for the calls of earlier answers."""
         return "tool_calls" in self.source
 
-    @property
+    @cached_property
     def has_thinking_switch(self) -> bool:
-        """Whether it reads what `render` says of thinking."""
-        return _THINKING_SWITCH.search(self.source) is not None
+        """Whether it makes a difference what `render` is told of thinking."""
+        on, off = (self._tried(Message("user", "x"), thinking=thinking) for thinking in (True, False))
+        return on != off
 
     @cached_property
     def takes_system(self) -> bool:
         """Whether a system message comes out: some templates refuse it, some leave it out."""
-        probe = [Message("system", _END_OF_MESSAGE), Message("user", "x")]
+        return _END_OF_MESSAGE in self._tried(Message("system", _END_OF_MESSAGE), Message("user", "x"))
+
+    def _tried(self, *messages: Message, thinking: bool | None = None) -> str:
+        """What comes out; nothing, if the template fails."""
         try:
-            return _END_OF_MESSAGE in self.render(probe, now=datetime.min, variables={})
+            return self.render(messages, thinking=thinking, now=datetime.min, variables={})
         except InvalidRequest:
-            return False
+            return ""
 
     def replaced(self, source: str) -> "ChatTemplate":
         """Another template with the same special tokens. Raises `InvalidRequest` (param `template`)."""
