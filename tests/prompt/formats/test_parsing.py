@@ -153,7 +153,7 @@ PYTHONIC: Cases = [
     ),
     ("[get_weather(days=.5, where=1e400)]", [("get_weather", '{"days": 0.5, "where": 1e400}')]),
     ("[get_weather(days=1_0e400)]", [("get_weather", '{"days": '), "1_0e400)]"]),
-    ("[get_weather(tags=['a' 'b'])]", [("get_weather", '{"tags": ["a"'), "'b'])]"]),
+    ("[get_weather(tags=['a' 'b'])]", [("get_weather", '{"tags": ["a"'), " 'b'])]"]),
     ("Well: [now()] done", ["Well:", NOW, "done"]),
     ("[a](b) [1] [now] [nope()] [", ["[a](b) [1] [now] [nope()] ["]),
     ("[a.b-c()]", [("a.b-c", "{}")]),
