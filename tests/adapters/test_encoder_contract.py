@@ -164,6 +164,16 @@ def test_positions_are_given_to_a_graph_that_asks_for_them(tmp_path: Path) -> No
 
 
 @pytest.mark.runtime
+def test_padding_is_what_the_configuration_says(tmp_path: Path) -> None:
+    """Some graphs count their positions by it; this one sums all there is."""
+    write_graph(tmp_path)
+    (tmp_path / "config.json").write_text('{"pad_token_id": 1}')
+    encoder = catalog.load_encoder("openvino", tmp_path, EncoderOptions(8))
+    assert encoder.encode([EncoderInput([5, 4, 9]), EncoderInput([3])]).tolist() == [[18, 18], [5, 5]]
+    encoder.close()
+
+
+@pytest.mark.runtime
 def test_graphs_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     def load(pooling: Pooling | None = Pooling.MEAN) -> None:
         catalog.load_encoder("openvino", tmp_path, EncoderOptions(8, pooling))

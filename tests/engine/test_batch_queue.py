@@ -90,6 +90,16 @@ def test_nobody_starves_behind_a_stream_of_newcomers() -> None:
     raise AssertionError("the first call still waits")
 
 
+def test_a_large_call_ends_although_small_ones_keep_coming() -> None:
+    queue: BatchQueue[int] = BatchQueue(BatchLimits(max_items=1))
+    queue.add(0, [10] * 5)
+    taken = []
+    for newcomer in range(1, 13):
+        queue.add(newcomer, [10])
+        taken += [item.call for item in queue.take()]
+    assert taken.count(0) == 5
+
+
 def test_sizes_that_are_near_go_together() -> None:
     queue: BatchQueue[int] = BatchQueue(BatchLimits(max_items=8))
     for call, size in enumerate([10, 100, 11, 98, 12]):

@@ -99,7 +99,7 @@ def test_an_idle_batcher_waits_for_a_call_in_the_making() -> None:
     async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
         with batcher.preparing():
             first = asyncio.create_task(batcher.call([20]))
-            await asyncio.sleep(0)
+            assert not await asyncio.to_thread(runtime.entered.acquire, timeout=0.05)
         second = asyncio.create_task(batcher.call([21]))
         await asyncio.gather(first, second)
         assert runtime.batches == [[20, 21]]
