@@ -142,6 +142,17 @@ def test_capabilities_are_guessed_from_the_template(template: str | None, capabi
     assert guess_capabilities(template) == capabilities
 
 
+def test_a_folder_can_insert_by_its_added_tokens(onnx_folder: Path) -> None:
+    path = onnx_folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    names = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+    added = {str(index): {"content": name, "special": True} for index, name in enumerate(names)}
+    path.write_text(json.dumps({**config, "added_tokens_decoder": added}))
+    assert "insert" in describe_folder(onnx_folder).capabilities
+    path.write_text(json.dumps({**config, "added_tokens_decoder": [names]}))
+    assert "insert" not in describe_folder(onnx_folder).capabilities
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(None, "unknown"), (1_234, "1K"), (134_515_008, "135M"), (999_900_000, "1B"), (1_069_639_680, "1.1B")],

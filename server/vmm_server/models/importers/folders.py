@@ -143,7 +143,7 @@ def _imported(
         quantization=quantization,
         context_length=context_length,
         embedding_length=embedding_length if isinstance(embedding_length, int) else None,
-        capabilities=guess_capabilities(template),
+        capabilities=guess_capabilities(template, _added_tokens(folder)),
         has_chat_template=template is not None,
         license=None,
         name=None,
@@ -155,6 +155,14 @@ def _object(parent: dict[str, object], key: str, path: Path) -> dict[str, object
     if not isinstance(value, dict):
         raise UnsupportedArchitecture(f"{path}: has no {key!r}: it is not the configuration of a text model")
     return value
+
+
+def _added_tokens(folder: Path) -> frozenset[str]:
+    """The texts of the tokens that were added to the vocabulary, special ones among them."""
+    path = folder / "tokenizer_config.json"
+    added = read_json_object(path).get("added_tokens_decoder") if path.is_file() else None
+    entries = [entry for entry in added.values() if isinstance(entry, dict)] if isinstance(added, dict) else []
+    return frozenset(content for entry in entries if isinstance(content := entry.get("content"), str))
 
 
 def _chat_template(folder: Path) -> str | None:

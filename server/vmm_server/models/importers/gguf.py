@@ -123,11 +123,16 @@ def _describe(file: GGUFFile, config: DecoderConfig, tokenizer: TokenizerInfo) -
         quantization=_quantization(file),
         context_length=max_positions(config),
         embedding_length=config.hidden_size,
-        capabilities=guess_capabilities(tokenizer.chat_template),
+        capabilities=guess_capabilities(tokenizer.chat_template, _tokens(file)),
         has_chat_template=tokenizer.chat_template is not None,
         license=_text(file, "general.license"),
         name=_text(file, "general.name"),
     )
+
+
+def _tokens(file: GGUFFile) -> frozenset[str]:
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    return frozenset(token for token in tokens if isinstance(token, str)) if isinstance(tokens, list) else frozenset()
 
 
 def _text(file: GGUFFile, key: str) -> str | None:

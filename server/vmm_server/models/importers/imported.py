@@ -1,9 +1,11 @@
 """What an importer says about the model folder that it wrote or found."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from vmm_adapters.card import EmbeddingRecipe
 from vmm_server.prompt.formats.detect import find_format
+from vmm_server.prompt.insert import can_insert
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,14 @@ class ImportedModel:
     """What the folder says of how its encoder makes a vector; `None` where it is no encoder or does not say."""
 
 
-def guess_capabilities(chat_template: str | None) -> tuple[str, ...]:
-    """What a chat template has places for."""
+def guess_capabilities(chat_template: str | None, tokens: Container[str] = ()) -> tuple[str, ...]:
+    """What a chat template has places for, and what the vocabulary has tokens for."""
     format = find_format(chat_template, ())
     return (
         "completion",
         *(["tools"] if format.tools_in_template else []),
         *(["thinking"] if format.reasoning is not None else []),
+        *(["insert"] if can_insert(tokens) else []),
     )
 
 
