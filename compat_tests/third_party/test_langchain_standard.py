@@ -15,6 +15,8 @@ from langchain_ollama import ChatOllama
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
 
+MAX_TOKENS = 400
+"""Of an answer: the default model, asked by the tests that change the model, may talk without end."""
 UsageDetails = dict[Literal["invoke", "stream"], list[str]]
 
 
@@ -31,7 +33,13 @@ class TestChatOpenAI(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, object]:
-        return {"model": self.model_name, "base_url": self.server, "api_key": "unused", "stream_usage": True}
+        return {
+            "model": self.model_name,
+            "base_url": self.server,
+            "api_key": "unused",
+            "stream_usage": True,
+            "max_tokens": MAX_TOKENS,
+        }
 
     @property
     def supports_json_mode(self) -> bool:
@@ -89,7 +97,7 @@ class TestChatAnthropic(TestChatOpenAI):
     @property
     def chat_model_params(self) -> dict[str, object]:
         server = self.server.removesuffix("/v1")
-        return {"model": self.model_name, "base_url": server, "api_key": "unused", "max_tokens": 500}
+        return {"model": self.model_name, "base_url": server, "api_key": "unused", "max_tokens": MAX_TOKENS}
 
     @property
     def supports_json_mode(self) -> bool:
@@ -109,7 +117,8 @@ class TestChatOllama(TestChatOpenAI):
 
     @property
     def chat_model_params(self) -> dict[str, object]:
-        return {"model": self.model_name, "base_url": self.server.removesuffix("/v1"), "reasoning": False}
+        server = self.server.removesuffix("/v1")
+        return {"model": self.model_name, "base_url": server, "reasoning": False, "num_predict": MAX_TOKENS}
 
     @property
     def has_tool_choice(self) -> bool:
