@@ -46,10 +46,10 @@ class BatchQueue(Generic[Key]):
         self._limits = limits
         # entries carry a number of their own, so that items are never compared
         self._by_size: list[tuple[int, int, Waiting[Key]]] = []
-        self._by_tag: list[tuple[int, int, Waiting[Key]]] = []
+        self._by_tag: list[tuple[float, int, Waiting[Key]]] = []
         self._num_added = 0
         self._num_left: Counter[Key] = Counter()
-        self._virtual_time = 0
+        self._virtual_time = 0.0
         self.total_size = 0
         """Of all that wait."""
 
@@ -86,7 +86,8 @@ class BatchQueue(Generic[Key]):
                 break
         else:
             return []
-        self._virtual_time = max(self._virtual_time, tag)
+        # the work of one call among those that wait: it goes on although newcomers keep starting where it stands
+        self._virtual_time = max(self._virtual_time, tag + first.size / len(self._num_left))
         place = bisect_left(self._by_size, (first.size, number))
         start, end = self._widened(place)
         batch = [item for _, _, item in self._by_size[start:end]]
