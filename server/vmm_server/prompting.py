@@ -14,6 +14,7 @@ from vmm_server.prompt.formats.base import ChatFormat
 from vmm_server.prompt.formats.detect import find_format
 from vmm_server.prompt.insert import insert_end_tokens, insert_tokens
 from vmm_server.prompt.tool_text import textual_format, with_calls_as_text, with_tools_as_text
+from vmm_server.prompt.words import token_ids
 from vmm_server.requests import ChatPrompt, Composite, Constraint, GenerateRequest, InsertPrompt, Message, ToolUse
 
 
@@ -84,8 +85,7 @@ def write_prompt(request: GenerateRequest, model: InstalledModel, ready: ReadyMo
             raise UnsupportedCapability(request.model, "insert", param=prompt.param)
         written = WrittenPrompt(inserted, end_tokens=insert_end_tokens(ready.tokenizer))
     elif isinstance(prompt.text, str):
-        encoded = ready.tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
-        written = WrittenPrompt(tuple(encoded.ids))
+        written = WrittenPrompt(token_ids(ready.tokenizer, prompt.text, add_special_tokens=prompt.add_special_tokens))
     else:
         check_token_ids(prompt.param, prompt.text, ready.vocab_size)
         written = WrittenPrompt(prompt.text)
@@ -137,7 +137,7 @@ def _write_chat(
             reading = replace(reading, thinking=ThinkingState.NONE)  # its beginning is behind it
     check_token_ids("context", prompt.context, ready.vocab_size)
     # the template writes the special tokens itself
-    tokens = (*prompt.context, *ready.tokenizer.encode(text, add_special_tokens=False).ids)
+    tokens = (*prompt.context, *token_ids(ready.tokenizer, text))
     return WrittenPrompt(tokens, text, reading)
 
 

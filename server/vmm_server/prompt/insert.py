@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from vmm_server.prompt.words import token_ids
+
 
 @dataclass(frozen=True, slots=True)
 class _Family:
@@ -68,13 +70,12 @@ def _family(tokens: Container[str]) -> _Family | None:
 
 
 def _encode(tokenizer: Tokenizer, text: str, *, glued: bool = False) -> list[int]:
-    ids = list(tokenizer.encode(text, add_special_tokens=False).ids)
     if glued:
-        mark = tokenizer.encode(_MARK, add_special_tokens=False).ids
-        marked = tokenizer.encode(_MARK + text, add_special_tokens=False).ids
+        mark = token_ids(tokenizer, _MARK)
+        marked = token_ids(tokenizer, _MARK + text)
         if marked[: len(mark)] == mark:
             return list(marked[len(mark) :])
-    return ids
+    return list(token_ids(tokenizer, text))
 
 
 def _first_tokens(tokenizer: Tokenizer) -> list[int]:

@@ -8,6 +8,12 @@ from vmm_server.errors import InvalidRequest
 from vmm_server.prompt.token_bytes import TokenBytes
 
 
+def token_ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = False) -> tuple[int, ...]:
+    """A text's tokens. Other threads run meanwhile: `Tokenizer.encode` would keep Python's lock for seconds."""
+    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    return tuple(encoding.ids)
+
+
 class Words:
     """A model's tokeniser. Works on when the model is unloaded, and in any thread; long texts belong in one."""
 
@@ -20,7 +26,7 @@ class Words:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. Special tokens that the text spells are those tokens."""
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        return list(token_ids(self._tokenizer, text, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: Sequence[int], param: str = "tokens") -> str:
         """The text, special tokens included. Raises `InvalidRequest` for an id that is no token."""
