@@ -94,7 +94,7 @@ def test_a_large_call_ends_although_small_ones_keep_coming() -> None:
     queue: BatchQueue[int] = BatchQueue(BatchLimits(max_items=1))
     queue.add(0, [10] * 5)
     taken = []
-    for newcomer in range(1, 61):
+    for newcomer in range(1, 201):
         queue.add(newcomer, [10])
         taken += [item.call for item in queue.take()]
     assert taken.count(0) == 5
