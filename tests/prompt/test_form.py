@@ -342,6 +342,7 @@ def test_no_arguments_are_invented_that_a_schema_does_not_ask_for(
             writer.write(grammar, "x", text)
 
 
+@pytest.mark.parametrize("writer", ["special"], indirect=True)
 def test_a_hundred_tools_of_a_hundred_kilobytes_are_enforced(writer: Writer) -> None:
     """What others refuse: more than 97 KB of schemas."""
     properties = {f"argument_{i}": {"type": "string", "description": "x" * 90} for i in range(8)}
