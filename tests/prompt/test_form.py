@@ -14,6 +14,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vmm_adapters.types import FinishReason
+from vmm_server.engine.constraints import MAX_SCHEMAS_BYTES
 from vmm_server.engine.grammar import GrammarCompiler, TokenMatcher
 from vmm_server.engine.stopping import Detokenizer, special_token_ids
 from vmm_server.engine.stream import Delta
@@ -261,6 +262,33 @@ def test_a_marker_is_not_spelt_where_it_means_nothing(writer: Writer) -> None:
         allowed = matcher.allowed(writer.tokenizer.get_vocab_size())
         assert not allowed[writer.tokenizer.token_to_id(marker[-1])]
         assert allowed[writer.tokenizer.token_to_id("x")]
+
+
+@pytest.mark.parametrize("writer", ["plain"], indirect=True)
+@pytest.mark.parametrize(("name", "beginning"), [("granite", "<|tool_call|>"), ("llama3_json", '{ \n"')])
+def test_a_call_begins_in_one_way(writer: Writer, name: str, beginning: str) -> None:
+    """What else its reader takes for the beginning of a call is kept out of a free text."""
+    format = ChatFormat(TOOL_FORMATS[name], None, tools_in_template=True)
+    constraint = answer_constraint(
+        format, thinking=ThinkingState.NONE, tools=tool_use("strict"), form=None, spell=writer.spell
+    )
+    matcher = TokenMatcher(writer.grammar(constraint))
+    letters = writer.tokenizer.encode("So: " + beginning[:-1], add_special_tokens=False).ids
+    for token in letters:
+        matcher.accept(token)
+    assert not matcher.allowed(writer.tokenizer.get_vocab_size())[writer.tokenizer.token_to_id(beginning[-1])]
+    assert matcher.failure is None
+
+
+def test_the_schemas_of_an_answer_have_a_size_together(writer: Writer) -> None:
+    schema = json.dumps({"type": "object", "description": "x" * (MAX_SCHEMAS_BYTES // 3)})
+    tools = tuple(Tool(f"t{index}", None, schema, param=f"tools[{index}]") for index in range(3))
+    format = ChatFormat(TOOL_FORMATS["hermes"], None, tools_in_template=True)
+    use = ToolUse(tools, required=True)
+    constraint = answer_constraint(format, thinking=ThinkingState.NONE, tools=use, form=None, spell=writer.spell)
+    with pytest.raises(InvalidRequest, match=f"the limit is {MAX_SCHEMAS_BYTES}") as refused:
+        writer.grammar(constraint)
+    assert refused.value.param == "tools"
 
 
 def test_nothing_ends_before_the_form_is_fulfilled(writer: Writer) -> None:

@@ -1,6 +1,7 @@
 """Templates differ in what they make of tools and calls: what real ones do, in a few lines each."""
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -143,6 +144,11 @@ def test_calls_come_one_by_one_where_a_turn_holds_one() -> None:
 
 def test_results_without_a_call_of_theirs_stay_where_they_are() -> None:
     assert render(SINGLE, BOTH, Message("tool", "?")) == "[Well.>time][>now][tool:?]"
+
+
+def test_a_result_is_told_once() -> None:
+    twins = replace(BOTH, tool_calls=(ToolCall("time", "{}", "call_1"), ToolCall("now", "{}", "call_1")))
+    assert render(SINGLE, twins, RESULT) == "[Well.>time][tool:12:30][>now]"
 
 
 def test_a_turn_that_may_hold_several_calls_does() -> None:
