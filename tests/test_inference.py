@@ -57,6 +57,66 @@ def test_what_the_client_left_out_is_what_the_card_recommends(installed: Any, wi
     with_parts(body)
 
 
+def test_every_default_of_the_model_fills_what_the_client_left_out(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        unset = frozenset(SamplingDefaults.model_fields)
+        assert await read(await parts.inference.generate(chat("hello", unset=unset))) == "he"
+        assert await read(await parts.inference.generate(chat("hello", unset=unset - {"stop"}))) == "hell"
+        assert (
+            await read(await parts.inference.generate(chat("hello", unset=unset - {"stop", "max_tokens"}))) == "hello"
+        )
+
+    installed(sampling=SamplingDefaults(temperature=0, max_tokens=4, stop=("ll",), top_k=-1, repetition_window=-1))
+    with_parts(body)
+
+
+def test_a_window_of_nothing_is_no_penalty(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        unset = frozenset(SamplingDefaults.model_fields) - {"max_tokens"}
+        assert await read(await parts.inference.generate(chat("hello", unset=unset))) == "hello"
+
+    installed(sampling=SamplingDefaults(temperature=0, repetition_window=0, repetition_penalty=1000.0))
+    with_parts(body)
+
+
+def test_the_models_context_limit_holds_where_the_client_names_none(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        with pytest.raises(ContextLengthExceeded, match="the limit is 4"):
+            await parts.inference.generate(chat("hello"))
+        assert await read(await parts.inference.generate(chat("hello", num_ctx=32))) == "hello"
+
+    installed(num_ctx=4)
+    with_parts(body)
+
+
+def test_a_created_models_messages_come_before_the_clients(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        async def prompt(*messages: Message, **fields: Any) -> str | None:
+            request = GenerateRequest("echo", ChatPrompt(messages, **fields), GREEDY)
+            return (await parts.inference.count_tokens(request)).text
+
+        user, system = Message("user", "x"), Message("system", "no")
+        example = "<|user|>1<|end|><|assistant|>one<|end|>"
+        assert await prompt(user) == f"<|system|>be kind<|end|>{example}<|user|>x<|end|><|assistant|>"
+        assert await prompt(system, user) == f"<|system|>no<|end|>{example}<|user|>x<|end|><|assistant|>"
+        assert await prompt(user, context=(1,)) == "<|system|>be kind<|end|><|user|>x<|end|><|assistant|>"
+
+    installed(system="be kind", messages=(("user", "1"), ("assistant", "one")))
+    with_parts(body)
+
+
+def test_a_created_models_template_replaces_its_folders_and_gives_way_to_the_clients(
+    installed: Any, with_parts: Any
+) -> None:
+    async def body(parts: Parts) -> None:
+        own = await parts.inference.count_tokens(chat("x"))
+        given = await parts.inference.count_tokens(chat("x", prompt={"template": "given {{ messages[0].content }}"}))
+        assert (own.text, given.text) == ("own x", "given x")
+
+    installed(template="own {{ messages[0].content }}")
+    with_parts(body)
+
+
 def test_a_system_message_of_the_model_gives_way_to_the_clients(installed: Any, with_parts: Any) -> None:
     async def body(parts: Parts) -> None:
         async with await parts.inference.generate(chat("x")) as with_own:

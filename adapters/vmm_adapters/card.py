@@ -39,13 +39,21 @@ class CardSource(_CardPart):
 
 
 class SamplingDefaults(_CardPart):
-    """What the model's authors recommend; a request's own value wins."""
+    """What the model's authors recommend, or a Modelfile sets; a request's own value wins."""
 
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    """0 or less: all tokens."""
     min_p: float | None = None
     repetition_penalty: float | None = None
+    repetition_window: int | None = None
+    """-1: the whole context; 0: no penalties."""
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
 
 
 class EmbeddingRecipe(_CardPart):

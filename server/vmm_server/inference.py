@@ -9,7 +9,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
@@ -151,6 +151,7 @@ class Inference:
         `Overloaded`, `ShuttingDown`.
         """
         model, lease = await self._acquire(request)
+        request = _with_num_ctx(request, model)
         try:
             sampling = _with_defaults(request.sampling, request.unset, model.sampling)
             _check_token_ids(sampling, lease.ready.vocab_size)
@@ -179,6 +180,7 @@ class Inference:
     async def count_tokens(self, request: GenerateRequest) -> Prompted:
         """The request's prompt, rendered and tokenised; nothing is run. Raises what `generate` raises for it."""
         model, lease = await self._acquire(request)
+        request = _with_num_ctx(request, model)
         try:
             prompt = await asyncio.to_thread(write_prompt, request, model, lease.ready, self._now())
             return Prompted(model, prompt.text, prompt.tokens, lease.ready.context_length)
@@ -241,10 +243,21 @@ async def _compile(form: Constraint | Composite, sampling: SamplingParams, ready
     return await ready.engine.grammars.compile(form)
 
 
+def _with_num_ctx(request: GenerateRequest, model: InstalledModel) -> GenerateRequest:
+    return request if request.num_ctx is not None else replace(request, num_ctx=model.num_ctx)
+
+
 def _with_defaults(params: SamplingParams, unset: frozenset[str], defaults: SamplingDefaults) -> SamplingParams:
-    recommended = defaults.model_dump(exclude_none=True)
-    names = {field.name for field in fields(params)} & unset & recommended.keys()
-    return replace(params, **{name: recommended[name] for name in names}) if names else params
+    """The model's defaults in place of what the client left out."""
+    wanted = {name: value for name, value in defaults.model_dump(exclude_none=True).items() if name in unset}
+    if wanted.get("top_k", 1) <= 0:
+        wanted["top_k"] = None
+    window = wanted.get("repetition_window", 1)
+    if window == 0:
+        wanted |= {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    if window <= 0:
+        wanted["repetition_window"] = None
+    return replace(params, **wanted)
 
 
 def _check_token_ids(params: SamplingParams, vocab_size: int) -> None:

@@ -104,12 +104,10 @@ def check_token_ids(param: str, ids: Iterable[int], vocab_size: int) -> None:
 def _write_chat(
     prompt: ChatPrompt, name: str, model: InstalledModel, ready: ReadyModel, now: datetime
 ) -> WrittenPrompt:
-    template, chat_format = _template(prompt, name, ready)
+    template, chat_format = _template(prompt, name, model, ready)
     if prompt.thinking not in (None, False) and chat_format.reasoning is None:
         raise UnsupportedCapability(name, "thinking", param=prompt.thinking_param)
-    messages: Sequence[Message] = prompt.messages
-    if model.system is not None and not any(message.role == "system" for message in messages):
-        messages = (Message("system", model.system), *messages)
+    messages: Sequence[Message] = _with_model_messages(prompt, model)
     # an assistant message at the end is a prefill: the answer goes on from it
     prefill = bool(messages) and messages[-1].role == "assistant" and not messages[-1].tool_calls
     tools = () if prompt.tools is None else prompt.tools.tools
@@ -141,6 +139,19 @@ def _write_chat(
     return WrittenPrompt(tokens, text, reading)
 
 
+def _with_model_messages(prompt: ChatPrompt, model: InstalledModel) -> tuple[Message, ...]:
+    """What a Modelfile puts before a conversation, and the conversation.
+
+    A system message that the request begins with replaces the model's own and stays in front, where templates look
+    for one. After an earlier exchange (`context`) the model's messages are behind it already.
+    """
+    given = prompt.messages
+    own = () if prompt.context else tuple(Message(role, content) for role, content in model.messages)
+    if given and given[0].role == "system":
+        return (given[0], *own, *given[1:])
+    return (*([] if model.system is None else [Message("system", model.system)]), *own, *given)
+
+
 def _reading(format: ChatFormat, text: str, tools: ToolUse | None, ready: ReadyModel) -> Reading | None:
     reasoning = format.reasoning
     if tools is None and reasoning is None:
@@ -163,15 +174,15 @@ def _without_thinking(reading: Reading, template: ChatTemplate) -> str | None:
     return f"{reasoning.start}\n\n{reasoning.end}\n\n"
 
 
-def _template(prompt: ChatPrompt, name: str, ready: ReadyModel) -> tuple[ChatTemplate, ChatFormat]:
-    """The request's own template, else the model's, and how a model writes under it."""
+def _template(
+    prompt: ChatPrompt, name: str, model: InstalledModel, ready: ReadyModel
+) -> tuple[ChatTemplate, ChatFormat]:
+    """The request's own template, else the created model's, else its folder's, and how a model writes under it."""
     template = ready.template
-    if prompt.template is None:
+    source = prompt.template or model.template
+    if source is None:
         if template is None:
             raise UnsupportedCapability(name, "chat")
         return template, ready.format
-    if template is None:
-        template = ChatTemplate(prompt.template, bos_token="", eos_token="")
-    else:
-        template = template.replaced(prompt.template)
-    return template, replace(ready.format, tools_in_template=find_format(prompt.template, ()).tools_in_template)
+    template = ChatTemplate(source, bos_token="", eos_token="") if template is None else template.replaced(source)
+    return template, replace(ready.format, tools_in_template=find_format(source, ()).tools_in_template)

@@ -182,7 +182,7 @@ class GenerateRequest:
     prompt: ChatPrompt | TextPrompt | InsertPrompt
     sampling: SamplingParams
     unset: frozenset[str] = frozenset()
-    """Names of `SamplingParams` fields the client left out: the card's recommendation replaces those."""
+    """Names of `SamplingParams` fields the client left out: the model's defaults replace those."""
     keep_alive: KeepAlive | None = None
     """`None`: the server's setting."""
     constraint: Constraint | None = None

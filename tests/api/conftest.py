@@ -213,7 +213,11 @@ def install_with_template(server: LiveServer, folder: Path, name: str, template:
     write_echo_model(folder / name)
     (folder / name / "chat_template.jinja").write_text(template)
     changes: dict[str, Any] = {"name": f"{name}:latest", "aliases": (), "folder": folder / name}
-    changes |= {"digest": name.encode().hex().ljust(64, "0"), "capabilities": ("completion", "tools", *abilities)}
+    changes |= {
+        "weights": "",
+        "digest": name.encode().hex().ljust(64, "0"),
+        "capabilities": ("completion", "tools", *abilities),
+    }
     changes |= {"sampling": SamplingDefaults()}
     Store(server.parts.settings.store_dir).install(replace(server.parts.registry.resolve("echo"), **changes))
 
@@ -255,6 +259,7 @@ def encoder_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSer
                 "name": f"{name}:latest",
                 "aliases": (),
                 "digest": f"{index:064}",
+                "weights": "",
                 "folder": folder / name,
                 "capabilities": ("embedding",) if recipe else ("rerank",),
                 "context_length": 64,
@@ -277,7 +282,7 @@ def coder(start_server: StartServer, tmp_path: Path) -> LiveServer:
         text = text.replace(json.dumps(echos), json.dumps(starcoders))
     (folder / "tokenizer.json").write_text(text)
     echo = server.parts.registry.resolve("echo")
-    model = replace(echo, name="coder:latest", aliases=(), digest="c" * 64, folder=folder)
+    model = replace(echo, name="coder:latest", aliases=(), digest="c" * 64, weights="", folder=folder)
     Store(server.parts.settings.store_dir).install(model)
     return server
 
@@ -311,7 +316,13 @@ def install_examples() -> Callable[[LiveServer], None]:
         store.install(replace(echo, name="smollm2:135m", aliases=(), family="llama"))
         folder = echo.folder.with_name("encoder")
         write_echo_encoder(folder)
-        names: dict[str, Any] = {"name": "all-minilm:latest", "aliases": (), "digest": "a" * 64, "folder": folder}
+        names: dict[str, Any] = {
+            "name": "all-minilm:latest",
+            "aliases": (),
+            "digest": "a" * 64,
+            "weights": "",
+            "folder": folder,
+        }
         store.install(replace(echo, **names, capabilities=("embedding",), context_length=64))
         responses, given = server.parts.response_store, LIST_INPUT_ITEMS[0].answer["data"]
         server.run(responses.delete(WHOLE["id"]))

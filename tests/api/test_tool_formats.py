@@ -34,7 +34,7 @@ def install(server: Any, folder: Path, format: str) -> None:
     write_echo_model(folder)
     (folder / "chat_template.jinja").write_text(TELLS + CHAT_TEMPLATE)
     changes: dict[str, Any] = {"name": f"{format}:latest", "aliases": (), "folder": folder, "tool_format": format}
-    changes |= {"digest": format.encode().hex().ljust(64, "0"), "capabilities": ("completion", "tools")}
+    changes |= {"weights": "", "digest": format.encode().hex().ljust(64, "0"), "capabilities": ("completion", "tools")}
     Store(server.parts.settings.store_dir).install(replace(server.parts.registry.resolve("echo"), **changes))
 
 

@@ -1,6 +1,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,19 @@ def test_two_requests_for_a_cold_model_load_it_once(
         first, second = await asyncio.gather(pool.acquire(model("a"), None), pool.acquire(model("a"), None))
         assert first.loaded is second.loaded
         assert first.loaded.num_leases == 2
+        assert len(machine.loads) == 1
+
+    with_pool(body)
+
+
+def test_models_created_from_one_another_share_one_engine(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        parent = model("a")
+        child = replace(parent, name="b:latest", digest="c" * 64, system="Be brief.")
+        first, second = await asyncio.gather(pool.acquire(parent, None), pool.acquire(child, None))
+        assert first.loaded is second.loaded
         assert len(machine.loads) == 1
 
     with_pool(body)

@@ -22,6 +22,7 @@ from vmm_server.models.store import STALE_AFTER_S, InstalledModel, Store
 
 Install = Callable[..., InstalledModel]
 DIGEST, OTHER = "1" * 64, "2" * 64
+DATA = Path(__file__).parents[1] / "data"
 
 
 def parse(name: str) -> ModelName:
@@ -42,6 +43,31 @@ def test_what_is_installed_reads_back_the_same(store: Store, install: Install) -
     manifest = store.manifest(parse("ORG/A:1B"))
     assert manifest is not None
     assert manifest.model == model
+
+
+def test_what_a_created_model_puts_on_top_reads_back_the_same(store: Store, install: Install) -> None:
+    model = install(
+        "a",
+        digest=OTHER,
+        weights=DIGEST,
+        parent="b:latest",
+        template="{{ messages }}",
+        parameters={"stop": ["x"], "temperature": 0.5, "num_ctx": 9},
+        sampling=SamplingDefaults(temperature=0.5, stop=("x",), seed=1),
+        messages=(("user", "1"), ("assistant", "2")),
+        num_ctx=9,
+        license_texts=("MIT",),
+    )
+    assert Store(store.root).installed() == [model]
+
+
+def test_a_manifest_of_before_models_could_be_created_is_read(store: Store) -> None:
+    store.prepare()
+    shutil.copy(DATA / "manifests" / "smollm2@135m.json", store.root / "manifests")
+    [model] = store.installed()
+    assert model.weights == model.digest == "5a1395716f7913741cc51d98581b9b1228d80987a9f7d3664106742eb06bba83"
+    assert (model.parent, model.template, model.parameters, model.messages) == (None, None, {}, ())
+    assert model.sampling == SamplingDefaults(temperature=0.2, top_p=0.9)
 
 
 def test_an_empty_or_absent_store_lists_nothing(store: Store) -> None:

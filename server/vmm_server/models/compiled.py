@@ -1,4 +1,4 @@
-"""Compiled models that adapters keep between starts: one folder a model under `settings.cache_dir`, named by digest.
+"""Compiled models that adapters keep between starts: one folder a model under `settings.cache_dir`, named by its weights.
 
 All of it can be made again, so it may be deleted at any time; what belongs to no installed model is.
 """
@@ -15,12 +15,12 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 def compiled_dir(cache_dir: Path, model: InstalledModel) -> Path:
     """Where adapters may keep what they made of this model."""
-    return cache_dir / model.digest
+    return cache_dir / model.weights
 
 
 def delete_compiled(cache_dir: Path, *, keep: Iterable[InstalledModel]) -> None:
     """Delete what no model in `keep` uses. Raises `StoreError`."""
-    kept = {model.digest for model in keep}
+    kept = {model.weights for model in keep}
     if not cache_dir.is_dir():
         return
     with store_errors("clean the cache", cache_dir):

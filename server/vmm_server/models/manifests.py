@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,7 @@ class InstalledModel:
     aliases: tuple[str, ...]
     """Other short forms it answers to."""
     digest: str
-    """64 hex digits: sha256 of the source file, or of the list of its files' digests."""
+    """64 hex digits: `weights`, or for a created model the sha256 of those and of all that was put on top."""
     size_bytes: int
     """Of the runnable folder."""
     modified_at: datetime
@@ -56,6 +56,24 @@ class InstalledModel:
     """The same of its thinking."""
     embedding: EmbeddingRecipe | None = None
     """How an encoder makes a text's vector; `None` for a text model or a cross-encoder."""
+    weights: str = ""
+    """64 hex digits: sha256 of the source file, or of the list of its files' digests; `digest` when left out.
+    Models with the same share one loaded engine."""
+    parent: str | None = None
+    """The name or source a created model was made FROM."""
+    template: str | None = None
+    """Replaces the folder's chat template: Jinja, or Go's language."""
+    parameters: dict[str, object] = field(default_factory=dict)
+    """As a Modelfile spells them; `sampling` and `num_ctx` say the same in our words."""
+    messages: tuple[tuple[str, str], ...] = ()
+    """(role, content), put before a conversation."""
+    num_ctx: int | None = None
+    """The context limit of requests that name none."""
+    license_texts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            object.__setattr__(self, "weights", self.digest)
 
     @property
     def generates(self) -> bool:

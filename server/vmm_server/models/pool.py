@@ -124,19 +124,19 @@ class ModelPool:
         if self._closing:
             raise ShuttingDown
         started = self._clock()
-        loaded = self._loaded.get(model.digest)
+        loaded = self._loaded.get(model.weights)
         if loaded is None:
-            task = self._loading.get(model.digest)
+            task = self._loading.get(model.weights)
             if task is None:
                 task = asyncio.create_task(self._load_cold(model), name=f"load {model.name}")
-                self._loading[model.digest] = task
-                task.add_done_callback(partial(self._load_ended, model.digest))
+                self._loading[model.weights] = task
+                task.add_done_callback(partial(self._load_ended, model.weights))
             # shielded: one client that gives up must not stop the load that others wait for
             loaded = await asyncio.shield(task)
             load_s = self._clock() - started
         else:
             load_s = 0.0
-        if self._closing or self._loaded.get(model.digest) is not loaded:  # closed between the load and our turn
+        if self._closing or self._loaded.get(model.weights) is not loaded:  # closed between the load and our turn
             return await self._find(model)
         return loaded, load_s
 
@@ -156,7 +156,7 @@ class ModelPool:
 
     async def unload(self, model: InstalledModel) -> bool:
         """Unload when idle: at once, or when the last lease is returned. False if it was not loaded."""
-        loaded = self._loaded.get(model.digest)
+        loaded = self._loaded.get(model.weights)
         if loaded is None:
             return False
         loaded.keep_alive = KeepAlive(0.0)
@@ -200,8 +200,8 @@ class ModelPool:
         loaded.last_used = self._clock()
         self._changed.set()
 
-    def _load_ended(self, digest: str, task: asyncio.Task[LoadedModel]) -> None:
-        del self._loading[digest]
+    def _load_ended(self, weights: str, task: asyncio.Task[LoadedModel]) -> None:
+        del self._loading[weights]
         if not task.cancelled() and (error := task.exception()) is not None:  # also when nobody waits any more
             logger.error("%s", error)
 
@@ -211,7 +211,7 @@ class ModelPool:
             logger.info("loading %s", model.name)
             ready = await asyncio.to_thread(self._load, model, kv_cache_bytes)
         loaded = LoadedModel(model, ready, self._settings.keep_alive, self._clock())
-        self._loaded[model.digest] = loaded
+        self._loaded[model.weights] = loaded
         self._changed.set()
         logger.info("loaded %s on %s, %d MB", model.name, ready.placement, ready.memory_bytes >> 20)
         return loaded
@@ -241,7 +241,7 @@ class ModelPool:
                 )
 
     async def _close(self, loaded: LoadedModel) -> None:
-        self._loaded.pop(loaded.model.digest, None)
+        self._loaded.pop(loaded.model.weights, None)
         self._changed.set()
         await loaded.ready.aclose()
         logger.info("unloaded %s", loaded.model.name)

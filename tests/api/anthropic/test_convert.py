@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import SamplingParams
 from vmm_server.api.anthropic.convert import message_request, prompt_request, shows_thinking
 from vmm_server.api.anthropic.wire import MessagesBody, PromptFields, Thinking
@@ -43,14 +44,14 @@ def test_a_bare_request() -> None:
         model="m",
         prompt=ChatPrompt((Message("user", "hi"),), thinking_param="thinking"),
         sampling=SamplingParams(temperature=1.0, max_tokens=9),
-        unset=frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}),
+        unset=frozenset(SamplingDefaults.model_fields.keys() - {"max_tokens"}),
     )
 
 
 def test_sampling_arrives_under_our_names() -> None:
     made = request(temperature=0.5, top_p=0.9, top_k=3, max_tokens=0, stop_sequences=["a", "b"])
     assert made.sampling == SamplingParams(temperature=0.5, top_p=0.9, top_k=3, max_tokens=0, stop=("a", "b"))
-    assert made.unset == {"min_p", "repetition_penalty"}
+    assert made.unset == SamplingDefaults.model_fields.keys() - {"temperature", "top_p", "top_k", "max_tokens", "stop"}
 
 
 def test_fields_on_billing_and_caching_change_nothing() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import SamplingParams
 from vmm_server.api.body import parse_body
 from vmm_server.api.ollama.convert import (
@@ -47,7 +48,7 @@ def test_a_bare_request_has_ollamas_defaults() -> None:
         model="m",
         prompt=ChatPrompt((Message("user", "hi"),), param="prompt", thinking_param="think"),
         sampling=SamplingParams(temperature=0.8, top_p=0.9, top_k=40, repetition_window=64),
-        unset=frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}),
+        unset=frozenset(SamplingDefaults.model_fields),
     )
 
 
@@ -82,6 +83,10 @@ def test_options_arrive_under_our_names() -> None:
         logprobs=2,
     )
     assert (request.num_ctx, request.keep_alive, request.unset) == (4096, KeepAlive(600.0), frozenset())
+
+
+def test_an_option_that_asks_for_no_penalties_is_asked_for() -> None:
+    assert not generate(options={"repeat_last_n": 0}).unset & {"repetition_penalty", "presence_penalty"}
 
 
 def test_integral_floats_are_integers() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from vmm_adapters.types import TokenLogprob
+from vmm_adapters.types import SamplingParams, TokenLogprob
 from vmm_server.api.gathered import Gathered
-from vmm_server.api.openai.choices import best
+from vmm_server.api.openai.choices import best, candidates
+from vmm_server.requests import GenerateRequest, TextPrompt
 
 Post = Callable[..., Any]
 LIVELY = {"temperature": 30.0, "seed": 7, "max_tokens": 12}
@@ -132,3 +133,10 @@ def test_an_answer_without_tokens_ranks_last() -> None:
     unlikely.logprobs = [TokenLogprob(1, -3.0)]
     likely.logprobs = [TokenLogprob(1, -2.0), TokenLogprob(1, -2.0)]  # per token, not in all
     assert best([empty, unlikely, likely], 3) == [likely, unlikely, empty]
+
+
+def test_a_seed_of_the_model_is_for_the_first_of_several() -> None:
+    request = GenerateRequest("m", TextPrompt("x"), SamplingParams(), unset=frozenset({"seed", "top_p"}))
+    first, *others = candidates(request, 3)
+    assert first.unset == {"seed", "top_p"}
+    assert [other.unset for other in others] == [{"top_p"}] * 2

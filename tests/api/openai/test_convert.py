@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import SamplingParams
 from vmm_server.api.body import parse_body
 from vmm_server.api.openai.convert import chat_request, completion_requests
@@ -33,7 +34,7 @@ def test_a_bare_request_leaves_everything_to_the_defaults_of_openai() -> None:
         model="m",
         prompt=ChatPrompt((Message("user", "hello"),)),
         sampling=SamplingParams(temperature=1.0, top_p=1.0),
-        unset=frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}),
+        unset=frozenset(SamplingDefaults.model_fields),
     )
 
 
@@ -76,7 +77,7 @@ def test_every_sampling_field_arrives() -> None:
         ignore_eos=True,
         logprobs=3,
     )
-    assert request.unset == frozenset()
+    assert request.unset == {"repetition_window"}
     assert request.keep_alive == KeepAlive(5400.0)
     assert request.num_ctx == 2048
     assert isinstance(request.prompt, ChatPrompt)

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import SamplingParams
 from vmm_server.api.anthropic.wire import Block, MessagesBody, PromptFields, Thinking, WireMessage, WireTool
 from vmm_server.api.body import invalid_request
@@ -36,8 +37,11 @@ def message_request(wire: MessagesBody) -> GenerateRequest:
         max_tokens=wire.max_tokens,
         stop=tuple(wire.stop_sequences or ()),
     )
-    absent = [name for name in ("temperature", "top_p", "top_k") if getattr(wire, name) is None]
-    return replace(prompt_request(wire), sampling=sampling, unset=frozenset((*absent, "min_p", "repetition_penalty")))
+    given = {name for name in ("temperature", "top_p", "top_k") if getattr(wire, name) is not None} | {"max_tokens"}
+    if wire.stop_sequences is not None:
+        given.add("stop")
+    unset = frozenset(SamplingDefaults.model_fields.keys() - given)
+    return replace(prompt_request(wire), sampling=sampling, unset=unset)
 
 
 def prompt_request(wire: PromptFields) -> GenerateRequest:

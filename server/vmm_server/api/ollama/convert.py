@@ -158,8 +158,17 @@ def _request(body: GenerationFields, prompt: TextPrompt | ChatPrompt | InsertPro
         "top_p": options.top_p,
         "top_k": options.top_k,
         "min_p": options.min_p,
-        "repetition_penalty": options.repeat_penalty,
+        "repetition_window": options.repeat_last_n,
+        "seed": options.seed,
+        "max_tokens": options.num_predict,
+        "stop": options.stop,
     }
+    if options.repeat_last_n != 0:  # which asks for no penalties
+        recommendable |= {
+            "repetition_penalty": options.repeat_penalty,
+            "presence_penalty": options.presence_penalty,
+            "frequency_penalty": options.frequency_penalty,
+        }
     if options.num_ctx is not None and options.num_ctx < 1:
         raise InvalidRequest("options.num_ctx: must be at least 1", param="options.num_ctx")
     return GenerateRequest(

@@ -11,8 +11,8 @@ from vmm_server.requests import GenerateRequest
 def candidates(request: GenerateRequest, count: int) -> list[GenerateRequest]:
     """`count` generations of one prompt; with a seed they take seed, seed + 1, …: they differ, and can be repeated."""
     seed = request.sampling.seed
-    if seed is None:
-        return [request] * count
+    if seed is None:  # a seed that the model brings is for the first alone, or all would say the same
+        return [request, *[replace(request, unset=request.unset - {"seed"})] * (count - 1)]
     return [replace(request, sampling=replace(request.sampling, seed=(seed + index) % 2**64)) for index in range(count)]
 
 

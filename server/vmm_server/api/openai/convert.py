@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeGuard
 
+from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import SamplingParams
 from vmm_server.api.body import field_path
 from vmm_server.api.openai.choices import candidates
@@ -62,7 +63,9 @@ def generate_request(
     min_tokens = wire.min_tokens or 0
     if max_tokens is not None and min_tokens > max_tokens:
         raise InvalidRequest(f"min_tokens: {min_tokens} is more than the {max_tokens} at most", param="min_tokens")
-    recommendable = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    given = {name for name in SamplingDefaults.model_fields if getattr(wire, name, None) is not None}
+    if max_tokens is not None:
+        given.add("max_tokens")
     return GenerateRequest(
         model=wire.model,
         prompt=prompt,
@@ -83,7 +86,7 @@ def generate_request(
             ignore_eos=bool(wire.ignore_eos),
             logprobs=logprobs,
         ),
-        unset=frozenset(name for name in recommendable if getattr(wire, name) is None),
+        unset=frozenset(SamplingDefaults.model_fields.keys() - given),
         keep_alive=wire.keep_alive,
         constraint=constraint_of(wire),
         num_ctx=wire.options.num_ctx if wire.options else None,
