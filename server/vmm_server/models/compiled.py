@@ -1,4 +1,4 @@
-"""Compiled models that adapters keep between starts: one folder a model under `settings.cache_dir`, named by its weights.
+"""Compiled models that adapters keep between starts: one folder a model under `settings.cache_dir`, named by weights.
 
 All of it can be made again, so it may be deleted at any time; what belongs to no installed model is.
 """
