@@ -92,6 +92,8 @@ class ChatPrompt:
     """On, off, or an effort (`low`, `medium`, `high`); `None` leaves it to the template. Only `False` is fine for a
     model that cannot think; anything else but `None` is `UnsupportedCapability` there."""
     thinking_param: str = "reasoning_effort"
+    truncate: bool | None = None
+    """A conversation that does not fit loses its oldest messages (`prompt.truncation`); else it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,10 @@ class TextPrompt:
     add_special_tokens: bool = True
     """Let the tokeniser add what it adds to every text (a BOS token, for most)."""
     param: str = "prompt"
+    truncate: bool | None = None
+    """A text that does not fit loses tokens after its first `num_keep`; else it is refused."""
+    num_keep: int | None = 4
+    """`None`: all of it stays."""
 
 
 @dataclass(frozen=True, slots=True)
