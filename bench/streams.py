@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -130,8 +130,10 @@ class _EventCounter(asyncio.Protocol):
             self.done.set_result(self.arrivals)
 
 
-async def run_http(port: int, load: Load, prompts: list[list[int]], model: str) -> Measured:
-    """`/v1/completions` over loopback, one connection a stream, greedy, streamed."""
+async def run_http(
+    port: int, load: Load, prompts: list[list[int]], model: str, form: Mapping[str, object] | None = None
+) -> Measured:
+    """`/v1/completions` over loopback, one connection a stream, greedy, streamed; with a form, if it never ends."""
 
     def stream(prompt: list[int]) -> Callable[[float], Awaitable[list[float]]]:
         body = json.dumps(
@@ -140,8 +142,8 @@ async def run_http(port: int, load: Load, prompts: list[list[int]], model: str) 
                 "prompt": prompt,
                 "max_tokens": load.new_tokens,
                 "temperature": 0,
-                "ignore_eos": True,
                 "stream": True,
+                **(form or {"ignore_eos": True}),
             }
         ).encode()
         head = (
