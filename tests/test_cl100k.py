@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from tiktoken import Encoding
 
 from vmm_server import cl100k
 from vmm_server.errors import SettingsError
@@ -31,6 +32,18 @@ def test_half_a_character_is_replaced(tmp_path: Path) -> None:
     assert table.decode([4, 2]) == "rld�"
     with pytest.raises(KeyError):
         table.decode([5])
+
+
+def test_it_reads_what_tiktoken_reads(tmp_path: Path) -> None:
+    everything = [bytes([byte]) for byte in range(256)] + ["gör".encode(), b" the", "\u20ac".encode()[:2]]
+    lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(everything)]
+    (tmp_path / cl100k.FILES[1]).write_bytes(b"".join(lines))
+    table = cl100k.read_cl100k(tmp_path, sha256=hashlib.sha256(b"".join(lines)).hexdigest())
+    ranks = {token: rank for rank, token in enumerate(everything)}
+    theirs = Encoding("test", pat_str=r"\w+|\W+", mergeable_ranks=ranks, special_tokens={"<|endofprompt|>": 100276})
+    ids = [257, 103, 195, 182, 258, 226, 258, 172, 256, 100276, 195]
+    assert table is not None
+    assert table.decode(ids) == theirs.decode(ids)
 
 
 def test_no_folder_and_no_file_is_no_table(tmp_path: Path) -> None:
