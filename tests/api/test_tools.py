@@ -76,3 +76,11 @@ def test_a_name_that_is_not_offered_is_refused() -> None:
         make_tool_use([named("a")], allowed={"a": "tool_choice", "c": "tool_choice.tools[1].name"})
     assert refused.value.param == "tool_choice.tools[1].name"
     assert "'c'" in refused.value.message
+
+
+def test_the_one_tool_that_has_to_be_called_is_called_once() -> None:
+    tools = [named("f"), named("g")]
+    assert not make_tool_use(tools, required=True, allowed={"f": "tool_choice"}).parallel
+    assert make_tool_use(tools, required=True, allowed={"f": "a", "g": "b"}).parallel
+    assert make_tool_use(tools, required=True).parallel
+    assert make_tool_use(tools, allowed={"f": "tool_choice"}).parallel

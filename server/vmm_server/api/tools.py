@@ -50,6 +50,8 @@ def make_tool_use(
 ) -> ToolUse:
     """The tools together. `allowed` has the request field of each name that may be called; `None`: all may.
 
+    The one tool that has to be called is called once: a small model would go on with the same call.
+
     Raises `InvalidRequest` for too many, two of one name, and a name that is none of theirs.
     """
     if len(tools) > MAX_TOOLS:
@@ -62,4 +64,7 @@ def make_tool_use(
     for name, field in (allowed or {}).items():
         if name not in names:
             raise InvalidRequest(f"{field}: {name!r} is none of {param}", param=field)
-    return ToolUse(tuple(tools), required, None if allowed is None else frozenset(allowed), parallel, param)
+    once = required and allowed is not None and len(allowed) == 1
+    return ToolUse(
+        tuple(tools), required, None if allowed is None else frozenset(allowed), parallel and not once, param
+    )

@@ -150,7 +150,10 @@ NEWS_TOOL = Tool("news", None, '{"type": "object"}', strict=True)
         ({"type": "auto"}, ToolUse((TOOL, NEWS_TOOL))),
         ({"type": "auto", "disable_parallel_tool_use": True}, ToolUse((TOOL, NEWS_TOOL), parallel=False)),
         ({"type": "any"}, ToolUse((TOOL, NEWS_TOOL), required=True)),
-        ({"type": "tool", "name": "news"}, ToolUse((TOOL, NEWS_TOOL), required=True, allowed=frozenset({"news"}))),
+        (
+            {"type": "tool", "name": "news"},
+            ToolUse((TOOL, NEWS_TOOL), required=True, allowed=frozenset({"news"}), parallel=False),
+        ),
         ({"type": "none"}, None),
     ],
 )

@@ -48,7 +48,7 @@ def test_tools_are_told_with_the_fields_they_came_in() -> None:
         (None, ToolUse(BOTH)),
         ("auto", ToolUse(BOTH)),
         ("required", ToolUse(BOTH, required=True)),
-        (named("g"), ToolUse(BOTH, required=True, allowed=frozenset({"g"}))),
+        (named("g"), ToolUse(BOTH, required=True, allowed=frozenset({"g"}), parallel=False)),
         (allowed("auto", "f"), ToolUse(BOTH, allowed=frozenset({"f"}))),
         (allowed("required", "f", "g"), ToolUse(BOTH, required=True, allowed=frozenset({"f", "g"}))),
     ],
