@@ -9,16 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import httpx
 import pytest
 
-from vmm_adapters.card import SamplingDefaults
-from vmm_adapters.echo import write_echo_model
 from vmm_server.cli import main
-from vmm_server.models.store import InstalledModel, Store
 
 DEAD = "127.0.0.1:9"  # the discard port: nobody listens
 
@@ -36,37 +33,6 @@ class Server:
         return self.process.wait(30)
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with the model `echo:latest` installed."""
-    home = tmp_path_factory.mktemp("home")
-    folder = home / "echo"
-    write_echo_model(folder, context_length=4096)
-    echo = InstalledModel(
-        name="echo:latest",
-        aliases=(),
-        digest="e" * 64,
-        size_bytes=1000,
-        modified_at=datetime.now(UTC),
-        adapter="echo",
-        folder=folder,
-        format="onnx",
-        family="echo",
-        parameter_size="0",
-        quantization="none",
-        context_length=4096,
-        embedding_length=None,
-        capabilities=("completion",),
-        license=None,
-        title="Echo",
-        system=None,
-        sampling=SamplingDefaults(temperature=0),
-        source=f"file:{folder}",
-    )
-    Store(home / "models").install(echo, revision=None, blobs=())
-    return home
-
-
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     for name in os.environ:
@@ -77,7 +43,18 @@ def _environment(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 
 def start(home: Path, *flags: str) -> Server:
-    command = [sys.executable, "-m", "vmm_server", "serve", "--port", "0", "--home", home, "--default-model", "echo"]
+    command = [
+        sys.executable,
+        "-m",
+        "vmm_server",
+        "serve",
+        "--port",
+        "0",
+        "--home",
+        str(home),
+        "--default-model",
+        "echo",
+    ]
     process = subprocess.Popen(
         [*command, *flags], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -170,6 +147,33 @@ def test_run_of_an_unknown_model_fails_with_a_hint(running: Server, capsys: pyte
 def test_run_tells_a_wrong_option(running: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "echo", "hello", "-o", "num_predict=many", "--host", running.url]) == 1
     assert "num_predict" in capsys.readouterr().err
+
+
+def test_run_keeps_a_form(running: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = (
+        '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false}'
+    )
+    assert main(["run", "echo", "not json", "--format", schema, "-o", "num_predict=50", "--host", running.url]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["a"]
+
+
+def test_run_refuses_what_the_model_cannot_do(
+    running: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "cat.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main(["run", "echo", f"What is this? {picture}", "--host", running.url]) == 1
+    assert "images" in capsys.readouterr().err
+    assert main(["run", "echo", "Hello", "--think", "--host", running.url]) == 1
+    assert "think" in capsys.readouterr().err
+
+
+def test_run_of_an_empty_prompt_loads(own: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stop", "echo", "--host", own.url]) == 0
+    assert main(["run", "echo", "", "--keepalive", "1h", "--host", own.url]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["ps", "--host", own.url]) == 0
+    assert "59 minutes from now" in capsys.readouterr().out
 
 
 def test_ps_and_stop(own: Server, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,17 +4,32 @@ import sys
 import click
 import pytest
 
-from vmm_server.cli.run import parse_options, prompt_text
+from vmm_server.cli import main
+from vmm_server.cli.conversation import parse_option
+from vmm_server.cli.run import RunCommand, parse_options, prompt_text, run
+from vmm_server.errors import InvalidRequest
 
 
 def test_options_are_numbers_flags_or_text_and_stop_is_a_list() -> None:
-    given = ("temperature=0", "top_p=0.5", "stop=a", "stop=1", "use_mmap=true", "x=a=b")
+    given = (
+        "temperature=0",
+        "top_p=0.5",
+        "stop=a",
+        "stop=1",
+        "use_mmap=true",
+        "x=a=b",
+        "min_p=nan",
+        "seed=1",
+        "seed=2",
+    )
     assert parse_options(given) == {
         "temperature": 0,
         "top_p": 0.5,
         "stop": ["a", "1"],
         "use_mmap": True,
         "x": "a=b",
+        "min_p": "nan",
+        "seed": 2,
     }
 
 
@@ -31,6 +46,7 @@ def test_an_option_without_name_or_value_is_wrong_usage(option: str) -> None:
         ("notes\n", (), "notes"),
         ("notes\n", ("Summarise",), "notes\n\nSummarise"),
         ("", (), ""),
+        ("", ("",), ""),
     ],
 )
 def test_piped_text_comes_before_the_words(
@@ -38,3 +54,41 @@ def test_piped_text_comes_before_the_words(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
     assert prompt_text(words) == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "think", "prompt"),
+    [
+        (["m", "--think", "why"], "true", ("why",)),
+        (["m", "--think=high", "why"], "high", ("why",)),
+        (["m", "why", "--think"], "true", ("why",)),
+        (["--think=false", "m"], "false", ()),
+        (["m", "--", "--think"], None, ("--think",)),
+        (["m", "why"], None, ("why",)),
+    ],
+)
+def test_a_level_of_thinking_stands_after_an_equals_sign(
+    arguments: list[str], think: str | None, prompt: tuple[str, ...]
+) -> None:
+    assert isinstance(run, RunCommand)
+    parsed = run.make_context("run", arguments).params
+    assert (parsed["think"], parsed["prompt"]) == (think, prompt)
+
+
+@pytest.mark.parametrize("flag", ["--keepalive", "--keep-alive"])
+def test_ollamas_spelling_of_keep_alive_is_read(flag: str) -> None:
+    assert run.make_context("run", ["m", flag, "1h"]).params["keep_alive"] == "1h"
+
+
+@pytest.mark.parametrize("arguments", [["--think=deeply"], ["--format", "yaml"], ["-o", "temperature"]])
+def test_wrong_flags_are_told_before_a_server_is_asked(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert main(["run", "m", *arguments, "--host", "127.0.0.1:9"]) in (1, 2)
+    assert "error: " in capsys.readouterr().err
+
+
+def test_an_option_takes_one_value() -> None:
+    with pytest.raises(InvalidRequest, match="seed takes one value"):
+        parse_option("seed", ["1", "2"])

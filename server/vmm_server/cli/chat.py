@@ -1,66 +1,23 @@
-"""A conversation on the terminal."""
+"""A conversation on the terminal: messages, and commands that begin with a slash."""
 
-import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+import re
 
 import click
-from prompt_toolkit import PromptSession
-from prompt_toolkit.history import FileHistory
 
-from vmm_server.cli.client import Client
+from vmm_server.cli import print_error
+from vmm_server.cli.chat_commands import run_command
+from vmm_server.cli.conversation import Conversation
+from vmm_server.cli.images import find_images
+from vmm_server.cli.terminal import CONTINUED, PROMPT, LineReader
 from vmm_server.errors import VMMError
 
-HELP = '''/clear    forget the conversation so far
-/help     this list
-/bye      leave (or Ctrl-D)
-"""       begin and end a message of several lines
-Ctrl-C    stop the answer'''
+LEAVE = ("/bye", "/exit")
 
 QUOTES = '"""'
-
-ReadLine = Callable[[str], str]
-"""Asks for a line with this prompt. Raises `EOFError` (Ctrl-D) and `KeyboardInterrupt` (Ctrl-C)."""
+_QUOTED = re.compile(r'\s*(/set\s+system\s+)?"""(.*)', re.DOTALL)
 
 
-class Conversation:
-    """Messages so far, and how to get the next one."""
-
-    def __init__(
-        self, client: Client, model: str, system: str | None, fields: Mapping[str, object], verbose: bool
-    ) -> None:
-        self._client = client
-        self._model = model
-        self._system = [{"role": "system", "content": system}] if system else []
-        self._fields = fields
-        self._verbose = verbose
-        self.messages: list[dict[str, str]] = list(self._system)
-
-    def answer(self, text: str) -> None:
-        """Print the answer as it comes. An interrupted one stays as far as it came, one that failed is undone."""
-        messages = [*self.messages, {"role": "user", "content": text}]
-        answer = ""
-        last: dict[str, Any] = {}
-        try:
-            for last in self._client.chat(self._model, messages, **self._fields):
-                piece = last["message"]["content"]
-                answer += piece
-                click.echo(piece, nl=False)
-                sys.stdout.flush()
-        finally:
-            click.echo()
-            if answer:
-                self.messages = [*messages, {"role": "assistant", "content": answer}]
-        if self._verbose:
-            click.echo(format_timings(last), err=True)
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self.messages = list(self._system)
-
-
-def chat_loop(conversation: Conversation, read_line: ReadLine) -> None:
+def chat_loop(conversation: Conversation, read_line: LineReader) -> None:
     """Answer what is typed until `/bye` or Ctrl-D. Errors are told; they do not end the chat."""
     while True:
         try:
@@ -70,50 +27,31 @@ def chat_loop(conversation: Conversation, read_line: ReadLine) -> None:
             continue
         except EOFError:
             return
-        if text in ("/bye", "/exit"):
+        if text.split()[:1] in ([word] for word in LEAVE):
             return
-        if text == "/clear":
-            conversation.clear()
-        elif text.startswith("/"):
-            click.echo(HELP if text in ("/help", "/?") else f"there is no {text.split()[0]}; /help lists what is")
-        elif text:
-            try:
+        try:
+            if is_command(text):
+                run_command(text, conversation, read_line)
+            elif text:
                 conversation.answer(text)
-            except KeyboardInterrupt:
-                continue  # the stream is closed, which stops the answer
-            except VMMError as error:
-                click.echo(f"error: {error.message}", err=True)
+        except KeyboardInterrupt:
+            continue  # the stream is closed, which stops the answer
+        except VMMError as error:
+            print_error(error.message, error.hint)
 
 
-def read_message(read_line: ReadLine) -> str:
-    '''A line, or the lines between `"""` and `"""`.'''
-    text = read_line(">>> ")
-    if not text.lstrip().startswith(QUOTES):
+def is_command(text: str) -> bool:
+    """Whether a message is a command: it begins with a slash, and not with the path of a picture."""
+    return text.startswith("/") and not any(text.startswith(typed) for typed, _ in find_images(text))
+
+
+def read_message(read_line: LineReader) -> str:
+    '''A line, or the lines between `"""` and `"""`, which may come after `/set system`.'''
+    text = read_line(PROMPT)
+    quoted = _QUOTED.match(text)
+    if quoted is None:
         return text.strip()
-    text = text.lstrip().removeprefix(QUOTES)
-    while not text.rstrip().endswith(QUOTES):
-        text += "\n" + read_line("... ")
-    return text.rstrip().removesuffix(QUOTES)
-
-
-def terminal_reader(history: Path) -> ReadLine:
-    """Line editing, with a history kept in a file."""
-    session: PromptSession[str] = PromptSession(history=FileHistory(str(history)))
-
-    def read_line(prompt: str) -> str:
-        return session.prompt(prompt)
-
-    return read_line
-
-
-def format_timings(last: Mapping[str, Any]) -> str:
-    """The final object of a stream in words, as `ollama run --verbose` has them."""
-    seconds = {key: last.get(f"{key}_duration", 0) / 1e9 for key in ("total", "load", "prompt_eval", "eval")}
-    lines = [("total duration", f"{seconds['total']:.3f} s"), ("load duration", f"{seconds['load']:.3f} s")]
-    for key, label in (("prompt_eval", "prompt eval"), ("eval", "eval")):
-        count = last.get(f"{key}_count", 0)
-        lines.append((f"{label} count", f"{count} tokens"))
-        lines.append((f"{label} duration", f"{seconds[key]:.3f} s"))
-        if seconds[key]:
-            lines.append((f"{label} rate", f"{count / seconds[key]:.1f} tokens/s"))
-    return "\n".join(f"{label + ':':<22}{value}" for label, value in lines)
+    command, block = quoted.group(1) or "", quoted.group(2)
+    while not block.rstrip().endswith(QUOTES):
+        block += "\n" + read_line(CONTINUED)
+    return command + block.rstrip().removesuffix(QUOTES)

@@ -1,26 +1,47 @@
 """`vmm run`: one answer, or a chat, from a running server or from one embedded for the occasion."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 
-from vmm_server.cli.chat import Conversation, chat_loop, terminal_reader
+from vmm_server.cli.chat import chat_loop
 from vmm_server.cli.client import Client, server_url
+from vmm_server.cli.conversation import Conversation, Session, parse_option, read_format
 from vmm_server.cli.embedded import embedded_server
 from vmm_server.cli.flags import home_option, server_option
-from vmm_server.cli.output import PullProgress
-from vmm_server.errors import ModelNotFound
+from vmm_server.cli.output import PullProgress, print_json
+from vmm_server.cli.terminal import TerminalReader
+from vmm_server.errors import InvalidRequest, ModelNotFound
 from vmm_server.settings import Settings, read_settings
 
+THINK = ("true", "false", "low", "medium", "high")
 
-@click.command()
+
+class RunCommand(click.Command):
+    """A command whose `--think` has a value only after `=`: what follows without one is the prompt."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, with the value that a bare `--think` means."""
+        end = args.index("--") if "--" in args else len(args)
+        given = ["--think=true" if word == "--think" else word for word in args[:end]]
+        return super().parse_args(ctx, given + args[end:])
+
+
+@click.command(cls=RunCommand)
 @click.argument("model")
 @click.argument("prompt", nargs=-1)
 @click.option("--system", help="A system message.")
-@click.option("--keep-alive", metavar="DURATION", help="How long the server keeps the model after this.")
+@click.option("--format", "form", metavar="json|SCHEMA", help="Answer in JSON, or as a schema or its file says.")
+@click.option("--think", metavar="[=LEVEL]", type=click.Choice(THINK), help="Think first: true, false or a level.")
+@click.option("--hidethinking", is_flag=True, help="Print the answer alone.")
+@click.option("--keep-alive", "--keepalive", metavar="DURATION", help="How long the server keeps the model after this.")
 @click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option such as temperature=0.")
+@click.option("--nowordwrap", is_flag=True, help="Leave the breaking of lines to the terminal.")
+@click.option("--insecure", is_flag=True, help="Pull a missing model without TLS, if its host has none.")
 @click.option("--verbose", is_flag=True, help="Print the timings after each answer.")
 @server_option
 @home_option
@@ -28,8 +49,13 @@ def run(
     model: str,
     prompt: tuple[str, ...],
     system: str | None,
+    form: str | None,
+    think: str | None,
+    hidethinking: bool,
     keep_alive: str | None,
     options: tuple[str, ...],
+    nowordwrap: bool,
+    insecure: bool,
     verbose: bool,
     address: str | None,
     home: str | None,
@@ -40,18 +66,51 @@ def run(
     if none answers, one is embedded for as long as the command runs. A missing model is pulled first.
     """
     settings = read_settings(home=home)
-    fields: dict[str, object] = {"options": parse_options(options)}
-    if keep_alive is not None:
-        fields["keep_alive"] = keep_alive
+    session = Session(
+        model,
+        system=system,
+        options=parse_options(options),
+        format=None if form is None else read_format(form),
+        think={"true": True, "false": False, None: None}.get(think, think),
+        keep_alive=keep_alive,
+        word_wrap=not nowordwrap,
+        hide_thinking=hidethinking,
+        verbose=verbose,
+    )
     text = prompt_text(prompt)
     with connect(Client(server_url(address, settings)), settings) as client:
-        ensure_installed(client, model)
-        conversation = Conversation(client, model, system, fields, verbose)
-        if text:
+        shown = ensure_installed(client, model, insecure=insecure)
+        conversation = Conversation(client, session)
+        if "completion" not in shown.get("capabilities", ("completion",)):
+            embed(client, model, text)
+        elif text:
             conversation.answer(text)
+        elif prompt or not is_terminal():
+            conversation.load(model)  # `vmm run MODEL ""`: get it ready
         else:
-            settings.home.mkdir(parents=True, exist_ok=True)
-            chat_loop(conversation, terminal_reader(settings.home / "history"))
+            conversation.load(model)
+            show_beginning(shown)
+            keeps_history = os.environ.get("OLLAMA_NOHISTORY", "").lower() in ("", "0", "false")
+            chat_loop(conversation, TerminalReader(settings.home / "history", keeps_history=keeps_history))
+
+
+def is_terminal() -> bool:
+    """Whether somebody can type."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def embed(client: Client, model: str, text: str) -> None:
+    """Print the vector of a text: all that an embedding model can be asked for."""
+    if not text:
+        raise InvalidRequest(f"{model} makes vectors of texts", param="prompt", hint=f'vmm run {model} "a text"')
+    print_json(client.embed(model, text))
+
+
+def show_beginning(shown: dict[str, Any]) -> None:
+    """Print the messages that a model begins with."""
+    for message in shown.get("messages") or ():
+        if message["role"] != "system":
+            click.echo(f">>> {message['content']}" if message["role"] == "user" else f"{message['content']}\n")
 
 
 @contextmanager
@@ -65,39 +124,26 @@ def connect(client: Client, settings: Settings) -> Iterator[Client]:
         yield embedded
 
 
-def ensure_installed(client: Client, model: str) -> None:
-    """Have the server pull a model that it does not have."""
+def ensure_installed(client: Client, model: str, *, insecure: bool = False) -> dict[str, Any]:
+    """What `/api/show` says of a model; the server pulls one that it does not have."""
     try:
-        client.show(model)
+        return client.show(model)
     except ModelNotFound:
         with PullProgress() as progress:
-            for event in client.pull(model):
+            for event in client.pull(model, insecure=insecure):
                 progress.show(event)
+    return client.show(model)
 
 
 def parse_options(options: tuple[str, ...]) -> dict[str, object]:
     """`("temperature=0", "stop=a", "stop=b")` → `{"temperature": 0, "stop": ["a", "b"]}`."""
-    parsed: dict[str, object] = {}
+    texts: dict[str, list[str]] = {}
     for option in options:
         name, separator, text = option.partition("=")
         if not (name and separator):
             raise click.UsageError(f"--option {option!r} is not NAME=VALUE")
-        if name == "stop":
-            stops = parsed.setdefault(name, [])
-            assert isinstance(stops, list)
-            stops.append(text)
-        else:
-            parsed[name] = _number(text)
-    return parsed
-
-
-def _number(text: str) -> object:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text, text)
+        texts.setdefault(name, []).append(text)
+    return {name: parse_option(name, given if name == "stop" else given[-1:]) for name, given in texts.items()}
 
 
 def prompt_text(prompt: tuple[str, ...]) -> str:
