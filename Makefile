@@ -56,4 +56,4 @@ $(CLIENTS)/.installed: requirements/install.sh requirements/build.txt requiremen
 
 $(NODE)/node_modules/.installed: $(NODE)/package.json $(NODE)/install.mjs
 	@if command -v node >/dev/null && command -v npm >/dev/null; then node $(NODE)/install.mjs && touch $@; \
-	else echo "node or npm is not installed: the tests with OpenAI's Node client will be skipped"; fi
+	else echo "node or npm is not installed: the tests with clients for Node will be skipped"; fi

@@ -122,6 +122,15 @@ def embedding_model(installed: list[str]) -> str:
     return "all-minilm"
 
 
+@pytest.fixture(scope="session")
+def weights(base_url: str) -> Path:
+    """The GGUF file of the default model, as our own server fetched it."""
+    if os.environ.get("VMM_BASE_URL"):
+        pytest.skip("only a server of these tests' own has its files where they can be found")
+    blobs = (ROOT / ".cache" / "vmm" / "models" / "blobs").glob("sha256-*")
+    return next(path for path in blobs if path.open("rb").read(4) == b"GGUF")
+
+
 @pytest.fixture
 def client(base_url: str) -> Iterator[openai.OpenAI]:
     """OpenAI's official client. It does not try again: a test that fails once has failed."""

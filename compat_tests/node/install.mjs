@@ -1,5 +1,5 @@
-// Installs package.json's dependencies, which have none of their own, from whatever registry npm is configured for;
-// their sha512 makes any mirror safe. A lock file would do the same, but names the registry.
+// Installs package.json's dependencies, whose own are among them, from whatever registry npm is configured for; their
+// sha512 makes any mirror safe. A lock file would do the same, but names the registry.
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
