@@ -1,20 +1,25 @@
 import base64
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import runpy
+import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from gguf import GGMLQuantizationType
 
 from vmm_adapters.card import SamplingDefaults
 from vmm_server.models.building import Importer
@@ -267,6 +272,7 @@ class Hub:
         commit: str = "c0ffee" * 6 + "c0ff",
         lfs: tuple[str, ...] = (".gguf", ".onnx", ".data", ".bin"),
         token: str | None = None,
+        config: dict[str, Any] | None = None,
     ) -> None:
         """Offer a repository; files with these endings are kept as large files, with a sha256."""
         siblings: list[dict[str, Any]] = []
@@ -284,6 +290,8 @@ class Hub:
                 f"/{repo}/resolve/{commit}/{path}", content, etag=f'"{etag}"', headers=headers, needs_token=token
             )
         answer = {"id": repo, "modelId": repo, "sha": commit, "private": False, "tags": [], "siblings": siblings}
+        if config:
+            answer["config"] = config
         for ref in (revision, commit):
             self.web.serve(
                 f"/api/models/{repo}/revision/{ref}",
@@ -331,3 +339,42 @@ def pip_settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     return monkeypatch
+
+
+@pytest.fixture
+def backdate() -> Callable[[Path, float], None]:
+    """Makes a file look so many seconds old: `backdate(path, age_s)`."""
+
+    def change(path: Path, age_s: float) -> None:
+        then = time.time() - age_s
+        os.utime(path, (then, then))
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def tiny_models() -> ModuleType:
+    """tests/data/gguf_reference/tiny_models.py, which make.py shares."""
+    name = "tiny_models"
+    spec = importlib.util.spec_from_file_location(
+        name, Path(__file__).parents[1] / "data" / "gguf_reference" / "tiny_models.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def write_tiny(tmp_path: Path, tiny_models: ModuleType) -> Callable[..., Path]:
+    """`write_tiny("llama", quantization="Q4_0", **write_gguf's other arguments)`: the path of a new file."""
+
+    def write(name: str, quantization: str = "F32", **changes: object) -> Path:
+        path = tmp_path / f"{name}.gguf"
+        kind = GGMLQuantizationType[quantization]
+        tiny_models.write_gguf(path, tiny_models.MODELS[name], quantization=kind, **changes)
+        return path
+
+    return write

@@ -26,8 +26,9 @@ from vmm_server.errors import (
     StoreError,
 )
 from vmm_server.models.building import Importer
+from vmm_server.models.jobs import Throttle
 from vmm_server.models.names import ModelName
-from vmm_server.models.pull import Puller, PullEvent, _Throttle
+from vmm_server.models.pull import Puller, PullEvent
 from vmm_server.models.registry import Registry
 from vmm_server.models.sources import RetryPolicy
 from vmm_server.models.store import InstalledModel, Store
@@ -89,7 +90,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_card_is_pulled_in_ollamas_order(web: Any, store: Store, make_puller: MakePuller) -> None:
     card = card_for(web.serve("/w.gguf", GGUF), sampling=SamplingDefaults(temperature=0.2), system="Hi")
-    events = pull(make_puller(card), "TINY")
+    events = pull(make_puller(card), "Tiny:1K")
     assert steps(events) == [
         "pulling manifest",
         f"pulling {SHA256[:12]}",
@@ -109,7 +110,7 @@ def test_a_card_is_pulled_in_ollamas_order(web: Any, store: Store, make_puller: 
     assert importing[-1] == PullEvent("importing", None, len(GGUF), len(GGUF))
 
     model = only(store)
-    assert (model.name, model.aliases, model.digest) == ("tiny:1k", ("tiny:latest",), SHA256)
+    assert (model.name, model.aliases, model.digest) == ("Tiny:1K", ("tiny:latest",), SHA256)
     assert (model.format, model.adapter, model.title, model.system) == ("gguf", "openvino", "Tiny", "Hi")
     assert (model.quantization, model.context_length, model.license) == ("Q4_1", 64, "MIT")
     assert model.sampling == SamplingDefaults(temperature=0.2)
@@ -118,6 +119,17 @@ def test_a_card_is_pulled_in_ollamas_order(web: Any, store: Store, make_puller: 
     assert names(store.blobs_dir) == [f"sha256-{SHA256}"]
     assert names(store.models_dir) == [model.folder.name]
     assert Registry(store).resolve("tiny") == model
+
+
+def test_a_model_is_called_as_it_was_asked_for(web: Any, store: Store, make_puller: MakePuller) -> None:
+    """Ollama's clients look for the name they pulled in the list; a second name shares the files of the first."""
+    card = card_for(web.serve("/w.gguf", GGUF))
+    for name in ("tiny", "tiny:1k"):
+        pull(make_puller(card), name)
+        assert Registry(store, [card]).resolve("TINY").digest == SHA256
+    assert sorted(model.name for model in store.installed()) == ["tiny:1k", "tiny:latest"]
+    assert len({model.folder for model in store.installed()}) == 1
+    assert web.ranges() == [None], "fetched once"
 
 
 def test_what_is_installed_is_not_fetched_again(web: Any, make_puller: MakePuller) -> None:
@@ -146,7 +158,7 @@ def test_without_a_card_the_etag_tells(web: Any, store: Store, make_puller: Make
 
 def test_another_name_shares_everything(web: Any, store: Store, make_puller: MakePuller) -> None:
     card = card_for(web.serve("/w.gguf", GGUF))
-    pull(make_puller(card), "tiny")
+    pull(make_puller(card), "tiny:1k")
     web.requests.clear()
     assert "importing" in steps(pull(make_puller(card), "tiny", "mine:v1"))
     one, other = store.installed()
@@ -356,7 +368,7 @@ def test_two_processes_fetch_once(web: Any, store: Store, pull_script: Path) -> 
 def test_two_readers_share_one_job(web: Any, store: Store, make_puller: MakePuller) -> None:
     async def main() -> None:
         puller = make_puller(card_for(web.serve("/w.gguf", GGUF, hold_after=5000)))
-        early, late = puller.pull("tiny"), puller.pull("tiny:1k")
+        early, late = puller.pull("tiny"), puller.pull("TINY:latest")
         first = [await anext(early)]
         while first[-1].completed is None:
             first.append(await anext(early))
@@ -482,6 +494,10 @@ def test_names_as_ollamas_clients_write_hub_models(hub: Any, store: Store, make_
     assert only(store).name == "hf.co/org/Tiny-GGUF:Q8_0"
     assert only(store).digest == hashlib.sha256(GGUF + b"8").hexdigest()
     assert Registry(store).resolve("hf.co/org/tiny-gguf:q8_0") == only(store)
+    pull(make_puller(), "hf.co/org/Tiny-GGUF")
+    newest = store.installed()[0]
+    assert newest.name == "hf.co/org/Tiny-GGUF:latest"
+    assert newest.digest == hashlib.sha256(GGUF + b"4").hexdigest()
 
 
 def test_a_wheels_member_is_held_to_the_card(
@@ -552,7 +568,7 @@ def test_a_folder_without_a_model(tmp_path: Path, store: Store, make_puller: Mak
 
 def test_progress_is_monotonic_and_not_too_often(clock: Any) -> None:
     sent: list[PullEvent] = []
-    report = _Throttle(sent.append, clock)
+    report = Throttle(sent.append, clock)
     report("pulling manifest")
     for completed in range(100):
         report("pulling x", total=100, completed=completed)

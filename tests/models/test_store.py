@@ -295,3 +295,50 @@ def test_a_write_that_fails_leaves_the_old_manifest(store: Store, install: Insta
 )
 def test_sizes_for_people(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+# Copies
+
+
+def test_a_copy_is_the_same_model_under_another_name(store: Store, install: Install) -> None:
+    original = install("a:latest", aliases=("b:latest",), system="Hi", blobs=(DIGEST,), revision="1", age_s=9)
+    assert store.copy(parse("A"), parse("me/c:1b")) is True
+    copy = store.manifest(parse("me/c:1b"))
+    assert copy is not None
+    assert copy.model == replace(original, name="me/c:1b", aliases=(), modified_at=copy.model.modified_at)
+    assert copy.model.modified_at > original.modified_at
+    assert (copy.blobs, copy.revision) == ((DIGEST,), "1")
+    store.check_files(copy.model)
+
+
+@pytest.mark.parametrize(("deleted", "kept"), [("a", "c"), ("c", "a")])
+def test_deleting_either_leaves_the_other_whole(store: Store, install: Install, deleted: str, kept: str) -> None:
+    install("a:latest", blobs=(DIGEST,))
+    store.copy(parse("a"), parse("c"))
+    store.remove(parse(deleted))
+    manifest = store.manifest(parse(kept))
+    assert manifest is not None
+    store.check_files(manifest.model)
+    assert store.blob(DIGEST).exists()
+    store.remove(parse(kept))
+    assert list(store.models_dir.iterdir()) == list(store.blobs_dir.iterdir()) == []
+
+
+def test_a_copy_replaces_what_has_its_name(store: Store, install: Install) -> None:
+    install("a:latest", key="new")
+    install("c:latest", key="old", blobs=(OTHER,))
+    store.copy(parse("a"), parse("C"))
+    assert [path.name for path in store.models_dir.iterdir()] == ["new"]
+    assert list(store.blobs_dir.iterdir()) == []
+    assert {model.name for model in store.installed()} == {"a:latest", "C:latest"}
+
+
+def test_a_copy_onto_itself_changes_nothing(store: Store, install: Install) -> None:
+    model = install("a:latest", aliases=("b",))
+    assert store.copy(parse("a"), parse("A:latest")) is True
+    assert store.installed() == [model]
+
+
+def test_nothing_is_copied_of_what_is_not_there(store: Store) -> None:
+    assert store.copy(parse("a"), parse("b")) is False
+    assert store.installed() == []

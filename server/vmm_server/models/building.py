@@ -20,7 +20,7 @@ from vmm_server.models.sources import Listing, Transfer
 from vmm_server.models.sources.base import hash_file
 from vmm_server.models.store import Store
 
-_DESCRIPTION = "vmm_import.json"
+DESCRIPTION_FILE = "vmm_import.json"
 _IMPORTED: TypeAdapter[ImportedModel] = TypeAdapter(ImportedModel)
 
 
@@ -110,7 +110,9 @@ class FolderBuilder:
         """Make fetched files runnable: a GGUF file, an archive, or a folder of safetensors."""
         digest = _digest_of(digests) if listing.is_folder else next(iter(digests.values()))
         if not listing.is_folder and listing.unpack is None:
-            return replace(self._import(self._store.blob(digest), digest, "gguf"), blobs=(digest,))
+            blob = self._store.blob(digest)
+            with self._named(blob):
+                return replace(self._import(blob, digest, "gguf"), blobs=(digest,))
         with self._scratch() as source:
             if listing.unpack is not None:
                 listing.unpack(self._store.blob(digest), source, self._transfer("unpacking"))
@@ -156,10 +158,10 @@ class FolderBuilder:
 
         def write(aside: Path) -> None:
             imported = self._importer.converters[format_](source, aside, progress)
-            (aside / _DESCRIPTION).write_bytes(_IMPORTED.dump_json(imported))
+            (aside / DESCRIPTION_FILE).write_bytes(_IMPORTED.dump_json(imported))
 
         def read() -> ImportedModel:
-            return _IMPORTED.validate_json((folder / _DESCRIPTION).read_bytes())
+            return _IMPORTED.validate_json((folder / DESCRIPTION_FILE).read_bytes())
 
         self._report("importing")
         return Runnable(folder, self._build(folder, write, read), digest, format_)
@@ -178,7 +180,8 @@ class FolderBuilder:
 
         def checked(aside: Path) -> None:
             write(aside)
-            self._importer.describe_folder(aside)
+            with self._named(aside):
+                self._importer.describe_folder(aside)
 
         imported = self._build(folder, checked, lambda: self._importer.describe_folder(folder))
         return Runnable(folder, imported, digest, self._importer.detect_format(folder))
@@ -219,12 +222,12 @@ class FolderBuilder:
             yield Path(folder)
 
     @contextmanager
-    def _named(self, folder: Path) -> Iterator[None]:
-        """Errors about files of a scratch folder name the source instead."""
+    def _named(self, path: Path) -> Iterator[None]:
+        """Errors about a fetched file or files of a scratch folder name the source instead."""
         try:
             yield
         except ImportFailed as error:
-            raise type(error)(error.message.replace(str(folder), self._uri), hint=error.hint) from error
+            raise type(error)(error.message.replace(str(path), self._uri), hint=error.hint) from error
 
 
 def _digest_of(digests: dict[str, str]) -> str:

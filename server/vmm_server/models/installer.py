@@ -12,14 +12,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 import httpx
 
-from vmm_adapters.card import SamplingDefaults
+from vmm_adapters.card import ModelCard, SamplingDefaults
 from vmm_server.errors import DigestMismatch, ImportFailed, InvalidRequest, ModelLoadFailed
 from vmm_server.models.building import FolderBuilder, Importer, Runnable
 from vmm_server.models.disk import store_errors, sync_file, sync_folder
+from vmm_server.models.jobs import Report
 from vmm_server.models.names import ModelName, derive_name
 from vmm_server.models.plan import Plan
 from vmm_server.models.sources import Listing, SourceFile, Transfer
@@ -28,14 +28,6 @@ from vmm_server.models.store import InstalledModel, Store
 _WEIGHTS = re.compile(r"\.safetensors$")
 _TASKS = {"completion", "embedding", "rerank"}
 """What a folder is for; the other capabilities go with the first."""
-
-
-class Report(Protocol):
-    """Told of every step and, for long ones, of progress."""
-
-    def __call__(
-        self, status: str, *, digest: str | None = None, total: int | None = None, completed: int | None = None
-    ) -> None: ...
 
 
 class Installer:
@@ -196,42 +188,49 @@ class Installer:
         return self._store.blobs_dir / f"sha256-{key}.partial"
 
     def _describe(self, name: ModelName, runnable: Runnable) -> InstalledModel:
-        card, imported = self._plan.card, runnable.imported
-        aliases = card.aliases if card and name.key == ModelName.parse(card.id).key else ()
-        embedding = (card.embedding if card else None) or imported.embedding
-        if "embedding" in imported.capabilities and embedding is None:
-            raise ImportFailed(
-                f"{self._plan.source.uri}: nothing says how its hidden states are pooled into a vector",
-                hint="write a model card with an [embedding] table: pooling = mean, cls or lasttoken",
-            )
-        if card and _TASKS & {*card.capabilities} != _TASKS & {*imported.capabilities}:
-            raise ImportFailed(
-                f"{self._plan.source.uri} can do {', '.join(imported.capabilities)}; "
-                f"its card says {', '.join(card.capabilities)}",
-                hint="mend the card's capabilities",
-            )
-        context_length = min(card.context_length, imported.context_length) if card else imported.context_length
-        return InstalledModel(
-            name=str(name),
-            aliases=tuple(str(ModelName.parse(alias)) for alias in aliases),
-            digest=runnable.digest,
-            size_bytes=sum(file.stat().st_size for file in runnable.folder.rglob("*") if file.is_file()),
-            modified_at=datetime.now(UTC),
-            adapter=imported.adapter,
-            folder=runnable.folder,
-            format=runnable.format,
-            family=imported.family,
-            parameter_size=card.parameter_size if card else imported.parameter_size,
-            quantization=card.quantization if card else imported.quantization,
-            context_length=context_length,
-            embedding_length=imported.embedding_length,
-            capabilities=card.capabilities if card else imported.capabilities,
-            license=card.license if card else imported.license,
-            title=card.title if card else imported.name or name.model,
-            system=card.system if card else None,
-            sampling=card.sampling if card else SamplingDefaults(),
-            tool_format=card.tool_format if card else None,
-            reasoning_format=card.reasoning_format if card else None,
-            source=self._plan.source.uri,
-            embedding=embedding,
+        return describe_model(name, runnable, source=self._plan.source.uri, card=self._plan.card)
+
+
+def describe_model(name: ModelName, runnable: Runnable, *, source: str, card: ModelCard | None) -> InstalledModel:
+    """What there is to say of a folder: its card's words, else what the importer found.
+
+    Raises `ImportFailed` when the two say different things, or too little.
+    """
+    imported = runnable.imported
+    aliases = card.aliases if card and name.key == ModelName.parse(card.id).key else ()
+    embedding = (card.embedding if card else None) or imported.embedding
+    if "embedding" in imported.capabilities and embedding is None:
+        raise ImportFailed(
+            f"{source}: nothing says how its hidden states are pooled into a vector",
+            hint="write a model card with an [embedding] table: pooling = mean, cls or lasttoken",
         )
+    if card and _TASKS & {*card.capabilities} != _TASKS & {*imported.capabilities}:
+        raise ImportFailed(
+            f"{source} can do {', '.join(imported.capabilities)}; its card says {', '.join(card.capabilities)}",
+            hint="mend the card's capabilities",
+        )
+    context_length = min(card.context_length, imported.context_length) if card else imported.context_length
+    return InstalledModel(
+        name=str(name),
+        aliases=tuple(str(ModelName.parse(alias)) for alias in aliases),
+        digest=runnable.digest,
+        size_bytes=sum(file.stat().st_size for file in runnable.folder.rglob("*") if file.is_file()),
+        modified_at=datetime.now(UTC),
+        adapter=imported.adapter,
+        folder=runnable.folder,
+        format=runnable.format,
+        family=imported.family,
+        parameter_size=card.parameter_size if card else imported.parameter_size,
+        quantization=card.quantization if card else imported.quantization,
+        context_length=context_length,
+        embedding_length=imported.embedding_length,
+        capabilities=card.capabilities if card else imported.capabilities,
+        license=card.license if card else imported.license,
+        title=card.title if card else imported.name or name.model,
+        system=card.system if card else None,
+        sampling=card.sampling if card else SamplingDefaults(),
+        tool_format=card.tool_format if card else None,
+        reasoning_format=card.reasoning_format if card else None,
+        source=source,
+        embedding=embedding,
+    )

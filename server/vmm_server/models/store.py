@@ -11,16 +11,19 @@ What a removed or replaced model leaves behind gets a modification time of 0 and
 interrupted pull left behind stays a week, to be resumed.
 """
 
+import asyncio
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from vmm_server.errors import ModelLoadFailed, StoreError
+from vmm_server.models.blobs import parse_digest, receive
 from vmm_server.models.disk import FreeBytes, delete_folder, format_bytes, free_bytes, store_errors, sync_folder
 from vmm_server.models.locks import Locks
 from vmm_server.models.manifests import FileState, InstalledModel, Manifest, Manifests, UnreadableManifest
@@ -30,6 +33,8 @@ __all__ = ["InstalledModel", "Store"]
 
 logger = logging.getLogger(__name__)
 
+UPLOADED = "upload:"
+"""The source of a model created of files that a client sent starts with this; their names follow."""
 STALE_AFTER_S = 7 * 24 * 3600.0
 """How long the leftovers of an interrupted pull are kept for a resume."""
 
@@ -86,13 +91,27 @@ class Store:
         model = replace(model, folder=model.folder.absolute())
         with store_errors(f"install {model.name}", self.root):
             files = tuple(_file_states(model.folder, with_mtime=not self._owns(model.folder)))
-            manifest = Manifest(model=model, revision=revision, blobs=tuple(blobs), files=files)
             with self._locks.moment():
-                old = self._manifests.read(ModelName.parse(model.name))
-                self._manifests.write(manifest)
-                if old:
-                    self._release(old)
+                self._write(Manifest(model=model, revision=revision, blobs=tuple(blobs), files=files))
         return model
+
+    def copy(self, source: ModelName, destination: ModelName) -> bool:
+        """Install the model under a second name, on the same files; False if there is none of exactly this name.
+
+        What has the name already is replaced in one step. Aliases stay with the source.
+        """
+        self.prepare()
+        with store_errors(f"copy {source}", self.root):
+            with self._locks.moment():
+                manifest = self._manifests.read(source)
+                if manifest is None:
+                    return False
+                if source.key == destination.key:
+                    return True
+                model = replace(manifest.model, name=str(destination), aliases=(), modified_at=datetime.now(UTC))
+                self._write(manifest.model_copy(update={"model": model}))
+            self.collect()
+        return True
 
     def remove(self, name: ModelName) -> bool:
         """Delete the manifest of exactly this name and what only it referred to; False if there is none."""
@@ -122,10 +141,46 @@ class Store:
                 if found.st_size == state.size_bytes and state.mtime_ns in (None, found.st_mtime_ns):
                     continue
                 problem = f"{path} has changed since"
+            mend = f"vmm pull {model.parent}" if model.parent else f"vmm pull {model.source} --name {model.name}"
             raise ModelLoadFailed(
                 f"the files of {model.name} are not as they were installed: {problem}",
-                hint=f"vmm pull {model.source} --name {model.name}",
+                hint="create it again from its files" if model.source.startswith(UPLOADED) else mend,
             )
+
+    def has_blob(self, digest: str) -> bool:
+        """Whether a file with this sha256 is here; it then stays as long as a fresh one. Raises `InvalidRequest`."""
+        path = self.blob(parse_digest(digest))
+        if not path.exists():
+            return False
+        with store_errors("find a file", self.root), self._locks.moment():
+            try:
+                os.utime(path)
+            except FileNotFoundError:  # collected in this moment
+                return False
+        return True
+
+    async def put_blob(self, digest: str, chunks: AsyncIterator[bytes], *, size_bytes: int | None = None) -> bool:
+        """Keep a file that a client sends, so that models can be created of it; False if it was here already.
+
+        Nothing is read then. `size_bytes` is how much will come, if that is known. What no model is created of goes
+        after a week. Nothing is left when it raises: `InvalidRequest` for a digest that is none, `DigestMismatch`,
+        `StoreError`, or what `chunks` raises.
+        """
+        digest = parse_digest(digest)
+        if await asyncio.to_thread(self.has_blob, digest):
+            return False
+        self.prepare()
+        if size_bytes is not None:
+            self.ensure_free(size_bytes, f"sha256:{digest}")
+        aside = await receive(chunks, self.blobs_dir, digest)
+
+        def publish() -> None:
+            with store_errors("keep an upload", self.root), self._locks.moment():
+                aside.replace(self.blob(digest))
+                sync_folder(self.blobs_dir)
+
+        await asyncio.to_thread(publish)
+        return True
 
     def release_blob(self, digest: str) -> None:
         """Let the next collection take a fetched file, unless a manifest refers to it."""
@@ -176,7 +231,7 @@ class Store:
                 return  # it may refer to anything
             kept = {path for manifest in manifests for path in self._references(manifest)}
             for path in (*self.blobs_dir.iterdir(), *self.models_dir.iterdir()):
-                if path in kept or time.time() - path.stat().st_mtime < STALE_AFTER_S:
+                if path in kept or time.time() - _mtime(path) < STALE_AFTER_S:
                     continue
                 logger.info("deleting %s, which no model uses", path)
                 if path.is_dir():
@@ -191,11 +246,26 @@ class Store:
         folder = manifest.model.folder
         return [*([folder] if self._owns(folder) else []), *map(self.blob, manifest.blobs)]
 
+    def _write(self, manifest: Manifest) -> None:
+        """Write a manifest in place of the one of that name, which is released. Only inside `moment()`."""
+        old = self._manifests.read(ModelName.parse(manifest.model.name))
+        self._manifests.write(manifest)
+        if old:
+            self._release(old)
+
     def _release(self, old: Manifest) -> None:
         """Mark what `old` referred to; what another manifest refers to stays all the same."""
         for path in self._references(old):
             if path.exists():
                 os.utime(path, (0, 0))
+
+
+def _mtime(path: Path) -> float:
+    """When it was changed; now, for an upload that has just got its name."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _file_states(folder: Path, *, with_mtime: bool) -> Iterator[FileState]:

@@ -1,10 +1,7 @@
 """Tiny GGUF files of every family, random blocks of every quantised type."""
 
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,6 +18,8 @@ SCALE_BYTES = {
     GGMLQuantizationType.Q5_0: (0,),
     GGMLQuantizationType.Q5_1: (0, 2),
     GGMLQuantizationType.Q8_0: (0,),
+    GGMLQuantizationType.IQ4_NL: (0,),
+    GGMLQuantizationType.IQ4_XS: (0,),
     GGMLQuantizationType.Q2_K: (80, 82),
     GGMLQuantizationType.Q3_K: (108,),
     GGMLQuantizationType.Q4_K: (0, 2),
@@ -30,32 +29,6 @@ SCALE_BYTES = {
 """Where each type's float16 numbers are in a block."""
 
 Blocks = Callable[..., NDArray[np.uint8]]
-
-
-@pytest.fixture(scope="session")
-def tiny_models() -> ModuleType:
-    """tests/data/gguf_reference/tiny_models.py, which make.py shares."""
-    name = "tiny_models"
-    spec = importlib.util.spec_from_file_location(name, DATA / "gguf_reference" / "tiny_models.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def write_tiny(tmp_path: Path, tiny_models: ModuleType) -> Callable[..., Path]:
-    """`write_tiny("llama", quantization="Q4_0", **write_gguf's other arguments)`: the path of a new file."""
-
-    def write(name: str, quantization: str = "F32", **changes: object) -> Path:
-        path = tmp_path / f"{name}.gguf"
-        kind = GGMLQuantizationType[quantization]
-        tiny_models.write_gguf(path, tiny_models.MODELS[name], quantization=kind, **changes)
-        return path
-
-    return write
 
 
 @pytest.fixture

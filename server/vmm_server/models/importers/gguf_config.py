@@ -52,6 +52,13 @@ FAMILIES = {
 }
 
 
+_NO_MODELS = {
+    "adapter": "a LoRA adapter, which has to be merged into its model first",
+    "mmproj": "a model's vision part alone, which is not supported",
+}
+"""By `general.type`."""
+
+
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
     """Rotary position embedding of some layers."""
@@ -136,6 +143,8 @@ class _Keys:
 def read_config(file: GGUFFile) -> DecoderConfig:
     """Read and check the decoder's keys. Raises `UnsupportedArchitecture`, or `CorruptFile` naming the key."""
     architecture = file.metadata.get("general.architecture")
+    if (kind := file.metadata.get("general.type")) in _NO_MODELS:
+        raise UnsupportedArchitecture(f"{file.path}: is {_NO_MODELS[str(kind)]}", hint="name a model's own GGUF file")
     if not isinstance(architecture, str):
         raise CorruptFile(f"{file.path}: has no general.architecture", hint="get a file made by llama.cpp's converter")
     if architecture not in FAMILIES:

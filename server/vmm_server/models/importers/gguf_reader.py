@@ -72,6 +72,8 @@ class GGUFFile:
     metadata: Mapping[str, object]
     """Keys to plain values: str, int, float, bool, or a list of one of them."""
     tensors: Mapping[str, TensorEntry]
+    key_spans: Mapping[str, tuple[int, int]]
+    """Where each key and its value lie in the file: first byte, and the one after the last."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,6 +85,7 @@ class GGUFFile:
             header = _HeaderReader(self._file, path)
             self.metadata = MappingProxyType(header.read_metadata())
             self.tensors = MappingProxyType(header.read_tensors(self.metadata))
+            self.key_spans = MappingProxyType(header.key_spans)
         except OSError as error:
             self._file.close()
             raise ImportFailed(f"{path}: {error.strerror}", hint="check the disk it lies on") from error
@@ -124,6 +127,7 @@ class _HeaderReader:
         self._size = os.fstat(file.fileno()).st_size
         self._position = 0
         self._where = "the header"
+        self.key_spans: dict[str, tuple[int, int]] = {}
         magic = self._take(min(4, self._size))
         if magic != MAGIC:
             raise CorruptFile(
@@ -203,11 +207,13 @@ class _HeaderReader:
     def read_metadata(self) -> dict[str, object]:
         metadata: dict[str, object] = {}
         for index in range(self._num_keys):
+            start = self._position
             key = self._name(f"key {index}")
             self._where = f"the value of {key!r}"
             if key in metadata:
                 raise self._corrupt(f"has the key {key!r} twice")
             metadata[key] = self._value(self._number("<I"))
+            self.key_spans[key] = (start, self._position)
         return metadata
 
     def read_tensors(self, metadata: Mapping[str, object]) -> dict[str, TensorEntry]:

@@ -129,12 +129,16 @@ def read_vector(file: GGUFFile, tensor: TensorEntry) -> NDArray[np.float32]:
             f"{file.path}: tensor {tensor.name!r} is stored as {tensor.type.name}, floats are expected",
             hint="get a file made by llama.cpp's own converter",
         )
-    raw = file.read_rows(tensor, 0, tensor.num_elements // tensor.shape[-1])
-    if tensor.type is GGMLQuantizationType.BF16:  # the upper half of a float32
-        return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(-1)
-    if tensor.type is GGMLQuantizationType.F16:
-        return raw.view(np.float16).astype(np.float32).reshape(-1)
-    return raw.view(np.float32).reshape(-1)
+    return as_floats(file.read_rows(tensor, 0, tensor.num_elements // tensor.shape[-1]), tensor.type).reshape(-1)
+
+
+def as_floats(raw: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.float32]:
+    """Rows of a float tensor, uint8 `[rows, row bytes]`, as float32 `[rows, columns]`."""
+    if kind is GGMLQuantizationType.BF16:  # the upper half of a float32
+        return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if kind is GGMLQuantizationType.F16:
+        return raw.view(np.float16).astype(np.float32)
+    return raw.view(np.float32)
 
 
 def _packed_pieces(
