@@ -25,12 +25,15 @@ from vmm_server.logs import request_id
 
 SAMPLES: dict[type[Exception], Exception] = {
     errors.ContextLengthExceeded: errors.ContextLengthExceeded(limit=4096, asked=5000, param="messages"),
+    errors.HostNotAllowed: errors.HostNotAllowed("evil.test"),
+    errors.OriginNotAllowed: errors.OriginNotAllowed("https://evil.test"),
     errors.InvalidModelName: errors.InvalidModelName("a b"),
     errors.UnsupportedCapability: errors.UnsupportedCapability("bert", "chat"),
     errors.ModelNotFound: errors.ModelNotFound("nobody"),
     errors.PreviousResponseNotFound: errors.PreviousResponseNotFound("resp_1"),
     errors.RequestCancelled: errors.RequestCancelled(),
     errors.ResponseNotFound: errors.ResponseNotFound("resp_1"),
+    errors.BlobNotFound: errors.BlobNotFound("sha256:00"),
     errors.Overloaded: errors.Overloaded(retry_after_s=3),
     errors.ShuttingDown: errors.ShuttingDown(),
     errors.DigestMismatch: errors.DigestMismatch("weights", expected="a" * 64, actual="b" * 64),
@@ -40,16 +43,20 @@ SAMPLES: dict[type[Exception], Exception] = {
 WORDS = """
 AdapterError             500 no      api             api
 AddressInUse             500 no      api             api
+BlobNotFound             404 no      not_found       not_found       - digest
 ContextLengthExceeded    400 no      invalid_request invalid_request context_length_exceeded messages
 CorruptFile              500 no      api             api
 DigestMismatch           502 no      api             api
 GenerationFailed         500 yes     api             api
+HostNotAllowed           403 no      permission      permission
 ImportFailed             500 no      api             api
 InvalidCard              500 no      api             api
 InvalidModelName         400 no      invalid_request invalid_request - model
 InvalidRequest           400 no      invalid_request invalid_request
+LoadTimeout              503 after-5 api             overloaded
 ModelLoadFailed          500 no      api             api
 ModelNotFound            404 no      not_found       not_found       model_not_found model
+OriginNotAllowed         403 no      permission      permission
 OutOfMemory              500 no      api             api
 Overloaded               503 after-3 api             overloaded
 PreviousResponseNotFound 400 no      invalid_request invalid_request previous_response_not_found previous_response_id

@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "requests": (),
     "durations": ("requests",),
-    "settings": ("errors", "requests", "durations"),
+    "ollama_environment": (),
+    "settings": ("errors", "requests", "durations", "ollama_environment"),
     "logs": (),
     "prompt": (*BASE, "prompt", "engine"),
     "media": (*BASE, "media"),
@@ -34,13 +35,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "inference": (*BASE, "models", "engine", "prompt", "prompting", "media"),
     "api": (*BASE, "logs", "response_store", "inference", "embedding", "models", "engine", "api"),
     "app": (*BASE, "logs", "response_store", "cl100k", "inference", "embedding", "models", "api"),
-    "cli": (*BASE, "logs", "models", "app", "cli"),
+    "cli": (*BASE, "logs", "ollama_environment", "models", "app", "cli"),
     "__main__": ("cli",),
     "__init__": (),
 }
 HTTP = {"litestar", "starlette", "sse_starlette", "uvicorn"}
 HTTP_ALLOWED = {"litestar": {"api", "app"}, "starlette": {"api"}, "sse_starlette": {"api"}, "uvicorn": {"cli"}}
-PURE = ("engine.scheduler", "engine.block_pool", "engine.sequence", "engine.stopping")
+PURE = ("engine.scheduler", "engine.block_pool", "engine.sequence", "engine.stopping", "prompt.truncation")
 DIALECTS = ("anthropic", "ollama", "openai")
 PURE_API = (
     "anthropic.convert",
@@ -60,7 +61,7 @@ PURE_API = (
     "openai.render_completion",
     *(
         f"openai.responses.{name}"
-        for name in ("conversation", "convert", "items", "logprobs", "output", "render", "tools", "truncation")
+        for name in ("conversation", "convert", "items", "logprobs", "output", "render", "tools")
     ),
     "openai.tokens.wire",
 )

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from vmm_server.errors import SettingsError
-from vmm_server.requests import KeepAlive
-from vmm_server.settings import parse_host, read_settings
+from vmm_server.settings import read_settings
 
 
 @pytest.fixture(autouse=True)
@@ -27,25 +26,6 @@ def test_flags_beat_the_environment_beats_the_file_beats_the_default(
     assert read_settings(max_queue=3, port=None).max_queue == 3
 
 
-def test_ollama_variables_mean_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("OLLAMA_HOST", "0.0.0.0:8000")
-    monkeypatch.setenv("OLLAMA_KEEP_ALIVE", "-1")
-    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "elsewhere"))
-    monkeypatch.setenv("OLLAMA_CONTEXT_LENGTH", "4096")
-    settings = read_settings()
-    assert (settings.host, settings.port, settings.context_length) == ("0.0.0.0", 8000, 4096)
-    assert settings.keep_alive == KeepAlive(None)
-    assert settings.store_dir == tmp_path / "elsewhere"
-
-
-def test_our_own_variables_win_over_ollamas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OLLAMA_MAX_QUEUE", "7")
-    monkeypatch.setenv("VMM_MAX_QUEUE", "8")
-    monkeypatch.setenv("OLLAMA_HOST", "10.0.0.1:1")
-    monkeypatch.setenv("VMM_HOST", "127.0.0.9")
-    assert (read_settings().max_queue, read_settings().host) == (8, "127.0.0.9")
-
-
 def test_a_size_is_written_as_people_write_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VMM_MEMORY_BUDGET", "2GiB")
     assert read_settings().memory_budget == 2 << 30
@@ -65,24 +45,3 @@ def test_a_broken_file_is_an_error_not_a_default(tmp_path: Path) -> None:
     (tmp_path / "vmm.toml").write_text("port = ")
     with pytest.raises(SettingsError, match=r"vmm\.toml"):
         read_settings()
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("", ("127.0.0.1", 11434)),
-        ("1.2.3.4", ("1.2.3.4", 11434)),
-        ("1.2.3.4:5", ("1.2.3.4", 5)),
-        (":5", ("127.0.0.1", 5)),
-        ("http://example.com", ("example.com", 80)),
-        ("https://example.com/path", ("example.com", 443)),
-        ("https://example.com:1234/path", ("example.com", 1234)),
-        ("[::1]", ("::1", 11434)),
-        ("[::1]:5", ("::1", 5)),
-        ("::1", ("::1", 11434)),
-        ("1.2.3.4:x", ("1.2.3.4", 11434)),
-        ('"1.2.3.4:99999"', ("1.2.3.4", 11434)),
-    ],
-)
-def test_ollama_host_is_read_as_ollama_reads_it(text: str, address: tuple[str, int]) -> None:
-    assert parse_host(text) == address

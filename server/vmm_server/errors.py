@@ -7,7 +7,10 @@ VMMError
 │   ├── InvalidModelName      400
 │   ├── PreviousResponseNotFound 400 a conversation cannot go on from what is not there
 │   └── UnsupportedCapability 400  the model cannot do this (`"x" does not support chat`)
+├── HostNotAllowed            403  the request's Host header is none of ours: DNS rebinding
+├── OriginNotAllowed          403  a web page of that origin may not ask here
 ├── ModelNotFound             404
+├── BlobNotFound              404  no such uploaded file
 ├── ResponseNotFound          404  no such stored response
 ├── RequestCancelled          499  the client went away
 ├── Overloaded                503  queue full; carries retry_after_s
@@ -20,6 +23,7 @@ VMMError
 │   ├── CorruptFile           500
 │   └── UnsupportedArchitecture 500
 ├── ModelLoadFailed           500  no placement could run it; lists what was tried
+│   └── LoadTimeout           503  it was not there in time; says who is in the way
 ├── GenerationFailed          500  the runtime failed in the middle
 └── SettingsError              -   before the server starts
     └── AddressInUse           -
@@ -77,7 +81,7 @@ class InvalidModelName(InvalidRequest):
     """The name does not follow `[host/][namespace/]model[:tag]`."""
 
     def __init__(self, name: str) -> None:
-        super().__init__("invalid model name", param="model", hint=f"{name!r} is not [namespace/]model[:tag]")
+        super().__init__("invalid model name", param="model", hint=f"{name!r} is not [host/][namespace/]model[:tag]")
 
 
 class UnsupportedCapability(InvalidRequest):
@@ -96,6 +100,26 @@ class PreviousResponseNotFound(InvalidRequest):
         super().__init__(f"Previous response with id '{response_id[:100]}' not found.", param="previous_response_id")
 
 
+class HostNotAllowed(VMMError):
+    """The server listens on this machine alone, and the request came under the name of another."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"host {host[:200]!r} is not allowed",
+            hint="ask for localhost, or add the name to the server's setting allowed_hosts",
+        )
+
+
+class OriginNotAllowed(VMMError):
+    """A web page asks whose origin is not among those that may."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(
+            f"origin {origin[:200]!r} is not allowed",
+            hint="add it to the server's setting origins (OLLAMA_ORIGINS)",
+        )
+
+
 class ResponseNotFound(VMMError):
     """No response is stored here under that id."""
 
@@ -108,9 +132,17 @@ class ModelNotFound(VMMError):
 
     code = "model_not_found"
 
-    def __init__(self, name: str, *, hint: str | None = None) -> None:
-        super().__init__(f"model '{name}' not found", param="model", hint=hint or f"vmm pull {name}")
+    def __init__(self, name: str, *, hint: str | None = None, message: str | None = None) -> None:
+        """`message`: the words that a route has for it."""
+        super().__init__(message or f"model '{name}' not found", param="model", hint=hint or f"vmm pull {name}")
         self.name = name
+
+
+class BlobNotFound(VMMError):
+    """No file with that digest is here."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(f'blob "{digest[:100]}" not found', param="digest")
 
 
 class RequestCancelled(VMMError):
@@ -144,6 +176,8 @@ class DigestMismatch(SourceError):
 
     def __init__(self, what: str, *, expected: str, actual: str) -> None:
         super().__init__(f"digest mismatch for {what}, expected sha256:{expected}, got sha256:{actual}")
+        self.expected = expected
+        self.actual = actual
 
 
 class SourceNotFound(SourceError):
@@ -168,6 +202,10 @@ class UnsupportedArchitecture(ImportFailed):
 
 class ModelLoadFailed(VMMError):
     """No device could run the model; the message lists what was tried and why each failed."""
+
+
+class LoadTimeout(ModelLoadFailed):
+    """The model was not loaded in time: others in use have no room for it, or it is slow; a later try may succeed."""
 
 
 class GenerationFailed(VMMError):

@@ -6,6 +6,7 @@ whoever holds it closes it, finished or not.
 """
 
 import asyncio
+import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -30,6 +31,8 @@ from vmm_server.prompt.words import Words
 from vmm_server.prompting import WrittenPrompt, check_token_ids, prepare, write_prompt
 from vmm_server.requests import ChatPrompt, Composite, Constraint, GenerateRequest, KeepAlive
 
+logger = logging.getLogger(__name__)
+
 
 class Completion:
     """One generation and the lease it runs under. Iterate it for `Delta`s; `aclose` it in any case."""
@@ -48,6 +51,9 @@ class Completion:
         self.prompt_tokens = prompt.tokens
         self.prompt_text = prompt.text
         """Of a chat, as rendered."""
+        self.num_dropped_tokens = prompt.num_dropped_tokens
+        """Of a prompt that was too long; `prompt_tokens` are the others."""
+        self.num_dropped_messages = prompt.num_dropped_messages
         self.created = created
         self.load_s = lease.load_s
         self.placement = str(lease.ready.placement)
@@ -154,6 +160,7 @@ class Inference:
         request = _with_num_ctx(request, model)
         try:
             sampling = _with_defaults(request.sampling, request.unset, model.sampling)
+            request = replace(request, sampling=sampling)
             _check_token_ids(sampling, lease.ready.vocab_size)
             with lease.ready.engine.preparing():
                 prompt, form = await asyncio.to_thread(prepare, request, model, lease.ready, self._now())
@@ -171,6 +178,12 @@ class Inference:
         except BaseException:
             lease.release()
             raise
+        if prompt.num_dropped_tokens:
+            message = (
+                "dropped the oldest %d tokens (%d whole messages) of a prompt that is too long for %s, %d are left"
+            )
+            dropped = prompt.num_dropped_tokens, prompt.num_dropped_messages
+            logger.warning(message, *dropped, model.name, len(prompt.tokens))
         reader = prompt.reader(lease.ready.token_bytes, self._new_call_id)
         completion = Completion(model, lease, generation, prompt, reader, self._now(), self._closed)
         self._running.add(completion)

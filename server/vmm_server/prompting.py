@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from vmm_server.errors import InvalidRequest, UnsupportedCapability
+from vmm_server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedCapability
 from vmm_server.models.loading import ReadyModel
 from vmm_server.models.store import InstalledModel
 from vmm_server.prompt.answer import AnswerReader, ThinkingState, thinking_state
@@ -14,8 +14,18 @@ from vmm_server.prompt.formats.base import ChatFormat
 from vmm_server.prompt.formats.detect import find_format
 from vmm_server.prompt.insert import insert_end_tokens, insert_tokens
 from vmm_server.prompt.tool_text import textual_format, with_calls_as_text, with_tools_as_text
+from vmm_server.prompt.truncation import Room, drop_oldest, shorten
 from vmm_server.prompt.words import token_ids
-from vmm_server.requests import ChatPrompt, Composite, Constraint, GenerateRequest, InsertPrompt, Message, ToolUse
+from vmm_server.requests import (
+    ChatPrompt,
+    Composite,
+    Constraint,
+    GenerateRequest,
+    InsertPrompt,
+    Message,
+    TextPrompt,
+    ToolUse,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,10 @@ class WrittenPrompt:
     """`None`: the answer is the model's text as it comes."""
     end_tokens: tuple[int, ...] = ()
     """Tokens that end the answer, beside those that end every one."""
+    num_dropped_tokens: int = 0
+    """What the prompt was too long by, with room for the answer: the oldest tokens went."""
+    num_dropped_messages: int = 0
+    """Whole messages among them."""
 
     @property
     def shown_tokens(self) -> frozenset[int]:
@@ -59,11 +73,14 @@ class WrittenPrompt:
 def prepare(
     request: GenerateRequest, model: InstalledModel, ready: ReadyModel, now: datetime
 ) -> tuple[WrittenPrompt, Constraint | Composite | None]:
-    """The prompt of a request, and what every answer to it has to look like.
+    """The prompt of a request, shortened where it has to be and may be, and what every answer to it has to look like.
 
-    For a thread: templates, long texts and many tools take milliseconds. Raises what `write_prompt` raises.
+    For a thread: templates, long texts and many tools take milliseconds. Raises what `write_prompt` raises, and
+    `ContextLengthExceeded` when what must stay is too long.
     """
-    written = write_prompt(request, model, ready, now)
+    limit = ready.context_length if request.num_ctx is None else min(request.num_ctx, ready.context_length)
+    room = Room(limit, request.sampling.max_tokens)
+    written = write_prompt(request, model, ready, now, room)
     if (reading := written.reading) is None:
         return written, request.constraint
     return written, answer_constraint(
@@ -71,24 +88,23 @@ def prepare(
     )
 
 
-def write_prompt(request: GenerateRequest, model: InstalledModel, ready: ReadyModel, now: datetime) -> WrittenPrompt:
-    """The prompt of a request. For a thread.
+def write_prompt(
+    request: GenerateRequest, model: InstalledModel, ready: ReadyModel, now: datetime, room: Room | None = None
+) -> WrittenPrompt:
+    """The prompt of a request, whole unless `room` says what it may fill. For a thread.
 
     Raises `InvalidRequest` naming the prompt's field, `UnsupportedCapability`.
     """
     prompt = request.prompt
     if isinstance(prompt, ChatPrompt):
-        written = _write_chat(prompt, request.model, model, ready, now)
+        written = _write_chat(prompt, request.model, model, ready, now, room)
     elif isinstance(prompt, InsertPrompt):
         inserted = insert_tokens(ready.tokenizer, prompt.prefix, prompt.suffix)
         if inserted is None:
             raise UnsupportedCapability(request.model, "insert", param=prompt.param)
         written = WrittenPrompt(inserted, end_tokens=insert_end_tokens(ready.tokenizer))
-    elif isinstance(prompt.text, str):
-        written = WrittenPrompt(token_ids(ready.tokenizer, prompt.text, add_special_tokens=prompt.add_special_tokens))
     else:
-        check_token_ids(prompt.param, prompt.text, ready.vocab_size)
-        written = WrittenPrompt(prompt.text)
+        written = _write_text(prompt, ready, room)
     if not written.tokens:
         raise InvalidRequest(f"{prompt.param} is empty", param=prompt.param)
     return written
@@ -101,13 +117,61 @@ def check_token_ids(param: str, ids: Iterable[int], vocab_size: int) -> None:
             raise InvalidRequest(f"{param}: token id {token} is not in 0..{vocab_size - 1}", param=param)
 
 
+def _write_text(prompt: TextPrompt, ready: ReadyModel, room: Room | None) -> WrittenPrompt:
+    num_kept = prompt.num_keep
+    if isinstance(prompt.text, str):
+        tokens = token_ids(ready.tokenizer, prompt.text, add_special_tokens=prompt.add_special_tokens)
+        if num_kept is not None and prompt.add_special_tokens:
+            num_kept += len(token_ids(ready.tokenizer, "", add_special_tokens=True))  # they come before the text
+    else:
+        check_token_ids(prompt.param, prompt.text, ready.vocab_size)
+        tokens = prompt.text
+    if room is None or not prompt.truncate or num_kept is None or len(tokens) <= room.limit:
+        return WrittenPrompt(tokens)
+    kept = drop_oldest(tokens, num_kept, room)
+    return WrittenPrompt(kept, num_dropped_tokens=len(tokens) - len(kept))
+
+
 def _write_chat(
-    prompt: ChatPrompt, name: str, model: InstalledModel, ready: ReadyModel, now: datetime
+    prompt: ChatPrompt, name: str, model: InstalledModel, ready: ReadyModel, now: datetime, room: Room | None
 ) -> WrittenPrompt:
     template, chat_format = _template(prompt, name, model, ready)
     if prompt.thinking not in (None, False) and chat_format.reasoning is None:
         raise UnsupportedCapability(name, "thinking", param=prompt.thinking_param)
-    messages: Sequence[Message] = _with_model_messages(prompt, model)
+    check_token_ids("context", prompt.context, ready.vocab_size)
+    messages = _with_model_messages(prompt, model)
+
+    def write(messages: Sequence[Message]) -> WrittenPrompt:
+        return _render(prompt, messages, template, chat_format, ready, now)
+
+    whole = write(messages)
+    if room is None or not prompt.truncate or len(whole.tokens) <= room.limit:
+        return whole
+    if prompt.context:
+        num_kept = max(0, len(prompt.context) - (len(whole.tokens) - room.for_prompt))
+        written = replace(whole, tokens=whole.tokens[len(prompt.context) - num_kept :])
+        kept: Sequence[Message] = messages
+    else:
+        written, kept = shorten(messages, write, room)
+    if len(written.tokens) > room.limit:
+        raise ContextLengthExceeded(
+            limit=room.limit,
+            asked=len(written.tokens),
+            param=prompt.param,
+            hint="system messages, tools and what was said last are never dropped: shorten those",
+        )
+    num_dropped = len(whole.tokens) - len(written.tokens)
+    return replace(written, num_dropped_tokens=num_dropped, num_dropped_messages=len(messages) - len(kept))
+
+
+def _render(
+    prompt: ChatPrompt,
+    messages: Sequence[Message],
+    template: ChatTemplate,
+    chat_format: ChatFormat,
+    ready: ReadyModel,
+    now: datetime,
+) -> WrittenPrompt:
     # an assistant message at the end is a prefill: the answer goes on from it
     prefill = bool(messages) and messages[-1].role == "assistant" and not messages[-1].tool_calls
     tools = () if prompt.tools is None else prompt.tools.tools
@@ -133,7 +197,6 @@ def _write_chat(
             reading = replace(reading, thinking=ThinkingState.NONE)
         elif prefill and reading.thinking is ThinkingState.POSSIBLE and messages[-1].content.strip():
             reading = replace(reading, thinking=ThinkingState.NONE)  # its beginning is behind it
-    check_token_ids("context", prompt.context, ready.vocab_size)
     # the template writes the special tokens itself
     tokens = (*prompt.context, *token_ids(ready.tokenizer, text))
     return WrittenPrompt(tokens, text, reading)

@@ -1,28 +1,32 @@
 """Settings: defaults < vmm.toml < `VMM_*` (and the `OLLAMA_*` that mean the same) < command-line flags."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
-from vmm_server.durations import parse_keep_alive
+from vmm_server.durations import parse_duration, parse_keep_alive
 from vmm_server.errors import SettingsError
+from vmm_server.ollama_environment import DEFAULT_PORT, VARIABLES, ollama_settings
 from vmm_server.requests import KeepAlive
-
-DEFAULT_PORT = 11434
 
 
 def _keep_alive(value: object) -> object:
     return parse_keep_alive(value) if isinstance(value, str | int | float) else value
+
+
+def _seconds(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
 
 
 def _path_list(value: object) -> object:
@@ -38,23 +42,24 @@ def default_home() -> Path:
     return _home(os.environ.get("VMM_HOME", ""))
 
 
-def parse_host(text: str) -> tuple[str, int]:
-    """`OLLAMA_HOST`, as Ollama reads it: scheme, host, port and IPv6 brackets are all optional.
+def _comma_list(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return [entry for part in value.split(",") if (entry := part.strip().strip("\"'").strip())]
 
-    No port means 11434, except 80 after `http://` and 443 after `https://`; a bad port means the default.
-    """
-    scheme, separator, rest = text.strip().strip("\"'").partition("://")
-    if not separator:
-        scheme, rest = "", text.strip().strip("\"'")
-    default = {"http": 80, "https": 443}.get(scheme, DEFAULT_PORT)
-    if rest.count(":") > 1 and not rest.startswith("["):  # a bare IPv6 address
-        rest = f"[{rest}]"
-    parts = urlsplit(f"//{rest}")
-    try:
-        port = parts.port if parts.port is not None else default
-    except ValueError:
-        port = default
-    return parts.hostname or "127.0.0.1", port
+
+def _origin(value: str) -> str:
+    """An origin has neither path nor final slash; `*` stands for anything."""
+    origin = value if value.endswith("://") else value.removesuffix("/")
+    if "*" not in origin and "://" not in origin and origin != "null":
+        raise ValueError(f"{value!r} is no origin; write https://{value}, or *")
+    return origin
+
+
+def _host_name(value: str) -> str:
+    if not re.fullmatch(r"[\w.*-]+|[\da-fA-F.:]+", value, re.ASCII):
+        raise ValueError(f"{value!r} is no host name; write it without scheme and port")
+    return value
 
 
 class Settings(BaseSettings):
@@ -66,12 +71,18 @@ class Settings(BaseSettings):
 
     home: Annotated[Path, BeforeValidator(_home)] = Field(default_factory=default_home)
     """Folder for models, caches and vmm.toml."""
-    models_dir: Path | None = Field(None, validation_alias=AliasChoices("VMM_MODELS_DIR", "OLLAMA_MODELS"))
+    models_dir: Path | None = None
     """Folder for model files, when not `home`."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = DEFAULT_PORT
     """Port to listen on; 0 takes a free one."""
+    origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_comma_list)] = ()
+    """Web origins that may ask from a browser, beside this machine's: https://a.example, chrome-extension://*, or *."""
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_comma_list)
+    ] = ()
+    """Host names that a server on a loopback address goes by, beside this machine's: ai.example, *.example, or *."""
     default_model: str = "smollm2:135m"
     """Model that `vmm serve` pulls and loads before it says ready; empty loads none."""
     device: str = "auto"
@@ -82,26 +93,20 @@ class Settings(BaseSettings):
     """Memory for weights and KV blocks of all loaded models; unset is half of the machine's."""
     kv_cache_size: ByteSize | None = None
     """Memory for one model's KV blocks; unset is an eighth of the memory budget."""
-    context_length: Annotated[int, Field(ge=1)] | None = Field(
-        None, validation_alias=AliasChoices("VMM_CONTEXT_LENGTH", "OLLAMA_CONTEXT_LENGTH")
-    )
+    context_length: Annotated[int, Field(ge=1)] | None = None
     """Limit on prompt plus answer, in tokens; unset is the model's own."""
     max_batched_tokens: Annotated[int, Field(ge=32)] = 512
     """New tokens one engine step computes at most: larger fills prompts faster, smaller keeps streams smoother."""
     max_sequences: Annotated[int, Field(ge=1)] = 64
     """Generations that run at the same time on one model; more wait."""
-    max_queue: Annotated[int, Field(ge=0)] = Field(
-        512, validation_alias=AliasChoices("VMM_MAX_QUEUE", "OLLAMA_MAX_QUEUE")
-    )
+    max_queue: Annotated[int, Field(ge=0)] = 512
     """Generations that may wait for one model before new ones get a 503."""
-    max_loaded_models: Annotated[int, Field(ge=0)] = Field(
-        0, validation_alias=AliasChoices("VMM_MAX_LOADED_MODELS", "OLLAMA_MAX_LOADED_MODELS")
-    )
+    max_loaded_models: Annotated[int, Field(ge=0)] = 0
     """Models in memory at the same time; 0 lets the memory budget decide."""
-    keep_alive: Annotated[KeepAlive, NoDecode, BeforeValidator(_keep_alive)] = Field(
-        KeepAlive(300.0), validation_alias=AliasChoices("VMM_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE")
-    )
+    keep_alive: Annotated[KeepAlive, NoDecode, BeforeValidator(_keep_alive)] = KeepAlive(300.0)
     """How long an idle model stays loaded: 5m, 0, or -1 for ever."""
+    load_timeout_s: Annotated[float, BeforeValidator(_seconds)] = 300.0
+    """How long a request waits for its model to be loaded: seconds or 5m; 0 for ever."""
     shutdown_timeout_s: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that running generations get to finish after SIGTERM."""
     response_store_size: Annotated[ByteSize, Field(ge=0)] = ByteSize(2**30)
@@ -139,25 +144,25 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment, then `<home>/vmm.toml`."""
+        """Flags, then the environment - Ollama's variables last -, then `<home>/vmm.toml`."""
         home = init_settings().get("home") or default_home()
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(home) / "vmm.toml")
+        ollama = InitSettingsSource(settings_cls, init_kwargs=ollama_settings(os.environ))
+        return init_settings, env_settings, ollama, TomlConfigSettingsSource(settings_cls, Path(home) / "vmm.toml")
 
 
 def read_settings(**flags: Any) -> Settings:
     """Settings from everywhere; `flags` that are `None` were not given. Raises `SettingsError` naming the setting."""
     given = {name: value for name, value in flags.items() if value is not None}
-    if (ollama_host := os.environ.get("OLLAMA_HOST")) and "VMM_HOST" not in os.environ:
-        host, port = parse_host(ollama_host)
-        given.setdefault("host", host)
-        if "VMM_PORT" not in os.environ:
-            given.setdefault("port", port)
     try:
         return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]).removeprefix("VMM_").lower()
-        message = f"setting {name}: {first['msg'].removeprefix('Value error, ')}"
+        name = str(first["loc"][0]).removeprefix("VMM_").lower()
+        by_ollama = (
+            name not in given and f"VMM_{name.upper()}" not in os.environ and VARIABLES.get(name, "") in os.environ
+        )
+        variable = f" ({VARIABLES[name]})" if by_ollama else ""
+        message = f"setting {name}{variable}: {first['msg'].removeprefix('Value error, ')}"
         raise SettingsError(message, param=name, hint="vmm help serve lists the settings") from error
     except (OSError, ValueError) as error:
         raise SettingsError(f"vmm.toml: {error}") from error

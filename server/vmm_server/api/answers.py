@@ -12,8 +12,14 @@ from vmm_server.requests import GenerateRequest
 
 
 def provenance(answered: Completion | Answered) -> dict[str, str]:
-    """Response headers: the model that answered, by its full name, and the adapter and device it runs on."""
-    return {"x-vmm-model": answered.model.name, "x-vmm-placement": answered.placement}
+    """Response headers: the model that answered, by its full name, the adapter and device it runs on, and how much of
+    a prompt that was too long it did not see.
+    """
+    headers = {"x-vmm-model": answered.model.name, "x-vmm-placement": answered.placement}
+    if isinstance(answered, Completion) and answered.num_dropped_tokens:
+        headers["x-vmm-dropped-tokens"] = str(answered.num_dropped_tokens)
+        headers["x-vmm-dropped-messages"] = str(answered.num_dropped_messages)
+    return headers
 
 
 def cache_header(usages: Sequence[Usage]) -> dict[str, str]:

@@ -37,7 +37,10 @@ class Answer:
 
 ANSWERS: Mapping[type[Exception], Answer] = {
     errors.InvalidRequest: Answer(400),
+    errors.HostNotAllowed: Answer(403),
+    errors.OriginNotAllowed: Answer(403),
     errors.ModelNotFound: Answer(404),
+    errors.BlobNotFound: Answer(404),
     errors.ResponseNotFound: Answer(404),
     errors.RequestCancelled: Answer(499),
     errors.Overloaded: Answer(503, retry=True),
@@ -48,6 +51,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     errors.StoreError: Answer(507),
     errors.ImportFailed: Answer(500),
     errors.ModelLoadFailed: Answer(500),
+    errors.LoadTimeout: Answer(503, retry=True, retry_after_s=5),
     errors.GenerationFailed: Answer(500, retry=True),
     errors.SettingsError: Answer(500),
     errors.VMMError: Answer(500),
@@ -170,12 +174,15 @@ def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes
     """Answer an exception in the words of the dialect that the path belongs to."""
     report(error)
     shown = _route_error(request, error)
-    word = body_for(request.url.path)
-    if word is None:
-        text, media_type = message_of(shown).encode(), "text/plain"
-    else:
-        text, media_type = msgspec.json.encode(word(shown)), "application/json"
+    text, media_type = worded(request.url.path, shown)
     return Response(text, status_code=status_of(shown), headers=headers_of(shown), media_type=media_type)
+
+
+def worded(path: str, error: Exception) -> tuple[bytes, str]:
+    """The body of an error on a route, and its media type."""
+    if (word := body_for(path)) is None:
+        return message_of(error).encode(), "text/plain"
+    return msgspec.json.encode(word(error)), "application/json"
 
 
 def _route_error(request: Request[Any, Any, Any], error: Exception) -> Exception:

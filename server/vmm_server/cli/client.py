@@ -11,7 +11,8 @@ import httpx
 
 from vmm_server.errors import ModelNotFound, VMMError
 from vmm_server.models.pull import PullEvent
-from vmm_server.settings import Settings, parse_host
+from vmm_server.ollama_environment import parse_host
+from vmm_server.settings import Settings
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a server listens on every address, ask this one
@@ -20,15 +21,12 @@ _CONNECT_TIMEOUT_S = 5.0
 
 def server_url(address: str | None, settings: Settings) -> str:
     """The URL of the server: the `--host` flag, else what the settings and `OLLAMA_HOST` say."""
-    if address is None:
-        host, port = settings.host, settings.port
-        named = os.environ.get("OLLAMA_HOST", "") if "VMM_HOST" not in os.environ else ""
+    if address is not None:
+        server = parse_host(address)
     else:
-        host, port = parse_host(address)
-        named = address
-    scheme = "https" if named.strip().startswith("https://") else "http"
-    host = _UNSPECIFIED.get(host, host)
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        named = os.environ.get("OLLAMA_HOST", "") if "VMM_HOST" not in os.environ else ""
+        server = parse_host(named)._replace(host=settings.host, port=settings.port)
+    return server._replace(host=_UNSPECIFIED.get(server.host, server.host)).url
 
 
 class Client:
@@ -54,25 +52,64 @@ class Client:
         except httpx.TransportError:
             return False
 
-    def show(self, model: str) -> dict[str, Any]:
+    def installed(self) -> list[dict[str, Any]]:
+        """`/api/tags`: the models on its disk."""
+        return self._models("/api/tags")
+
+    def show(self, model: str, *, verbose: bool = False) -> dict[str, Any]:
         """`/api/show`. Raises `ModelNotFound`."""
-        return self._post("/api/show", {"model": model})
+        return self._post("/api/show", {"model": model, **({"verbose": True} if verbose else {})})
+
+    def copy(self, source: str, destination: str) -> None:
+        """`/api/copy`. Raises `ModelNotFound`."""
+        self._send("POST", "/api/copy", {"source": source, "destination": destination}, source)
+
+    def delete(self, model: str) -> None:
+        """`/api/delete`. Raises `ModelNotFound`."""
+        self._send("DELETE", "/api/delete", {"model": model}, model)
 
     def loaded(self) -> list[dict[str, Any]]:
         """`/api/ps`: the models in memory."""
-        with _transport_errors(self.url):
-            response = self._http.get("/api/ps")
-        models: list[dict[str, Any]] = _checked(response, "").json()["models"]
-        return models
+        return self._models("/api/ps")
 
     def unload(self, model: str) -> None:
         """Unload a model once it is idle."""
         self._post("/api/generate", {"model": model, "keep_alive": 0, "stream": False})
 
-    def pull(self, model: str) -> Iterator[PullEvent]:
+    def load(self, model: str, keep_alive: str | None) -> None:
+        """Have the server load a model. Raises `ModelNotFound`."""
+        kept = {} if keep_alive is None else {"keep_alive": keep_alive}
+        self._post("/api/generate", {"model": model, **kept, "stream": False})
+
+    def embed(self, model: str, text: str) -> list[float]:
+        """`/api/embed`: the vector of one text."""
+        vector: list[float] = self._post("/api/embed", {"model": model, "input": text})["embeddings"][0]
+        return vector
+
+    def pull(self, model: str, *, insecure: bool = False) -> Iterator[PullEvent]:
         """`/api/pull`: have the server fetch a model."""
-        for event in self._stream("/api/pull", {"model": model}):
-            yield PullEvent(event["status"], event.get("digest"), event.get("total"), event.get("completed"))
+        return self._events("/api/pull", {"model": model, "insecure": insecure})
+
+    def push(self, model: str, *, insecure: bool = False) -> Iterator[PullEvent]:
+        """`/api/push`: have the server send a model to another one."""
+        return self._events("/api/push", {"model": model, "insecure": insecure})
+
+    def has_blob(self, digest: str) -> bool:
+        """Whether the server has the file of this `sha256:<hex>`."""
+        with _transport_errors(self.url):
+            response = self._http.head(f"/api/blobs/{digest}")
+        return response.status_code != 404 and _checked(response, "").is_success
+
+    def put_blob(self, digest: str, content: Iterator[bytes], size_bytes: int) -> None:
+        """Send the file of this `sha256:<hex>`."""
+        headers = {"content-length": str(size_bytes)}
+        with _transport_errors(self.url):
+            response = self._http.post(f"/api/blobs/{digest}", content=content, headers=headers)
+        _checked(response, "")
+
+    def create(self, body: Mapping[str, object]) -> Iterator[PullEvent]:
+        """`/api/create`: have the server make the model `body["model"]`."""
+        return self._events("/api/create", body)
 
     def chat(self, model: str, messages: list[dict[str, str]], **fields: object) -> Iterator[dict[str, Any]]:
         """`/api/chat`, streamed; the last object has `done: true` and the timings."""
@@ -90,17 +127,30 @@ class Client:
     ) -> None:
         self.close()
 
-    def _post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+    def _models(self, path: str) -> list[dict[str, Any]]:
         with _transport_errors(self.url):
-            response = self._http.post(path, json=body)
-        answer: dict[str, Any] = _checked(response, str(body["model"])).json()
+            response = self._http.get(path)
+        models: list[dict[str, Any]] = _checked(response, "").json()["models"]
+        return models
+
+    def _post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+        answer: dict[str, Any] = self._send("POST", path, body, str(body["model"])).json()
         return answer
+
+    def _send(self, method: str, path: str, body: Mapping[str, object], model: str) -> httpx.Response:
+        with _transport_errors(self.url):
+            response = self._http.request(method, path, json=body)
+        return _checked(response, model)
+
+    def _events(self, path: str, body: Mapping[str, object]) -> Iterator[PullEvent]:
+        for event in self._stream(path, body):
+            yield PullEvent(event["status"], event.get("digest"), event.get("total"), event.get("completed"))
 
     def _stream(self, path: str, body: Mapping[str, object]) -> Iterator[dict[str, Any]]:
         with _transport_errors(self.url), self._http.stream("POST", path, json={**body, "stream": True}) as response:
             if response.is_error:
                 response.read()
-            _checked(response, str(body["model"]))
+            _checked(response, str(body.get("from") or body["model"]))
             for line in response.iter_lines():
                 event: dict[str, Any] = json.loads(line)
                 if error := event.get("error"):

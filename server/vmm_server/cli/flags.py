@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 from pydantic import AliasChoices, ByteSize
 
+from vmm_server.ollama_environment import VARIABLES
 from vmm_server.requests import KeepAlive
 from vmm_server.settings import Settings
 
@@ -33,8 +34,7 @@ def variables(setting: str) -> list[str]:
     alias = Settings.model_fields[setting].validation_alias
     if isinstance(alias, AliasChoices):
         return [str(choice) for choice in alias.choices]
-    own = f"VMM_{setting.upper()}"
-    return [own, "OLLAMA_HOST"] if setting in ("host", "port") else [own]
+    return [f"VMM_{setting.upper()}", *([VARIABLES[setting]] if setting in VARIABLES else [])]
 
 
 def _metavar(annotation: object) -> str:

@@ -18,6 +18,7 @@ from vmm_server.cli.flags import setting_options
 from vmm_server.cli.listener import HTTPServer, bind, configure_logging, http_server, listen, url_of
 from vmm_server.cli.models import pull_model
 from vmm_server.errors import ModelNotFound
+from vmm_server.ollama_environment import without_effect
 from vmm_server.settings import Settings, read_settings
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ def serve(**flags: str | None) -> None:
     """
     settings = read_settings(**flags)
     configure_logging(settings.log_level)
+    for line in without_effect(os.environ):
+        logger.warning(line)
     with bind(settings.host, settings.port) as listener:
         app = create_app(settings)
         server = http_server(app)

@@ -49,7 +49,7 @@ def test_perplexity_through_the_route_is_the_runners_own(
     async def score() -> list[float]:
         app = create_app(settings(models_dir=MODELS, kv_cache_size=256 << 20))
         transport = httpx.ASGITransport(app=app)
-        async with app.lifespan(), httpx.AsyncClient(transport=transport, base_url="http://vmm") as client:
+        async with app.lifespan(), httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             asked = {"model": smollm2.name, "prompt": chunks, "echo": True, "max_tokens": 0, "logprobs": 1}
             response = await client.post("/v1/completions", json=asked | {"temperature": 0}, timeout=300)
         response.raise_for_status()

@@ -76,6 +76,7 @@ def _prompt(wire: PromptFields, messages: Sequence[Message]) -> ChatPrompt:
         tools=tool_use(wire),
         thinking=thinking(wire.reasoning.effort if wire.reasoning else None, "reasoning.effort"),
         thinking_param="reasoning.effort",
+        truncate=wire.truncation == "auto",
     )
 
 

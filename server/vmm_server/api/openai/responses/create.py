@@ -27,11 +27,10 @@ from vmm_server.api.openai.responses.logprobs import TextLogprobs
 from vmm_server.api.openai.responses.output import Output
 from vmm_server.api.openai.responses.render import Events, Identity, Response, configuration
 from vmm_server.api.openai.responses.tools import hopeful_tools, with_loose_tools
-from vmm_server.api.openai.responses.truncation import num_messages, shortened
 from vmm_server.api.openai.responses.wire import CountRequest, ResponseRequest
 from vmm_server.api.openapi import described
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
-from vmm_server.errors import ContextLengthExceeded, InvalidRequest
+from vmm_server.errors import InvalidRequest
 from vmm_server.inference import Completion, Inference
 from vmm_server.requests import GenerateRequest
 from vmm_server.response_store import ResponseStore
@@ -110,32 +109,25 @@ class _Job:
             body = response.whole(int(time.time()))
             body = await keep(body, self.given, response.output.items, self.store)
             usages = [completion.usage] if completion.usage is not None else []
-            return WholeAnswer(body, started.headers | cache_header(usages))
+            return WholeAnswer(body, provenance(completion) | cache_header(usages))
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[ChunkStream]:
         """As events."""
         started = await self._start()
         async with started.completion, aclosing(self._events(started)) as events:
-            yield ChunkStream(events, started.headers)
+            yield ChunkStream(events, provenance(started.completion))
 
     async def _start(self) -> "_Started":
-        """Start it, with less than was asked where the request leaves that open.
+        """Start it, less strict than was asked where the request leaves that open.
 
         A tool that left `strict` out and whose schema cannot be enforced is not strict: two tries find the one such
-        tool that there may be, and from then on none of their kind is. With `truncation` `auto` a conversation that
-        does not fit loses its oldest exchanges.
+        tool that there may be, and from then on none of their kind is.
         """
         hopeful, asked, loose = hopeful_tools(self.wire), self.asked, set[str]()
         while True:
             try:
-                completion = await self.inference.generate(asked)
-                return _Started(completion, loose, num_messages(self.asked) - num_messages(asked))
-            except ContextLengthExceeded as error:
-                shorter = shortened(asked, asked=error.asked, limit=error.limit)
-                if self.wire.truncation != "auto" or shorter is None:
-                    raise
-                asked = shorter
+                return _Started(await self.inference.generate(asked), loose)
             except InvalidRequest as error:
                 name = hopeful.get(error.param or "")
                 if name is None or name in loose:
@@ -184,11 +176,3 @@ class _Started:
     completion: Completion
     loose_tools: Collection[str]
     """Names of tools that are not strict after all."""
-    num_dropped: int
-    """Messages of the conversation that the model does not see."""
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Who answers, and what was dropped."""
-        dropped = {"x-vmm-dropped-messages": str(self.num_dropped)} if self.num_dropped else {}
-        return provenance(self.completion) | dropped
