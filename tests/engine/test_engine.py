@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,40 @@ def test_a_chat_is_echoed(run: Run, engine_over: Run) -> None:
             assert generation.usage is not None
             assert generation.usage.num_prompt_tokens == generation.num_prompt_tokens == 18
             assert generation.usage.num_generated_tokens == 16
+
+    run(scenario())
+
+
+async def received(engine: Engine) -> None:
+    """The worker has read all that was submitted."""
+    while engine._worker.num_received < engine._num_submitted:  # noqa: ASYNC110 - the worker has no event for it
+        await asyncio.sleep(0)
+
+
+def test_an_idle_engine_waits_for_a_request_in_the_making(run: Run, engine_over: Run) -> None:
+    batches: list[int] = []
+
+    async def scenario() -> None:
+        runner = EchoRunner(gate=lambda batch: batches.append(len(batch.chunks)))
+        async with engine_over(runner, gather_s=3600) as engine:
+            with engine.preparing():
+                first = engine.submit(chat("a"), GREEDY)
+                await received(engine)
+                second = engine.submit(chat("b"), GREEDY)
+            await asyncio.gather(read(first), read(second))
+            assert batches[0] == 2
+
+    run(scenario())
+
+
+def test_a_request_that_fails_in_the_making_holds_nobody_up(run: Run, engine_over: Run) -> None:
+    async def scenario() -> None:
+        async with engine_over(EchoRunner(), gather_s=3600) as engine:
+            with suppress(InvalidRequest), engine.preparing():
+                first = engine.submit(chat("a"), GREEDY)
+                await received(engine)
+                raise InvalidRequest("its template cannot be rendered")
+            assert (await read(first)).text == "a"
 
     run(scenario())
 

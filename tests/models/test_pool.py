@@ -1,6 +1,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from vmm_adapters.card import EmbeddingRecipe
 from vmm_adapters.echo import END, EchoRunner, write_echo_model
 from vmm_server.engine.engine import Engine, EngineOptions
-from vmm_server.errors import ModelLoadFailed, ShuttingDown
-from vmm_server.models.loading import ReadyModel, load_model, model_format
+from vmm_server.errors import LoadTimeout, ModelLoadFailed, Overloaded, ShuttingDown
+from vmm_server.models.loading import ReadyModel, load_key, load_model, model_format
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
@@ -133,8 +135,28 @@ def test_models_created_from_one_another_share_one_engine(
         first, second = await asyncio.gather(pool.acquire(parent, None), pool.acquire(child, None))
         assert first.loaded is second.loaded
         assert len(machine.loads) == 1
+        assert first.loaded.name == "b:latest", "/api/ps shows the name that was asked for last"
 
     with_pool(body)
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"context_length": 32},
+        {"folder": Path("/elsewhere")},
+        {"tool_format": "mistral"},
+        {"reasoning_format": "gpt-oss"},
+        {"embedding": EmbeddingRecipe(prompts={"query": "Q: "})},
+        {"capabilities": ("embedding",)},
+        {"weights": "d" * 64},
+    ],
+)
+def test_models_share_an_engine_only_if_it_would_be_the_same(
+    difference: dict[str, Any], model: Callable[..., InstalledModel]
+) -> None:
+    assert load_key(replace(model("a"), **difference)) != load_key(model("a"))
+    hash(load_key(replace(model("a"), **difference)))
 
 
 def test_a_client_that_gives_up_does_not_stop_a_load_that_others_wait_for(
@@ -270,23 +292,163 @@ def test_a_model_that_cannot_fit_says_what_it_needs(
     machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
 ) -> None:
     async def body(pool: ModelPool) -> None:
-        lease = await pool.acquire(model("held", 100), None)
-        with pytest.raises(ModelLoadFailed, match=r"'big:latest': it needs 564 MB, 400 of 600 MB are free"):
-            await pool.acquire(model("big", 500), None)
-        assert names(pool) == {"held:latest"}
-        lease.release()
+        (await pool.acquire(model("idle", 100), None)).release()
+        with pytest.raises(ModelLoadFailed, match=r"'big:latest': it needs 664 MB, 400 of 600 MB are free$"):
+            await pool.acquire(model("big", 600), None)
+        assert names(pool) == {"idle:latest"}, "nobody leaves in vain"
 
     with_pool(body, memory_budget=600 * MB, kv_cache_size=100 * MB)
+
+
+def test_a_pinned_model_stays_and_the_refusal_names_it(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        await pool.load(model("kept", 200), KeepAlive(None))
+        (await pool.acquire(model("kept", 200), None)).release()  # says nothing of how long
+        with pytest.raises(ModelLoadFailed, match=r"held by kept:latest \(300 MB, pinned\)"):
+            await pool.acquire(model("big", 300), None)
+        assert names(pool) == {"kept:latest"}
+        await pool.load(model("kept", 200), KeepAlive(60))
+        (await pool.acquire(model("big", 300), None)).release()
+        assert names(pool) == {"big:latest"}
+
+    with_pool(body, memory_budget=600 * MB, kv_cache_size=100 * MB)
+
+
+def test_a_server_that_never_unloads_idle_models_still_makes_room(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        (await pool.acquire(model("a"), None)).release()
+        assert await pool.expire() is None
+        (await pool.acquire(model("b"), None)).release()
+        assert names(pool) == {"b:latest"}
+
+    with_pool(body, keep_alive="-1", max_loaded_models=1)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let others run; `with_pool` bounds it."""
+    while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        await asyncio.sleep(0)
+
+
+def why_not_yet(pool: ModelPool) -> list[str]:
+    return [load.why_not_yet for load in pool._loads.values()]
+
+
+def test_a_load_waits_while_the_models_in_its_way_are_in_use(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        held = await pool.acquire(model("held", 300), KeepAlive(3600))
+        waiting = asyncio.create_task(pool.acquire(model("next", 300), None))
+        await until(lambda: any("held by held:latest" in why for why in why_not_yet(pool)))
+        again = await pool.acquire(model("held", 300), None)  # is there, so it need not wait
+        held.release()
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        again.release()
+        (await waiting).release()
+        assert names(pool) == {"next:latest"}
+
+    with_pool(body, memory_budget=600 * MB, kv_cache_size=100 * MB)
+
+
+def test_a_request_waits_so_long_and_no_longer(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        held = None
+        while held is None:
+            with suppress(LoadTimeout):  # a load that was too slow goes on
+                held = await pool.acquire(model("held", 300), None)
+        with pytest.raises(LoadTimeout, match=r"waited 0\.02 s for 'next:latest': it needs 364 MB, .* in use"):
+            await pool.acquire(model("next", 300), None)
+        held.release()
+        await until(lambda: not pool._loads)
+        assert "next:latest" not in [name for name, _ in machine.loads], "nobody waits for it any more"
+        assert names(pool) == {"held:latest"}
+
+    with_pool(body, memory_budget=600 * MB, kv_cache_size=100 * MB, load_timeout_s=0.02)
+
+
+def test_a_load_that_has_begun_goes_on_when_all_have_left(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        machine.may_load.clear()
+        leaving = asyncio.create_task(pool.acquire(model("a"), KeepAlive(None)))
+        assert await asyncio.to_thread(machine.is_loading.wait, 10)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        machine.may_load.set()
+        await until(lambda: names(pool) == {"a:latest"})
+        (loaded,) = pool.loaded()
+        assert loaded.num_leases == 0
+        assert await pool.expire() == 300
+
+    with_pool(body)
+
+
+def test_no_more_requests_wait_for_a_load_than_may_wait_for_the_model(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        machine.may_load.clear()
+        waiting = [asyncio.create_task(pool.acquire(model("a"), None)) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await pool.acquire(model("a"), None)
+        machine.may_load.set()
+        assert len({id((await task).loaded) for task in waiting}) == 1
+
+    with_pool(body, max_sequences=1, max_queue=2)
+
+
+def test_the_next_load_cannot_take_the_place_before_those_who_waited_had_their_turn(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        async def use(name: str) -> None:
+            (await pool.acquire(model(name), KeepAlive(0))).release()
+
+        await asyncio.gather(*(use(name) for name in "abcabc"))
+        assert [name for name, _ in machine.loads] == ["a:latest", "b:latest", "c:latest"]
+
+    with_pool(body, max_loaded_models=1)
+
+
+def test_a_value_replaces_an_earlier_one_and_none_does_not(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        for keep_alive, expected in [
+            (None, 300),
+            (KeepAlive(None), None),
+            (None, None),
+            (KeepAlive(60), 60),
+            (None, 60),
+        ]:
+            (await pool.acquire(model("a"), keep_alive)).release()
+            assert await pool.expire() == expected
+        await pool.load(model("a"), KeepAlive(7))
+        assert await pool.expire() == 7
+        await pool.load(model("a"), KeepAlive(0))
+        assert await pool.expire() is None
+        assert pool.loaded() == []
+
+    with_pool(body)
 
 
 def test_no_more_models_than_allowed(machine: Machine, model: Callable[..., InstalledModel], with_pool: Any) -> None:
     async def body(pool: ModelPool) -> None:
         (await pool.acquire(model("a"), None)).release()
-        lease = await pool.acquire(model("b"), None)
+        await pool.load(model("b"), KeepAlive(None))
         assert names(pool) == {"b:latest"}
-        with pytest.raises(ModelLoadFailed, match="1 loaded models are in use"):
+        with pytest.raises(ModelLoadFailed, match="1 of 1 models are loaded; held by b:latest"):
             await pool.acquire(model("c"), None)
-        lease.release()
 
     with_pool(body, max_loaded_models=1)
 

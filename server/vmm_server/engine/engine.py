@@ -22,7 +22,7 @@ from vmm_server.engine.scheduler import Scheduler
 from vmm_server.engine.sequence import Sequence
 from vmm_server.engine.stopping import AnswerText, Detokenizer, special_token_ids
 from vmm_server.engine.stream import Delta, Outbox, TokenStream, Usage
-from vmm_server.engine.worker import Abort, Answer, Close, Submit, Worker
+from vmm_server.engine.worker import Abort, Answer, Close, Prepared, Submit, Worker
 from vmm_server.errors import ContextLengthExceeded, InvalidRequest, Overloaded, ShuttingDown, VMMError
 
 logger = logging.getLogger(__name__)
@@ -155,6 +155,8 @@ class Engine:
             yield
         finally:
             self._worker.num_expected -= 1
+            if not self._worker.num_expected:
+                self._worker.post(Prepared())  # whether or not it was submitted, nobody need wait for it
 
     async def aclose(self) -> None:
         """Abort what is left, end the thread and close the runner. Idempotent; waits for the step under way."""

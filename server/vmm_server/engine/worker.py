@@ -51,8 +51,16 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """No request is being prepared any more: there is nothing to gather."""
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Abort what is left, close the runner, end the thread."""
+
+
+Message = Submit | Abort | Prepared | Close
 
 
 class Worker(Thread):
@@ -78,11 +86,11 @@ class Worker(Thread):
         self._scheduler = scheduler
         self._clock = clock
         self._gather_s = gather_s
-        self._mailbox: SimpleQueue[Submit | Abort | Close] = SimpleQueue()
+        self._mailbox: SimpleQueue[Message] = SimpleQueue()
         self._answers: dict[Sequence, Answer] = {}
         self._is_closing = False
 
-    def post(self, message: Submit | Abort | Close) -> None:
+    def post(self, message: Message) -> None:
         """Leave a message; it is read before the next step."""
         self._mailbox.put(message)
 
@@ -117,6 +125,8 @@ class Worker(Thread):
             try:
                 if wait:
                     message = self._mailbox.get()
+                    if isinstance(message, Prepared):
+                        continue
                     gather_until = time.monotonic() + self._gather_s
                     wait = False
                 elif self.num_expected > 0 and (left := gather_until - time.monotonic()) > 0:
@@ -132,6 +142,8 @@ class Worker(Thread):
                     self._scheduler.add(sequence)
                 case Abort(sequence):
                     self._close(sequence, SequenceStatus.ABORTED)
+                case Prepared():
+                    continue
                 case Close():
                     self._is_closing = True
 

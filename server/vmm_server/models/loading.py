@@ -1,7 +1,7 @@
 """A model folder on disk → something warm that takes requests: the blocking half of a load, run in a thread."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,19 @@ class ReadyModel:
     async def aclose(self) -> None:
         """See `Ready`."""
         await self.engine.aclose()
+
+
+LoadKey = tuple[Hashable, ...]
+
+
+def load_key(model: InstalledModel) -> LoadKey:
+    """All that a loaded model depends on: those of which it is the same share one in memory.
+
+    What a request brings along with its model (system message, template, defaults, `num_ctx`) is not part of it.
+    """
+    recipe = None if model.embedding is None else model.embedding.model_dump_json()
+    words = (model.tool_format, model.reasoning_format)
+    return (model.weights, model.adapter, model.folder, model.generates, model.context_length, recipe, *words)
 
 
 ModelLoader = Callable[[InstalledModel, int], Ready]

@@ -1,9 +1,14 @@
 """Loaded models: who holds them, how long they stay, and what leaves when room is needed.
 
 A request takes a `Lease`; a model with a lease is never unloaded. When the last lease is returned its keep-alive clock
-starts; the pool's one background task unloads what has expired. Before a load the pool makes room under the memory
-budget (and `max_loaded_models`) by unloading idle models, least recently used first. Two requests for a cold model
-share one load. All state is touched on the event loop only; loading and closing, which block, run in threads.
+starts; the pool's one background task unloads what has expired. Requests for a cold model share one load. Loads take
+turns, in the order of asking: the one whose turn it is makes room under the memory budget and `max_loaded_models` by
+unloading idle models (`room.find_room`), waits while the models in its way are in use, and then loads. Whoever waits
+for a load has its lease at the moment it ends, so that the next load cannot take the model away again.
+
+All state is touched on the event loop only; loading and closing, which block, run in threads, in tasks of the pool's
+own: a client that leaves cancels neither. A load that nobody waits for any more is given up while it waits for room;
+once it has begun, it goes on, and the model stays for its keep-alive.
 """
 
 import asyncio
@@ -13,12 +18,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, Generic, TypeVar, overload
 
-from vmm_server.errors import ModelLoadFailed, ShuttingDown
-from vmm_server.models.loading import ModelLoader, ReadyModel
+from vmm_server.errors import LoadTimeout, ModelLoadFailed, Overloaded, ShuttingDown
+from vmm_server.models.loading import LoadKey, ModelLoader, ReadyModel, load_key
 from vmm_server.models.ready import Ready
+from vmm_server.models.room import Limits, Need, find_room, may_find_room, no_room
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import KeepAlive
 from vmm_server.settings import Settings
@@ -31,7 +36,7 @@ _KV_SHARE = 8
 """A model's KV blocks get at most this fraction (1/n) of the budget: several models and their weights must fit."""
 _MIN_KV_BYTES = 64 * 1024**2
 _FOREVER = datetime(2318, 1, 1, tzinfo=UTC)
-"""`expires_at` of a pinned model; a far date is what Ollama's clients expect."""
+"""`expires_at` of a model that stays for ever; a far date is what Ollama's clients expect."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,15 +44,29 @@ class LoadedModel:
     """One model in memory."""
 
     model: InstalledModel
+    """The last one asked for, of those that share what is loaded."""
     ready: Ready
     keep_alive: KeepAlive
     last_used: float
     num_leases: int = 0
+    is_pinned: bool = False
+    """A request wants it to stay for ever. (A server's default of for ever only means that time does not unload it.)"""
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.model.name
 
     @property
     def size_bytes(self) -> int:
         """Weights and KV blocks."""
         return self.ready.memory_bytes
+
+    def keep(self, keep_alive: KeepAlive | None) -> None:
+        """Stay as long as a request says; one that says nothing leaves it as it is."""
+        if keep_alive is not None:
+            self.keep_alive = keep_alive
+            self.is_pinned = keep_alive.seconds is None
 
     def expires_in_s(self, now: float) -> float | None:
         """Seconds until it is unloaded if nobody uses it; `None`: never."""
@@ -58,7 +77,10 @@ class LoadedModel:
     def expires_at(self, now: float) -> datetime:
         """The same as a date, for `/api/ps`."""
         left = self.expires_in_s(now)
-        return _FOREVER if left is None else datetime.now(UTC) + timedelta(seconds=left)
+        try:
+            return _FOREVER if left is None else datetime.now(UTC) + timedelta(seconds=left)
+        except OverflowError:  # centuries
+            return _FOREVER
 
 
 @dataclass(slots=True)
@@ -80,6 +102,22 @@ class Lease(Generic[Held]):
             self._release(self.loaded)
 
 
+@dataclass(slots=True, eq=False)
+class _Load:
+    """A load under way."""
+
+    model: InstalledModel
+    task: asyncio.Task[None] = field(init=False)
+    num_waiting: int = 0
+    loaded: LoadedModel | None = None
+    """Once it is there; it came with a lease for each of those who waited."""
+    why_not_yet: str = "other models are loaded first"
+
+
+class _NobodyWaits(Exception):
+    """A load has been given up."""
+
+
 class ModelPool:
     """Makes, lends and unloads models of every kind. The only maker of engines and batchers."""
 
@@ -87,11 +125,15 @@ class ModelPool:
         self._settings = settings
         self._load = load
         self._clock = clock
-        self._loaded: dict[str, LoadedModel] = {}
-        self._loading: dict[str, asyncio.Task[LoadedModel]] = {}
-        self._room = asyncio.Lock()
+        self._loaded: dict[LoadKey, LoadedModel] = {}
+        self._loads: dict[LoadKey, _Load] = {}
+        self._leaving: dict[LoadedModel, asyncio.Task[None]] = {}
+        self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._closing = False
+        """For `run`: something may expire earlier than thought."""
+        self._room_changed = asyncio.Event()
+        """For the load whose turn it is."""
+        self._is_closing = False
         self.budget_bytes = int(settings.memory_budget or _physical_memory_bytes() // 2)
 
     @overload
@@ -101,44 +143,22 @@ class ModelPool:
     async def acquire(self, model: InstalledModel, keep_alive: KeepAlive | None, kind: Any = ReadyModel) -> Lease[Any]:
         """A lease, loading the model if it is cold. Callers check what the model can do before.
 
-        Raises `ModelLoadFailed`, also for a model that turns out to be no `kind`, and `ShuttingDown`.
+        `keep_alive` replaces what earlier requests said; `None` does not. Raises `ModelLoadFailed`, also for a model
+        that turns out to be no `kind`, `LoadTimeout`, `Overloaded` and `ShuttingDown`.
         """
-        loaded, load_s = await self._find(model)
+        loaded, load_s = await self._lease(model)
         if not isinstance(loaded.ready, kind):
+            self._give_back(loaded)
             raise ModelLoadFailed(f"{model.name!r} is not what its manifest says", hint=f"vmm pull {model.source}")
-        loaded.num_leases += 1
-        loaded.last_used = self._clock()
-        loaded.keep_alive = keep_alive or self._settings.keep_alive
+        loaded.keep(keep_alive)
         return Lease(loaded, loaded.ready, load_s, self._give_back)
 
     async def load(self, model: InstalledModel, keep_alive: KeepAlive | None) -> float:
         """Load a model of any kind and start its keep-alive clock; the seconds waited. Raises as `acquire` does."""
-        loaded, load_s = await self._find(model)
-        loaded.keep_alive = keep_alive or self._settings.keep_alive
-        loaded.last_used = self._clock()
-        self._changed.set()
+        loaded, load_s = await self._lease(model)
+        loaded.keep(keep_alive)
+        self._give_back(loaded)
         return load_s
-
-    async def _find(self, model: InstalledModel) -> tuple[LoadedModel, float]:
-        """The model in memory, and the seconds its load was waited for."""
-        if self._closing:
-            raise ShuttingDown
-        started = self._clock()
-        loaded = self._loaded.get(model.weights)
-        if loaded is None:
-            task = self._loading.get(model.weights)
-            if task is None:
-                task = asyncio.create_task(self._load_cold(model), name=f"load {model.name}")
-                self._loading[model.weights] = task
-                task.add_done_callback(partial(self._load_ended, model.weights))
-            # shielded: one client that gives up must not stop the load that others wait for
-            loaded = await asyncio.shield(task)
-            load_s = self._clock() - started
-        else:
-            load_s = 0.0
-        if self._closing or self._loaded.get(model.weights) is not loaded:  # closed between the load and our turn
-            return await self._find(model)
-        return loaded, load_s
 
     def loaded(self) -> list[LoadedModel]:
         """Models in memory, the one that stays longest first."""
@@ -156,12 +176,13 @@ class ModelPool:
 
     async def unload(self, model: InstalledModel) -> bool:
         """Unload when idle: at once, or when the last lease is returned. False if it was not loaded."""
-        loaded = self._loaded.get(model.weights)
+        loaded = self._loaded.get(load_key(model))
         if loaded is None:
             return False
-        loaded.keep_alive = KeepAlive(0.0)
+        loaded.keep(KeepAlive(0.0))
+        self._notify()
         if loaded.num_leases == 0:
-            await self._close(loaded)
+            await asyncio.shield(self._close(loaded))
         return True
 
     async def expire(self) -> float | None:
@@ -172,9 +193,11 @@ class ModelPool:
             if loaded.num_leases or left is None:
                 continue
             if left <= 0:
-                await self._close(loaded)
+                self._close(loaded)
             else:
                 pause = left if pause is None else min(pause, left)
+        if self._leaving:
+            await asyncio.wait(self._leaving.values())
         return pause
 
     async def run(self) -> None:
@@ -189,62 +212,151 @@ class ModelPool:
 
     async def aclose(self) -> None:
         """Unload everything; generations still running are aborted. Later `acquire`s raise `ShuttingDown`."""
-        self._closing = True
-        if self._loading:
-            await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        self._is_closing = True
+        self._notify()
+        if self._loads:
+            await asyncio.wait([load.task for load in self._loads.values()])
         for loaded in list(self._loaded.values()):
-            await self._close(loaded)
+            self._close(loaded)
+        if self._leaving:
+            await asyncio.wait(self._leaving.values())
+
+    async def _lease(self, model: InstalledModel) -> tuple[LoadedModel, float]:
+        """The model in memory, with a lease that is the caller's, and the seconds its load was waited for."""
+        if self._is_closing:
+            raise ShuttingDown
+        key, started = load_key(model), self._clock()
+        loaded = self._loaded.get(key)
+        if loaded is None:
+            loaded = await self._wait_for(self._loads.get(key) or self._begin(key, model))
+            load_s = self._clock() - started
+        else:
+            loaded.num_leases += 1
+            load_s = 0.0
+        if self._is_closing:
+            self._give_back(loaded)
+            raise ShuttingDown
+        loaded.model = model
+        loaded.last_used = self._clock()
+        return loaded, load_s
+
+    def _begin(self, key: LoadKey, model: InstalledModel) -> _Load:
+        load = self._loads[key] = _Load(model)
+        load.task = asyncio.create_task(self._load_cold(key, load), name=f"load {model.name}")
+        load.task.add_done_callback(lambda task: _log_end(model, task))
+        return load
+
+    async def _wait_for(self, load: _Load) -> LoadedModel:
+        """What is loaded, with a lease."""
+        if load.num_waiting >= self._settings.max_sequences + self._settings.max_queue:
+            raise Overloaded
+        load.num_waiting += 1
+        timeout_s = self._settings.load_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s if timeout_s > 0 else None) as deadline:
+                # shielded: one client that gives up must not stop the load that others wait for
+                await asyncio.shield(load.task)
+        except BaseException:
+            load.num_waiting -= 1
+            if load.loaded is not None:  # it came at the last moment
+                self._give_back(load.loaded)
+            self._notify()
+            if deadline.expired():
+                raise LoadTimeout(f"waited {timeout_s:g} s for {load.model.name!r}: {load.why_not_yet}") from None
+            raise
+        assert load.loaded is not None
+        return load.loaded
+
+    async def _load_cold(self, key: LoadKey, load: _Load) -> None:
+        model = load.model
+        try:
+            async with self._turn:
+                num_bytes = await self._make_room(load)
+                load.why_not_yet = "it is still loading"
+                logger.info("loading %s", model.name)
+                ready = await asyncio.to_thread(self._load, model, num_bytes - model.size_bytes)
+                load.loaded = LoadedModel(
+                    model, ready, self._settings.keep_alive, self._clock(), num_leases=load.num_waiting
+                )
+                self._loaded[key] = load.loaded
+        finally:
+            del self._loads[key]
+        self._notify()
+        logger.info("loaded %s on %s, %d MB", model.name, ready.placement, ready.memory_bytes >> 20)
+
+    async def _make_room(self, load: _Load) -> int:
+        """The bytes the model may take, once there is room for it. Raises `ModelLoadFailed` if there will be none."""
+        limits = Limits(self.budget_bytes, self._settings.max_loaded_models)
+        need = self._need(load.model)
+        while True:
+            self._room_changed.clear()
+            if self._is_closing:
+                raise ShuttingDown
+            if not load.num_waiting:
+                raise _NobodyWaits
+            if not self._leaving:
+                loaded = self._loaded.values()
+                room = find_room(loaded, need, limits)
+                if room is None:
+                    load.why_not_yet = no_room(loaded, need, limits)
+                    if not may_find_room(loaded, need, limits):
+                        raise _does_not_fit(load)
+                elif room.leaving:
+                    self._close(room.leaving[0])
+                else:
+                    return room.num_bytes
+            await self._room_changed.wait()
+
+    def _need(self, model: InstalledModel) -> Need:
+        if not model.generates:
+            return Need(model.size_bytes, model.size_bytes)
+        kv_bytes = int(self._settings.kv_cache_size or self.budget_bytes // _KV_SHARE)
+        least = model.size_bytes + min(kv_bytes, _MIN_KV_BYTES)
+        return Need(least, model.size_bytes + kv_bytes)
 
     def _give_back(self, loaded: LoadedModel) -> None:
         loaded.num_leases -= 1
         loaded.last_used = self._clock()
+        self._notify()
+
+    def _close(self, loaded: LoadedModel) -> asyncio.Task[None]:
+        """Begin to unload; nobody gets it any more. Its memory counts as taken until that is done."""
+        if (leaving := self._leaving.get(loaded)) is not None:
+            return leaving
+        self._loaded = {key: other for key, other in self._loaded.items() if other is not loaded}
+        task = self._leaving[loaded] = asyncio.create_task(self._unload(loaded), name=f"unload {loaded.name}")
+        return task
+
+    async def _unload(self, loaded: LoadedModel) -> None:
+        try:
+            await loaded.ready.aclose()
+        except Exception:
+            logger.exception("%s did not end in good order", loaded.name)
+        finally:
+            del self._leaving[loaded]
+            self._notify()
+        logger.info("unloaded %s", loaded.name)
+
+    def _notify(self) -> None:
         self._changed.set()
+        self._room_changed.set()
 
-    def _load_ended(self, weights: str, task: asyncio.Task[LoadedModel]) -> None:
-        del self._loading[weights]
-        if not task.cancelled() and (error := task.exception()) is not None:  # also when nobody waits any more
-            logger.error("%s", error)
 
-    async def _load_cold(self, model: InstalledModel) -> LoadedModel:
-        async with self._room:  # one load at a time, so that two cannot both take the same free memory
-            kv_cache_bytes = await self._make_room(model)
-            logger.info("loading %s", model.name)
-            ready = await asyncio.to_thread(self._load, model, kv_cache_bytes)
-        loaded = LoadedModel(model, ready, self._settings.keep_alive, self._clock())
-        self._loaded[model.weights] = loaded
-        self._changed.set()
-        logger.info("loaded %s on %s, %d MB", model.name, ready.placement, ready.memory_bytes >> 20)
-        return loaded
+def _does_not_fit(load: _Load) -> ModelLoadFailed:
+    return ModelLoadFailed(
+        f"no room for {load.model.name!r}: {load.why_not_yet}",
+        hint="vmm stop unloads a pinned model; memory_budget and max_loaded_models are settings",
+    )
 
-    async def _make_room(self, model: InstalledModel) -> int:
-        """Evict idle models until `model` fits; returns the bytes its KV blocks may have."""
-        kv_bytes = int(self._settings.kv_cache_size or self.budget_bytes // _KV_SHARE)
-        wanted, least = model.size_bytes, model.size_bytes
-        if model.generates:
-            wanted, least = wanted + kv_bytes, least + _MIN_KV_BYTES
-        limit = self._settings.max_loaded_models
-        while True:
-            used = sum(loaded.size_bytes for loaded in self._loaded.values())
-            too_many = limit and len(self._loaded) >= limit
-            if not too_many and used + wanted <= self.budget_bytes:
-                return wanted - model.size_bytes
-            idle = [loaded for loaded in self._loaded.values() if loaded.num_leases == 0]
-            if idle:
-                await self._close(min(idle, key=lambda loaded: loaded.last_used))
-            elif not too_many and used + least <= self.budget_bytes:
-                return self.budget_bytes - used - model.size_bytes
-            else:
-                raise ModelLoadFailed(
-                    f"no room for {model.name!r}: it needs {least >> 20} MB, {(self.budget_bytes - used) >> 20} of "
-                    f"{self.budget_bytes >> 20} MB are free, and {len(self._loaded)} loaded models are in use",
-                    hint="wait for running requests, or raise memory_budget or max_loaded_models",
-                )
 
-    async def _close(self, loaded: LoadedModel) -> None:
-        self._loaded.pop(loaded.model.weights, None)
-        self._changed.set()
-        await loaded.ready.aclose()
-        logger.info("unloaded %s", loaded.model.name)
+def _log_end(model: InstalledModel, task: asyncio.Task[None]) -> None:
+    """Also what nobody waits for any more."""
+    if task.cancelled() or (error := task.exception()) is None:
+        return
+    if isinstance(error, _NobodyWaits):
+        logger.info("gave up loading %s: nobody waits for it any more", model.name)
+    else:
+        logger.error("loading %s failed: %s", model.name, error)
 
 
 def _physical_memory_bytes() -> int:
