@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2.meta import find_undeclared_variables
 
 from vmm_server.errors import CorruptFile, ImportFailed, InvalidRequest
 from vmm_server.prompt.budget import MAX_TEXT
@@ -35,6 +36,9 @@ class TemplateRefusal(TemplateError):
 class ChatTemplate:
     """One compiled chat template. Rendering changes nothing here and may happen in several threads at once."""
 
+    adds_bos_token = False
+    """These templates write the BOS token themselves."""
+
     def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
         """Compile `source`. The token texts are empty for a model that has none.
 
@@ -56,6 +60,12 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"the template cannot be compiled{line}: {_first_line(error)}", param="template"
             ) from error
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The names that it reads without having set them, in small letters."""
+        names = find_undeclared_variables(self._environment.parse(self.source))
+        return frozenset(map(str.lower, names))
 
     @property
     def writes_calls(self) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from vmm_server.prompt.words import token_ids
+from vmm_server.prompt.words import first_tokens, token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def insert_tokens(tokenizer: Tokenizer, prefix: str, suffix: str) -> tuple[int, 
         return None
     before = (ids[family.prefix], *_encode(tokenizer, prefix))
     after = (ids[family.suffix], *_encode(tokenizer, suffix, glued=family.glues_suffix))
-    first = _first_tokens(tokenizer)
+    first = first_tokens(tokenizer)
     if family.middle is None:
         return (*first, *after, *before)
     return (*first, *before, *after, ids[family.middle])
@@ -76,10 +76,3 @@ def _encode(tokenizer: Tokenizer, text: str, *, glued: bool = False) -> list[int
         if marked[: len(mark)] == mark:
             return list(marked[len(mark) :])
     return list(token_ids(tokenizer, text))
-
-
-def _first_tokens(tokenizer: Tokenizer) -> list[int]:
-    """What the tokeniser puts before every text: a BOS token, or nothing."""
-    whole = tokenizer.encode(_MARK).ids
-    text = tokenizer.encode(_MARK, add_special_tokens=False).ids
-    return list(whole[: next(start for start in range(len(whole) + 1) if whole[start : start + len(text)] == text)])

@@ -7,11 +7,26 @@ from tokenizers import Tokenizer
 from vmm_server.errors import InvalidRequest
 from vmm_server.prompt.token_bytes import TokenBytes
 
+_SAMPLE = "\u263a"
+
 
 def token_ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = False) -> tuple[int, ...]:
     """A text's tokens. Other threads run meanwhile: `Tokenizer.encode` would keep Python's lock for seconds."""
     (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     return tuple(encoding.ids)
+
+
+def first_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What the tokeniser puts before every text: a BOS token, or nothing."""
+    whole = token_ids(tokenizer, _SAMPLE, add_special_tokens=True)
+    text = token_ids(tokenizer, _SAMPLE)
+    return whole[: next(start for start in range(len(whole) + 1) if whole[start : start + len(text)] == text)]
+
+
+def with_first_tokens(tokenizer: Tokenizer, ids: tuple[int, ...]) -> tuple[int, ...]:
+    """A text's tokens with those in front, unless the text has spelt them itself."""
+    first = first_tokens(tokenizer)
+    return ids if ids[: len(first)] == first else first + ids
 
 
 class Words:

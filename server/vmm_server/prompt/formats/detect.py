@@ -6,7 +6,6 @@ from datetime import datetime
 from types import MappingProxyType
 
 from vmm_server.errors import InvalidRequest
-from vmm_server.prompt.chat import ChatTemplate
 from vmm_server.prompt.formats.base import ChatFormat, ReasoningFormat, ToolFormat
 from vmm_server.prompt.formats.gemma import Gemma
 from vmm_server.prompt.formats.granite import Granite
@@ -17,6 +16,7 @@ from vmm_server.prompt.formats.phi import Phi
 from vmm_server.prompt.formats.pythonic import Pythonic
 from vmm_server.prompt.formats.qwen3_coder import Qwen3Coder
 from vmm_server.prompt.formats.reasoning import REASONING_FORMATS
+from vmm_server.prompt.templates import Template, read_template
 from vmm_server.requests import Message, Tool
 
 TOOL_FORMATS: MappingProxyType[str, ToolFormat] = MappingProxyType(
@@ -61,28 +61,37 @@ _AMONG_TOKENS = (
     ("pythonic", "<|tool_call_start|>"),
     ("llama3_json", "<|python_tag|>"),
 )
-_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+_COMMENT = re.compile(r"\{#.*?#\}|\{\{(?:-\s)?/\*.*?\*/", re.DOTALL)
 _PROBE = "vmm_probe_tool"
+_PROBED_AT = datetime(2000, 1, 2)
 
 
 def find_format(
-    template: str | None,
+    template: Template | str | None,
     special_tokens: Collection[str],
     *,
     tool_format: str | None = None,
     reasoning_format: str | None = None,
+    otherwise: ChatFormat | None = None,
 ) -> ChatFormat:
-    """How a model writes: its card's words first, then what its template shows, then the tokens it has."""
-    shown = _COMMENT.sub("", template or "")
+    """How a model writes: its card's words first, then what its template shows, then the tokens it has.
+
+    `otherwise` says how it writes under another template; it counts where nothing tells under this one.
+    """
+    source = template if isinstance(template, str | None) else template.source
+    shown = _COMMENT.sub("", source or "")
     names = [tool_format] if tool_format is not None else []
     names += [name for name, text in _IN_TEMPLATE if text in shown]
     names += [name for name, text in _AMONG_TOKENS if text in special_tokens]
+    tools = TOOL_FORMATS[names[0]] if names else TOOL_FORMATS["hermes"] if otherwise is None else otherwise.tools
     if reasoning_format is not None:
         reasoning: ReasoningFormat | None = REASONING_FORMATS[reasoning_format]
     else:  # tokens tell only where nothing else does: models that do not think share them with those that do
-        texts = special_tokens if template is None else shown
+        texts = special_tokens if source is None else shown
         reasoning = next((one for one in REASONING_FORMATS.values() if _is_shown(one, texts)), None)
-    return ChatFormat(TOOL_FORMATS[names[0] if names else "hermes"], reasoning, _tells_of_tools(template))
+    if reasoning is None and otherwise is not None:
+        reasoning = otherwise.reasoning
+    return ChatFormat(tools, reasoning, _tells_of_tools(template))
 
 
 def _is_shown(format: ReasoningFormat, texts: Collection[str]) -> bool:
@@ -90,14 +99,15 @@ def _is_shown(format: ReasoningFormat, texts: Collection[str]) -> bool:
     return has_markers and (format.answer is None or format.answer[0] in texts)
 
 
-def _tells_of_tools(template: str | None) -> bool:
+def _tells_of_tools(template: Template | str | None) -> bool:
     """Does a tool's name come out? Templates read `tools` in many ways, and some only to refuse them."""
-    if template is None or "tools" not in template:
+    source = template if isinstance(template, str | None) else template.source
+    if template is None or source is None or "tools" not in source.lower():
         return False
     try:
-        prompt = ChatTemplate(template, bos_token="<s>", eos_token="</s>").render(
-            [Message("user", "x")], tools=[Tool(_PROBE, "x")], now=datetime.min, variables={}
-        )
+        if isinstance(template, str):
+            template = read_template(template, bos_token="<s>", eos_token="</s>")
+        prompt = template.render([Message("user", "x")], tools=[Tool(_PROBE, "x")], now=_PROBED_AT, variables={})
     except InvalidRequest:
         return False
     return _PROBE in prompt
