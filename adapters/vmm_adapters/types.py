@@ -22,13 +22,15 @@ class SamplingParams:
     """How the next token is chosen. A value of `None` means the step is left out.
 
     Order of application (vLLM's): repetition, presence and frequency penalties, `logit_bias`, temperature,
-    `top_k`, `top_p`, `min_p`, draw. `temperature == 0` is greedy and skips everything after the bias.
+    `top_k`, `typical_p`, `top_p`, `min_p`, draw. `temperature == 0` is greedy and skips everything after the bias.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int | None = None
     min_p: float = 0.0
+    typical_p: float = 1.0
+    """Mass of the tokens kept whose surprise is nearest to the expected one (arxiv.org/abs/2202.00666); 1 keeps all."""
     repetition_penalty: float = 1.0
     repetition_window: int | None = None
     """Last tokens (prompt included) the repetition penalty looks at; `None` is all (Ollama: repeat_last_n)."""

@@ -91,8 +91,11 @@ class Embeddings:
             _check_dimensions(request.dimensions, ready.dim)
             inputs = await _prepare(lambda: embedding_inputs(request, ready, table), ready)
             vectors = await _rows(inputs, ready)
-            if request.dimensions is not None and request.dimensions < ready.dim:
-                vectors = _unit(vectors[:, : request.dimensions])
+            cut = request.dimensions is not None and request.dimensions < ready.dim
+            if cut:
+                vectors = vectors[:, : request.dimensions]
+            if cut or (ready.recipe.normalize if request.normalize is None else request.normalize):
+                vectors = _unit(vectors)
             return Embedded(model, str(ready.placement), _num_tokens(inputs), lease.load_s, vectors)
 
     async def rerank(self, request: RerankRequest) -> Reranked:

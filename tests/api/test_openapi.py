@@ -14,7 +14,7 @@ from vmm_server.api.streaming import NDJSON
 
 DATA = Path(__file__).parents[1] / "data"
 VALIDATOR = jsonschema_rs.validator_for(json.loads((DATA / "openapi_3_1.json").read_text()))
-TRIED_LAST = ("deleteResponse", "pull", "delete")
+TRIED_LAST = ("deleteResponse", "headBlob", "pull", "delete")
 """What changes or takes away what the others need."""
 SOMETIMES = ("load_duration",)
 """Only there after a load."""

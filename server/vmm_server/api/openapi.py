@@ -47,6 +47,7 @@ HEADERS: Mapping[str, str] = {
 PARAMETERS: Mapping[str, str] = {
     "model_id": "The model's name; it may hold `/` and `:`.",
     "response_id": "The `id` of a response that was stored.",
+    "digest": "`sha256:` and 64 hexadecimal digits.",
 }
 """What a part of a path means."""
 
@@ -87,6 +88,8 @@ class Description:
     body: type[BaseModel] | None = None
     query: Mapping[str, str] = field(default_factory=dict)
     """Its query's parameters: what each means."""
+    upload: bool = False
+    """The body is bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +112,13 @@ class Operation:
 
 
 def described(
-    *examples: Example, body: type[BaseModel] | None = None, query: Mapping[str, str] | None = None
+    *examples: Example,
+    body: type[BaseModel] | None = None,
+    query: Mapping[str, str] | None = None,
+    upload: bool = False,
 ) -> dict[str, Description]:
     """For a route handler's `opt`: what is sent to it and what comes back."""
-    return {"openapi": Description(examples, body, query or {})}
+    return {"openapi": Description(examples, body, query or {}, upload)}
 
 
 def operations(routes: Iterable[BaseRoute]) -> list[Operation]:
@@ -168,6 +174,8 @@ def _operation(operation: Operation, bodies: Mapping[type[BaseModel], Schema]) -
             "required": True,
             "content": {JSON: {"schema": bodies[description.body], "examples": examples}},
         }
+    elif description.upload:
+        shown["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {}}}}
     return {key: value for key, value in shown.items() if value}
 
 

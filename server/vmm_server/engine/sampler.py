@@ -174,7 +174,7 @@ def _sample_row(logits: Row, state: SamplingState) -> Sampled | None:
 
 
 def _draw(row: Row, peak: np.float32, params: SamplingParams, uniform: float) -> int:
-    """Temperature, then `top_k`, `top_p`, `min_p`, then the token at `uniform` (in [0, 1)) of what is left.
+    """Temperature, `top_k`, `typical_p`, `top_p`, `min_p`, then the token at `uniform` (in [0, 1)) of what is left.
 
     `top_p` keeps the most likely tokens up to and with the one that reaches it, of the mass that `top_k` left;
     `min_p` keeps tokens that are at least so likely as `min_p` times the most likely one.
@@ -182,6 +182,10 @@ def _draw(row: Row, peak: np.float32, params: SamplingParams, uniform: float) ->
     scale = np.float32(1 / max(params.temperature, _LOWEST_TEMPERATURE))
     if params.top_k is not None and 0 < params.top_k < len(row):
         ids = top_ids(row, params.top_k)
+        weights = np.exp((row[ids] - peak) * scale)
+        total = weights.sum(dtype=np.float64)
+    elif params.typical_p < 1:
+        ids = top_ids(row, len(row))
         weights = np.exp((row[ids] - peak) * scale)
         total = weights.sum(dtype=np.float64)
     elif params.top_p < 1:
@@ -192,6 +196,10 @@ def _draw(row: Row, peak: np.float32, params: SamplingParams, uniform: float) ->
         if params.min_p > 0:
             weights[weights < params.min_p] = 0
         return _pick(weights, uniform)
+    if params.typical_p < 1:
+        kept = _typical(weights / total, params.typical_p)
+        ids, weights = ids[kept], weights[kept]
+        total = weights.sum(dtype=np.float64)
     cumulative = np.cumsum(weights, dtype=np.float64)
     num_kept = len(ids)
     if params.top_p < 1:
@@ -199,6 +207,15 @@ def _draw(row: Row, peak: np.float32, params: SamplingParams, uniform: float) ->
     if params.min_p > 0:
         num_kept = min(num_kept, max(1, int(np.count_nonzero(weights >= params.min_p))))
     return int(ids[_position(cumulative[:num_kept], uniform)])
+
+
+def _typical(shares: NDArray[np.float64], mass: float) -> TokenIds:
+    """Indices, in order, of the tokens nearest in surprise to the entropy, until they reach `mass`; one at least."""
+    surprise = -np.log(np.maximum(shares, np.finfo(np.float64).tiny))
+    entropy = (shares * surprise).sum()
+    nearest = np.argsort(np.abs(surprise - entropy), kind="stable")
+    count = int(np.searchsorted(np.cumsum(shares[nearest]), mass)) + 1
+    return np.sort(nearest[:count])
 
 
 def _nucleus(row: Row, peak: np.float32, scale: np.float32, mass: float) -> tuple[TokenIds, Row]:

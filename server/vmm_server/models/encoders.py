@@ -61,7 +61,7 @@ def load_encoder(model: InstalledModel, settings: Settings) -> ReadyEncoder:
             EncoderOptions(
                 max_length=max_length,
                 pooling=recipe.pooling,
-                normalize=recipe.normalize,
+                normalize=False,  # a request may want what is not: `Embeddings` divides by the norm
                 device=placement.device,
                 num_threads=settings.num_threads,
             ),

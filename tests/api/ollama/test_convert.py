@@ -17,7 +17,7 @@ from vmm_server.api.ollama.convert import (
     generate_request,
 )
 from vmm_server.api.ollama.wire import ChatBody, GenerateBody
-from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
+from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedCapability, UnsupportedParameter
 from vmm_server.requests import (
     ChatPrompt,
     GenerateRequest,
@@ -46,7 +46,7 @@ def chat(*messages: object, **fields: object) -> GenerateRequest:
 def test_a_bare_request_has_ollamas_defaults() -> None:
     assert generate() == GenerateRequest(
         model="m",
-        prompt=ChatPrompt((Message("user", "hi"),), param="prompt", thinking_param="think"),
+        prompt=ChatPrompt((Message("user", "hi"),), param="prompt", thinking_param="think", truncate=True),
         sampling=SamplingParams(temperature=0.8, top_p=0.9, top_k=40, repetition_window=64),
         unset=frozenset(SamplingDefaults.model_fields),
     )
@@ -120,7 +120,7 @@ def test_options_of_other_versions_are_ignored() -> None:
 
 
 def test_raw_goes_to_the_model_as_it_is() -> None:
-    assert generate(raw=True).prompt == TextPrompt("hi")
+    assert generate(raw=True).prompt == TextPrompt("hi", truncate=True)
 
 
 @pytest.mark.parametrize("fields", [{"system": "s"}, {"template": "t"}, {"context": [1]}])
@@ -138,14 +138,23 @@ def test_system_context_and_a_jinja_template_arrive() -> None:
         param="prompt",
         thinking=False,
         thinking_param="think",
+        truncate=True,
     )
 
 
-@pytest.mark.parametrize("template", ["{{ .Prompt }}", "{{- if .System }}{{ .System }}{{ end }}", "{{ range $i }}"])
-def test_go_templates_are_refused(template: str) -> None:
-    with pytest.raises(UnsupportedParameter) as refused:
-        generate(template=template)
-    assert refused.value.param == "template"
+@pytest.mark.parametrize(("truncate", "allowed"), [(None, True), (True, True), (False, False)])
+def test_what_is_too_long_may_be_shortened_unless_the_request_says_no(truncate: bool | None, allowed: bool) -> None:
+    for request in (generate(truncate=truncate), chat({"role": "user", "content": "x"}, truncate=truncate)):
+        assert isinstance(request.prompt, ChatPrompt)
+        assert request.prompt.truncate is allowed
+    raw = generate(raw=True, truncate=truncate).prompt
+    assert isinstance(raw, TextPrompt)
+    assert raw.truncate is allowed
+
+
+@pytest.mark.parametrize(("options", "num_keep"), [({}, 4), ({"num_keep": 0}, 0), ({"num_keep": -1}, None)])
+def test_the_beginning_of_a_raw_prompt_is_kept(options: dict[str, object], num_keep: int | None) -> None:
+    assert generate(raw=True, options=options).prompt == TextPrompt("hi", truncate=True, num_keep=num_keep)
 
 
 def test_chat_messages_arrive() -> None:
@@ -163,6 +172,7 @@ def test_chat_messages_arrive() -> None:
             Message("tool", "r", name="f"),
         ),
         thinking_param="think",
+        truncate=True,
     )
 
 
@@ -215,17 +225,26 @@ def test_other_formats_are_refused(wanted: object) -> None:
     assert refused.value.param == "format"
 
 
-@pytest.mark.parametrize("fields", [{"images": ["aGk="]}, {"suffix": "x", "raw": True}, {"think": "low", "raw": True}])
+@pytest.mark.parametrize("fields", [{"suffix": "x", "raw": True}, {"think": "low", "raw": True}])
 def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, object]) -> None:
     with pytest.raises(UnsupportedParameter) as refused:
         generate(**fields)
     assert refused.value.param == next(iter(fields))
 
 
+def test_images_need_a_model_that_sees() -> None:
+    with pytest.raises(UnsupportedCapability, match='"m" does not support vision') as refused:
+        generate(images=["aGk="])
+    assert refused.value.param == "images"
+    with pytest.raises(UnsupportedCapability, match='"m" does not support vision') as refused:
+        chat({"role": "user", "content": "x", "images": ["aGk="]})
+    assert refused.value.param == "messages[0].images"
+    assert generate(images=[]) == generate()
+
+
 @pytest.mark.parametrize(
     ("message", "param"),
     [
-        ({"role": "user", "content": "x", "images": ["aGk="]}, "messages[0].images"),
         ({"role": "assistant", "tool_calls": [{}]}, "messages[0].tool_calls[0].function"),
         (
             {"role": "assistant", "tool_calls": [CALL | {"function": {"name": 5}}]},
@@ -280,6 +299,7 @@ def test_a_tool_loop_arrives() -> None:
         ),
         tools=ToolUse((Tool("f", "d", '{"type": "object", "properties": {"z": {}}}'), Tool("g"))),
         thinking_param="think",
+        truncate=True,
     )
 
 

@@ -10,7 +10,7 @@ from vmm_server.api.body import read_body
 from vmm_server.api.ollama import examples
 from vmm_server.api.ollama.convert import chat_request, check_chat_model
 from vmm_server.api.ollama.render import chat_piece
-from vmm_server.api.ollama.replies import answer_or_stream, load_or_unload
+from vmm_server.api.ollama.replies import answer_or_stream, check_task, load_or_unload, show_prompt
 from vmm_server.api.ollama.wire import ChatBody
 from vmm_server.api.openapi import described
 from vmm_server.inference import Inference
@@ -37,8 +37,11 @@ class ChatController(Controller):
         """NDJSON, or one object with `"stream": false`. No messages load the model."""
         body = await read_body(request, ChatBody)
         check_chat_model(body)
-        thinks = "thinking" in registry.resolve(body.model).capabilities
-        asked = chat_request(body, thinks=thinks)
+        model = registry.resolve(body.model)
+        asked = chat_request(body, thinks="thinking" in model.capabilities)
         if not body.messages:
-            return load_or_unload(inference, body, chat_piece)
+            return load_or_unload(inference, model, body, "chat", chat_piece)
+        check_task(model, body, "chat")
+        if body.debug_render_only:
+            return show_prompt(inference, body, asked, chat_piece)
         return answer_or_stream(inference, body, asked, chat_piece)

@@ -1,13 +1,12 @@
 """Ollama's requests → `GenerateRequest`. Pure. What cannot be honoured is refused by name."""
 
 import json
-import re
 from collections.abc import Sequence
 
-from vmm_adapters.types import SamplingParams
+from vmm_server.api.ollama.options import context_limit, kept_tokens, sampling_params, unset_params
 from vmm_server.api.ollama.wire import ChatBody, ChatMessage, GenerateBody, GenerationFields, Options, WireTool
 from vmm_server.api.tools import make_tool, make_tool_use
-from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
+from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedCapability, UnsupportedParameter
 from vmm_server.requests import (
     ChatPrompt,
     Constraint,
@@ -27,9 +26,6 @@ THINK_LEVELS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}
 """Ollama's words for an effort, and the ones that templates know."""
 ROLES = ("system", "user", "assistant", "tool")
 
-_GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:[.$]|(?:if|else|end|range|with|block|define|template)\b)")
-"""Go's template language: an action that starts with a field, a variable or a keyword."""
-
 
 def generate_request(body: GenerateBody, *, thinks: bool = False) -> GenerateRequest:
     """The generation that `/api/generate` asks for. `thinks`: the model can, and is to unless the body says otherwise.
@@ -37,17 +33,18 @@ def generate_request(body: GenerateBody, *, thinks: bool = False) -> GenerateReq
     Raises `InvalidRequest`, `UnsupportedParameter`.
     """
     _check_shared(body)
-    _refuse("images", bool(body.images))
+    _refuse_images(body.model, body.images, "images")
     if body.raw or body.suffix:
         return _request(body, _bare_prompt(body))
     system = (Message("system", body.system),) if body.system else ()
     prompt = ChatPrompt(
         (*system, Message("user", body.prompt or "")),
-        template=_template(body.template),
+        template=body.template or None,
         context=tuple(body.context or ()),
         param="prompt",
         thinking=_thinking(body, thinks),
         thinking_param="think",
+        truncate=body.truncate is not False,
     )
     return _request(body, prompt)
 
@@ -61,7 +58,10 @@ def _bare_prompt(body: GenerateBody) -> TextPrompt | InsertPrompt:
         )
     _refuse("suffix", bool(body.raw and body.suffix), "leave out raw")
     _refuse("think", bool(body.think), f"with {mode} the answer is the model's text, thinking and all")
-    return InsertPrompt(body.prompt or "", body.suffix) if body.suffix else TextPrompt(body.prompt or "")
+    if body.suffix:
+        return InsertPrompt(body.prompt or "", body.suffix)
+    num_keep = kept_tokens(body.options or Options())
+    return TextPrompt(body.prompt or "", truncate=body.truncate is not False, num_keep=num_keep)
 
 
 def chat_request(body: ChatBody, *, thinks: bool = False) -> GenerateRequest:
@@ -70,11 +70,15 @@ def chat_request(body: ChatBody, *, thinks: bool = False) -> GenerateRequest:
     Raises `InvalidRequest`, `UnsupportedParameter`.
     """
     _check_shared(body)
-    messages = tuple(_message(message, index) for index, message in enumerate(body.messages or ()))
+    messages = tuple(_message(body.model, message, index) for index, message in enumerate(body.messages or ()))
     if messages and messages[-1].tool_calls:
         raise InvalidRequest("messages: the last one calls tools; their results have to follow", param="messages")
     prompt = ChatPrompt(
-        messages, tools=_tool_use(body.tools or ()), thinking=_thinking(body, thinks), thinking_param="think"
+        messages,
+        tools=_tool_use(body.tools or ()),
+        thinking=_thinking(body, thinks),
+        thinking_param="think",
+        truncate=body.truncate is not False,
     )
     return _request(body, prompt)
 
@@ -97,7 +101,6 @@ def _check_shared(body: GenerationFields) -> None:
         raise InvalidRequest(f"think: must be true, false or one of {', '.join(THINK_LEVELS)}", param="think")
     if not 0 <= (body.top_logprobs or 0) <= MAX_TOP_LOGPROBS:
         raise InvalidRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}", param="top_logprobs")
-    _refuse("_debug_render_only", bool(body.debug_render_only))
 
 
 def _refuse(field: str, asked: bool, hint: str | None = None) -> None:
@@ -105,11 +108,9 @@ def _refuse(field: str, asked: bool, hint: str | None = None) -> None:
         raise UnsupportedParameter(f"{field} is not supported", param=field, hint=hint)
 
 
-def _template(template: str | None) -> str | None:
-    """A Jinja template of the request's own. Raises `UnsupportedParameter` for one in Go's language."""
-    go = bool(template and _GO_TEMPLATE.search(template))
-    _refuse("template", go, "Go templates are not read here; send a Jinja chat template")
-    return template or None
+def _refuse_images(model: str, images: Sequence[str] | None, where: str) -> None:
+    if images:
+        raise UnsupportedCapability(model, "vision", param=where)
 
 
 def _thinking(body: GenerationFields, thinks: bool) -> bool | str | None:
@@ -130,11 +131,11 @@ def _tool(wire: WireTool, where: str) -> Tool:
     return make_tool(function.name, function.description, function.parameters, where=f"{where}.function")
 
 
-def _message(wire: ChatMessage, index: int) -> Message:
+def _message(model: str, wire: ChatMessage, index: int) -> Message:
     where = f"messages[{index}]"
     if wire.role not in ROLES:
         raise InvalidRequest(f"{where}.role: must be one of {', '.join(ROLES)}", param=f"{where}.role")
-    _refuse(f"{where}.images", bool(wire.images))
+    _refuse_images(model, wire.images, f"{where}.images")
     calls = tuple(
         ToolCall(call.function.name, json.dumps(call.function.arguments or {}, ensure_ascii=False), call.id)
         for call in wire.tool_calls or ()
@@ -153,32 +154,15 @@ def _message(wire: ChatMessage, index: int) -> Message:
 
 def _request(body: GenerationFields, prompt: TextPrompt | ChatPrompt | InsertPrompt) -> GenerateRequest:
     options = body.options or Options()
-    recommendable = {
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "top_k": options.top_k,
-        "min_p": options.min_p,
-        "repetition_window": options.repeat_last_n,
-        "seed": options.seed,
-        "max_tokens": options.num_predict,
-        "stop": options.stop,
-    }
-    if options.repeat_last_n != 0:  # which asks for no penalties
-        recommendable |= {
-            "repetition_penalty": options.repeat_penalty,
-            "presence_penalty": options.presence_penalty,
-            "frequency_penalty": options.frequency_penalty,
-        }
-    if options.num_ctx is not None and options.num_ctx < 1:
-        raise InvalidRequest("options.num_ctx: must be at least 1", param="options.num_ctx")
+    wants_logprobs = bool(body.logprobs or body.top_logprobs)
     return GenerateRequest(
         model=body.model,
         prompt=prompt,
-        sampling=_sampling(options, body),
-        unset=frozenset(name for name, value in recommendable.items() if value is None),
+        sampling=sampling_params(options, num_logprobs=(body.top_logprobs or 0) if wants_logprobs else None),
+        unset=unset_params(options),
         keep_alive=body.keep_alive,
         constraint=_constraint(body.format),
-        num_ctx=options.num_ctx,
+        num_ctx=context_limit(options),
     )
 
 
@@ -192,31 +176,3 @@ def _constraint(wanted: object) -> Constraint | None:
         return JsonSchema(json.dumps(wanted), "format")
     text = json.dumps(wanted)[:100]
     raise InvalidRequest(f'format: {text} is neither "json" nor a JSON schema', param="format")
-
-
-def _sampling(options: Options, body: GenerationFields) -> SamplingParams:
-    """Ollama's defaults; out-of-range values are clamped as its sampler does."""
-    if "" in (options.stop or ()):
-        raise InvalidRequest("options.stop: a stop string must not be empty", param="options.stop")
-    window = 64 if options.repeat_last_n is None else options.repeat_last_n
-    penalise = window != 0
-    num_predict, seed, top_k = options.num_predict, options.seed, options.top_k
-    wants_logprobs = bool(body.logprobs or body.top_logprobs)
-    return SamplingParams(
-        temperature=max(0.0, 0.8 if options.temperature is None else options.temperature),
-        top_p=_share(0.9 if options.top_p is None else options.top_p),
-        top_k=40 if top_k is None else top_k if top_k > 0 else None,
-        min_p=_share(options.min_p or 0.0),
-        repetition_penalty=(options.repeat_penalty or 1.0) if penalise else 1.0,
-        repetition_window=window if window > 0 else None,
-        presence_penalty=(options.presence_penalty or 0.0) if penalise else 0.0,
-        frequency_penalty=(options.frequency_penalty or 0.0) if penalise else 0.0,
-        seed=None if seed is None or seed == -1 else seed % 2**64,
-        max_tokens=num_predict if num_predict is not None and num_predict > 0 else None,
-        stop=tuple(options.stop or ()),
-        logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
-    )
-
-
-def _share(value: float) -> float:
-    return min(1.0, max(0.0, value))

@@ -1,21 +1,11 @@
-"""What is sent to the routes under `/api` and what comes back, for the OpenAPI document."""
+"""What is sent to `/api/chat` and `/api/generate` and what comes back, for the OpenAPI document."""
 
-from vmm_server.api.openapi import TEXT, Example
+from vmm_server.api.openapi import Example
 from vmm_server.api.streaming import NDJSON
 
 MODEL = "smollm2:135m"
 WHEN = "2026-11-21T09:30:00.125000Z"
-DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
-DETAILS = {
-    "parent_model": "",
-    "format": "gguf",
-    "family": "llama",
-    "families": ["llama"],
-    "parameter_size": "135M",
-    "quantization_level": "Q4_1",
-    "context_length": 8192,
-}
 COUNTS = {
     "total_duration": 412_000_000,
     "prompt_eval_count": 14,
@@ -36,91 +26,30 @@ WEATHER = {
     },
 }
 STATE = {"model": MODEL, "created_at": WHEN}
-
-ROOT = (Example("Is somebody there", "Ollama is running", media_type=TEXT),)
-VERSION = (Example("Versions", {"version": "0.13.0", "vmm_version": "0.1.0"}),)
-TAGS = (
-    Example(
-        "Installed models",
-        {
-            "models": [
-                {
-                    "name": MODEL,
-                    "model": MODEL,
-                    "modified_at": WHEN,
-                    "size": 98_362_432,
-                    "digest": DIGEST,
-                    "details": DETAILS,
-                    "capabilities": ["completion"],
-                }
-            ]
-        },
-    ),
-)
-PS = (
-    Example(
-        "Loaded models",
-        {
-            "models": [
-                {
-                    "name": MODEL,
-                    "model": MODEL,
-                    "size": 181_403_648,
-                    "digest": DIGEST,
-                    "details": DETAILS,
-                    "expires_at": "2026-11-21T09:35:00.125000Z",
-                    "size_vram": 0,
-                    "context_length": 8192,
-                    "placement": "openvino/CPU",
-                }
-            ]
-        },
-    ),
-)
-SHOW = (
-    Example(
-        "A model",
-        {
-            "license": "Apache-2.0",
-            "modelfile": "# SmolLM2 135M Instruct\nFROM smollm2:135m\nPARAMETER temperature 0.2\n",
-            "parameters": "temperature                    0.2",
-            "template": "{% for message in messages %}…{% endfor %}",
-            "system": "",
-            "details": DETAILS,
-            "messages": [],
-            "model_info": {
-                "general.architecture": "llama",
-                "general.basename": "smollm2",
-                "general.parameter_count": 135_000_000,
-                "llama.context_length": 8192,
-            },
-            "capabilities": ["completion"],
-            "modified_at": WHEN,
-        },
-        {"model": MODEL},
-    ),
-)
-PULL = (
-    Example("Wait for the end", {"status": "success"}, {"model": MODEL, "stream": False}),
-    Example(
-        "With progress",
-        [
-            {"status": "pulling manifest"},
-            {"status": "pulling b179c9523d0e", "digest": f"sha256:{DIGEST}", "total": 98_362_432},
-            {
-                "status": "pulling b179c9523d0e",
-                "digest": f"sha256:{DIGEST}",
-                "total": 98_362_432,
-                "completed": 5_000_000,
-            },
-            {"status": "verifying sha256 digest"},
-            {"status": "success"},
-        ],
-        {"model": MODEL},
-        media_type=NDJSON,
-    ),
-)
-DELETE = (Example("Remove a model", "", {"model": MODEL}, media_type=TEXT),)
+LOGPROB = {"token": "Blue", "logprob": -0.25, "bytes": [66, 108, 117, 101]}
+OPTIONS = {
+    "num_keep": 5,
+    "seed": 42,
+    "num_predict": 3,
+    "draft_num_predict": 4,
+    "top_k": 20,
+    "top_p": 0.9,
+    "min_p": 0.0,
+    "typical_p": 0.7,
+    "repeat_last_n": 33,
+    "temperature": 0.8,
+    "repeat_penalty": 1.2,
+    "presence_penalty": 1.5,
+    "frequency_penalty": 1.0,
+    "stop": ["\n", "user:"],
+    "num_ctx": 1024,
+    "num_batch": 2,
+    "num_gpu": 1,
+    "main_gpu": 0,
+    "use_mmap": True,
+    "num_thread": 8,
+}
+"""All there are."""
 
 CHAT = (
     Example(
@@ -159,6 +88,13 @@ CHAT = (
         },
     ),
     Example(
+        "The prompt alone",
+        STATE
+        | {"message": {"role": "assistant", "content": ""}, "done": False}
+        | {"_debug_info": {"rendered_template": "<|user|>Why is the sky blue?<|end|><|assistant|>"}},
+        {"model": MODEL, "messages": QUESTION, "_debug_render_only": True},
+    ),
+    Example(
         "Load the model",
         STATE | {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "load"},
         {"model": MODEL, "keep_alive": "10m"},
@@ -181,6 +117,34 @@ GENERATE = (
         ],
         {"model": MODEL, "prompt": "Why is the sky blue?", "options": {"num_predict": 200}},
         media_type=NDJSON,
+    ),
+    Example(
+        "With options",
+        STATE
+        | {"response": "Blue light is scattered most.", "done": True, "done_reason": "length"}
+        | {"context": [1, 2683, 30]}
+        | COUNTS,
+        {"model": MODEL, "prompt": "Why is the sky blue?", "stream": False, "options": OPTIONS},
+    ),
+    Example(
+        "Log-probabilities",
+        STATE
+        | {"response": "Blue", "done": True, "done_reason": "length", "context": [1, 2683, 30]}
+        | {"logprobs": [LOGPROB | {"top_logprobs": [LOGPROB]}]}
+        | COUNTS,
+        {
+            "model": MODEL,
+            "prompt": "Why is the sky blue?",
+            "stream": False,
+            "logprobs": True,
+            "top_logprobs": 2,
+            "options": {"num_predict": 1},
+        },
+    ),
+    Example(
+        "A raw prompt",
+        STATE | {"response": " is blue", "done": True, "done_reason": "length"} | COUNTS,
+        {"model": MODEL, "prompt": "The sky", "raw": True, "stream": False, "options": {"num_predict": 2}},
     ),
     Example(
         "Unload the model",

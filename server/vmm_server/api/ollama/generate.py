@@ -10,7 +10,7 @@ from vmm_server.api.body import read_body
 from vmm_server.api.ollama import examples
 from vmm_server.api.ollama.convert import check_generate_model, generate_request
 from vmm_server.api.ollama.render import generate_piece
-from vmm_server.api.ollama.replies import answer_or_stream, load_or_unload
+from vmm_server.api.ollama.replies import answer_or_stream, check_task, load_or_unload, show_prompt
 from vmm_server.api.ollama.wire import GenerateBody
 from vmm_server.api.openapi import described
 from vmm_server.inference import Inference
@@ -37,8 +37,11 @@ class GenerateController(Controller):
         """NDJSON, or one object with `"stream": false`. An empty prompt loads the model."""
         body = await read_body(request, GenerateBody)
         check_generate_model(body)
-        thinks = "thinking" in registry.resolve(body.model).capabilities
-        asked = generate_request(body, thinks=thinks)
+        model = registry.resolve(body.model)
+        asked = generate_request(body, thinks="thinking" in model.capabilities)
         if not body.prompt and not body.suffix:
-            return load_or_unload(inference, body, generate_piece)
+            return load_or_unload(inference, model, body, "generate", generate_piece)
+        check_task(model, body, "generate")
+        if body.debug_render_only:
+            return show_prompt(inference, body, asked, generate_piece)
         return answer_or_stream(inference, body, asked, generate_piece, with_context=not body.raw)

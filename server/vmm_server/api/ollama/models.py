@@ -1,31 +1,24 @@
-"""Models under `/api`: version, tags, show, ps, pull, delete; and `/`, which says that somebody is there."""
+"""What is there: `/api/version`, `/api/tags`, `/api/ps`, `/api/show`; and `/`, which says that somebody is."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-from litestar import Controller, MediaType, Request, Response, delete, get, post
+from litestar import Controller, MediaType, Request, get, post
 from litestar.di import NamedDependency
-from litestar.types import ASGIApp
 
 import vmm_server
 from vmm_server.api.body import read_body
-from vmm_server.api.errors import ollama_body
-from vmm_server.api.framing import json_line
-from vmm_server.api.ollama import examples
+from vmm_server.api.ollama import model_examples as examples
 from vmm_server.api.ollama.describe import loaded_fields, show_fields, tag_fields
-from vmm_server.api.ollama.replies import JSON
-from vmm_server.api.ollama.wire import NamedModel, PullBody, ShowBody
+from vmm_server.api.ollama.wire_models import ShowBody, required
 from vmm_server.api.openapi import described
-from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, ndjson_response
-from vmm_server.errors import InvalidRequest
-from vmm_server.models.compiled import delete_compiled
+from vmm_server.models.facts import FactsReader
 from vmm_server.models.pool import ModelPool
-from vmm_server.models.pull import Puller, PullEvent
 from vmm_server.models.registry import Registry
 from vmm_server.settings import Settings
+
+COPILOT = "GitHubCopilotChat/"
+"""It shows `general.basename` to its users, who know the model by the name that it asked for."""
 
 
 class ModelsController(Controller):
@@ -86,90 +79,16 @@ class ModelsController(Controller):
         summary="What a model is",
         opt=described(*examples.SHOW, body=ShowBody),
     )
-    async def show(self, request: Request[Any, Any, Any], registry: NamedDependency[Registry]) -> dict[str, object]:
-        """What a model is."""
-        body = await read_body(request, ShowBody)
-        model = registry.resolve(_required(body))
-        return show_fields(model, _read_template(model.folder))
-
-    @post(
-        "/api/pull",
-        status_code=200,
-        operation_id="pull",
-        summary="Fetch and install a model",
-        opt=described(*examples.PULL, body=PullBody),
-    )
-    async def pull(self, request: Request[Any, Any, Any], puller: NamedDependency[Puller]) -> ASGIApp:
-        """Fetch and install a model: progress as NDJSON, or one object with `"stream": false`."""
-        body = await read_body(request, PullBody)
-        reference = _not_local(_required(body))
-        if body.stream is False:
-            return json_response(lambda: _pull_whole(puller, reference), media_type=JSON)
-        return ndjson_response(lambda: _pull_stream(puller, reference), ollama_body)
-
-    @delete(
-        "/api/delete",
-        status_code=200,
-        operation_id="delete",
-        summary="Uninstall a model",
-        opt=described(*examples.DELETE, body=NamedModel),
-    )
-    async def remove(
+    async def show(
         self,
         request: Request[Any, Any, Any],
         registry: NamedDependency[Registry],
-        pool: NamedDependency[ModelPool],
-        settings: NamedDependency[Settings],
-    ) -> Response[bytes]:
-        """Unload and uninstall a model."""
-        name = _required(await read_body(request, NamedModel))
-        await pool.unload(registry.resolve(name))
-        await asyncio.to_thread(registry.remove, name)
-        await asyncio.to_thread(delete_compiled, settings.cache_dir, keep=registry.installed())
-        return Response(b"", media_type=MediaType.TEXT)
-
-
-def _required(body: NamedModel) -> str:
-    if not body.reference:
-        raise InvalidRequest("model is required", param="model")
-    return body.reference
-
-
-def _not_local(reference: str) -> str:
-    """A client on another machine must not name this machine's files or what listens on its loopback."""
-    if reference.lower().startswith(("file:", "http:")):
-        scheme = reference.partition(":")[0]
-        raise InvalidRequest(
-            f"{scheme}: sources are pulled on the server's own machine only",
-            param="model",
-            hint=f"run there: vmm pull {reference}",
-        )
-    return reference
-
-
-def _read_template(folder: Path) -> str:
-    path = folder / "chat_template.jinja"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-async def _pull_whole(puller: Puller, reference: str) -> WholeAnswer:
-    status = ""
-    async for event in puller.pull(reference):
-        status = event.status
-    return WholeAnswer({"status": status})
-
-
-@asynccontextmanager
-async def _pull_stream(puller: Puller, reference: str) -> AsyncIterator[ChunkStream]:
-    async with aclosing(_pull_lines(puller, reference)) as lines:
-        yield ChunkStream(lines)
-
-
-async def _pull_lines(puller: Puller, reference: str) -> AsyncGenerator[bytes]:
-    async for event in puller.pull(reference):
-        yield json_line(_event_fields(event))
-
-
-def _event_fields(event: PullEvent) -> dict[str, object]:
-    counts = {"digest": event.digest, "total": event.total, "completed": event.completed}
-    return {"status": event.status} | {name: value for name, value in counts.items() if value is not None}
+        facts: NamedDependency[FactsReader],
+    ) -> dict[str, object]:
+        """What it is made of, how it is set up, what its files say."""
+        body = await read_body(request, ShowBody)
+        asked = required(body)
+        model = registry.resolve(asked)
+        read = await asyncio.to_thread(facts.read, model, verbose=bool(body.verbose))
+        copilot = request.headers.get("user-agent", "").startswith(COPILOT)
+        return show_fields(model, read, system=body.system, options=body.options, basename=asked if copilot else None)

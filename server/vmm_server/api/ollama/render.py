@@ -21,6 +21,9 @@ from vmm_server.requests import ToolCall
 TokenText = Callable[[int], bytes]
 """The bytes a token id stands for."""
 
+_CALL_ID_LENGTH = len("call_") + 8
+"""Ollama's ids of calls are shorter than ours."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -63,7 +66,7 @@ def called(index: int, call: ToolCall) -> Said:
     if arguments is None:
         return Said(call.arguments)
     function = {"index": index, "name": call.name, "arguments": arguments}
-    return Said(tool_calls=[{"id": call.id or "", "function": function}])
+    return Said(tool_calls=[{"id": (call.id or "")[:_CALL_ID_LENGTH], "function": function}])
 
 
 def metrics(usage: Usage, load_s: float) -> dict[str, object]:
@@ -126,6 +129,10 @@ class Reply:
     def idle(self, reason: str) -> dict[str, object]:
         """The one object for an empty prompt: `load` or `unload`."""
         return self._start() | self.piece(Said()) | {"done": True, "done_reason": reason}
+
+    def prompt(self, text: str) -> dict[str, object]:
+        """The one object that shows what the model would see."""
+        return self._start() | self.piece(Said()) | {"done": False, "_debug_info": {"rendered_template": text}}
 
     def part(self, said: Said) -> dict[str, object]:
         """A line in the middle of a stream."""

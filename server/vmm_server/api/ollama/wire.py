@@ -18,20 +18,36 @@ Penalty = Annotated[float, Field(ge=-100, le=100)]
 
 
 class Options(Wire):
-    """`options`: those that change the answer. Ollama's others say where and how to run, which is VMM's to know."""
+    """`options`: all of Ollama's, and those of its older versions that meant to change the answer."""
 
     num_ctx: Integer | None = None
+    num_keep: Integer | None = None
+    """Tokens that stay at the beginning of a raw prompt that is too long; negative: all of them."""
     num_predict: Integer | None = None
     seed: Integer | None = None
     temperature: float | None = None
     top_k: Integer | None = None
     top_p: float | None = None
     min_p: float | None = None
+    typical_p: float | None = None
     repeat_last_n: Integer | None = None
     repeat_penalty: RepetitionPenalty | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     stop: Strings | None = None
+
+    num_batch: Integer | None = None
+    """This and the next five say where and how to run, which is VMM's to know; no answer depends on them."""
+    num_gpu: Integer | None = None
+    main_gpu: Integer | None = None
+    use_mmap: bool | None = None
+    num_thread: Integer | None = None
+    draft_num_predict: Integer | None = None
+
+    mirostat: object = None
+    """This and the next two are of older versions, and without effect: `options.ignored_fields` tells."""
+    tfs_z: object = None
+    penalize_newline: object = None
 
 
 class GenerationFields(Wire):
@@ -45,6 +61,10 @@ class GenerationFields(Wire):
     options: Options | None = None
     think: object = None
     """`true`, `false` or a level."""
+    truncate: bool | None = None
+    """`false` refuses what does not fit the context; else its oldest part is left out."""
+    shift: bool | None = None
+    """Without effect: an answer ends where the context is full."""
     logprobs: bool | None = None
     top_logprobs: Integer | None = None
     debug_render_only: Annotated[bool | None, Field(alias="_debug_render_only")] = None
@@ -111,25 +131,24 @@ class ChatBody(GenerationFields):
     tools: list[WireTool] | None = None
 
 
-class NamedModel(Wire):
-    """Bodies that name a model, under either of two keys."""
+class EmbedBody(Wire):
+    """Body of `POST /api/embed`."""
 
-    model: str | None = None
-    name: str | None = None
-
-    @property
-    def reference(self) -> str:
-        """What was asked for; empty when neither key was sent."""
-        return self.model or self.name or ""
-
-
-class ShowBody(NamedModel):
-    """Body of `POST /api/show`."""
-
-    verbose: bool | None = None
+    model: str = ""
+    input: object = None
+    """A string or an array of strings."""
+    truncate: bool | None = None
+    """`false` refuses inputs that are too long; else their end is cut off."""
+    dimensions: Annotated[Integer, Field(ge=0)] | None = None
+    """Cut each vector to so many numbers and normalise it again; 0: all of them."""
+    keep_alive: Duration = None
+    options: Options | None = None
 
 
-class PullBody(NamedModel):
-    """Body of `POST /api/pull`. `insecure` is accepted and does nothing: each source has its own transport."""
+class EmbeddingsBody(Wire):
+    """Body of `POST /api/embeddings`."""
 
-    stream: bool | None = None
+    model: str = ""
+    prompt: str | None = None
+    keep_alive: Duration = None
+    options: Options | None = None

@@ -1,0 +1,134 @@
+"""Routes under `/api` that change what is installed: pull, push, create, copy, delete."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from litestar import Controller, MediaType, Request, Response, delete, post
+from litestar.di import NamedDependency
+from litestar.types import ASGIApp
+
+from vmm_server.api.body import read_body
+from vmm_server.api.ollama import model_examples as examples
+from vmm_server.api.ollama.create import check_not_local, create_request
+from vmm_server.api.ollama.progress import progress_reply, then_unload_unused
+from vmm_server.api.ollama.wire_models import CopyBody, CreateBody, NamedModel, PullBody, PushBody, required
+from vmm_server.api.openapi import described
+from vmm_server.errors import InvalidModelName, InvalidRequest, ModelNotFound
+from vmm_server.models.compiled import delete_compiled
+from vmm_server.models.create import Creator
+from vmm_server.models.names import ModelName
+from vmm_server.models.pool import ModelPool
+from vmm_server.models.pull import Puller
+from vmm_server.models.push import Pusher
+from vmm_server.models.registry import Registry
+from vmm_server.settings import Settings
+
+
+class ManageController(Controller):
+    """Models come, go and get names. A model that is in use may be replaced or deleted: running answers go on."""
+
+    path = "/api"
+
+    @post(
+        "/pull",
+        status_code=200,
+        operation_id="pull",
+        summary="Fetch and install a model",
+        opt=described(*examples.PULL, body=PullBody),
+    )
+    async def pull(
+        self,
+        request: Request[Any, Any, Any],
+        puller: NamedDependency[Puller],
+        pool: NamedDependency[ModelPool],
+        registry: NamedDependency[Registry],
+    ) -> ASGIApp:
+        """Progress as NDJSON, or one object with `"stream": false`."""
+        body = await read_body(request, PullBody)
+        reference = required(body)
+        check_not_local(reference, "model", hint=f"run there: vmm pull {reference}")
+        return progress_reply(lambda: then_unload_unused(puller.pull(reference), pool, registry), stream=body.stream)
+
+    @post(
+        "/push",
+        status_code=200,
+        operation_id="push",
+        summary="Install a model on another server",
+        opt=described(*examples.PUSH, body=PushBody),
+    )
+    async def push(self, request: Request[Any, Any, Any], pusher: NamedDependency[Pusher]) -> ASGIApp:
+        """The model's name says which server: `host:port/namespace/model:tag`. Progress as `/api/pull` has it."""
+        body = await read_body(request, PushBody)
+        name = required(body)
+        return progress_reply(lambda: pusher.push(name, insecure=bool(body.insecure)), stream=body.stream)
+
+    @post(
+        "/create",
+        status_code=200,
+        operation_id="create",
+        summary="Make a model of another one, or of uploaded files",
+        opt=described(*examples.CREATE, body=CreateBody),
+    )
+    async def create(
+        self,
+        request: Request[Any, Any, Any],
+        creator: NamedDependency[Creator],
+        pool: NamedDependency[ModelPool],
+        registry: NamedDependency[Registry],
+    ) -> ASGIApp:
+        """Progress as `/api/pull` has it. What has the name already is replaced."""
+        body = await read_body(request, CreateBody)
+        asked = create_request(body)
+        return progress_reply(lambda: then_unload_unused(creator.create(asked), pool, registry), stream=body.stream)
+
+    @post(
+        "/copy",
+        status_code=200,
+        operation_id="copy",
+        summary="Give a model a second name",
+        opt=described(*examples.COPY, body=CopyBody),
+    )
+    async def copy(self, request: Request[Any, Any, Any], registry: NamedDependency[Registry]) -> Response[bytes]:
+        """Nothing but the name is copied."""
+        body = await read_body(request, CopyBody)
+        for field, name in (("source", body.source), ("destination", body.destination)):
+            try:
+                ModelName.parse(name)
+            except InvalidModelName as error:
+                raise InvalidRequest(f'{field} "{name}" is invalid', param=field, hint=error.hint) from error
+        try:
+            await asyncio.to_thread(registry.copy, body.source, body.destination)
+        except ModelNotFound as error:
+            message = f'model "{body.source}" not found'
+            raise ModelNotFound(body.source, hint=error.hint, message=message) from error
+        return empty()
+
+    @delete(
+        "/delete",
+        status_code=200,
+        operation_id="delete",
+        summary="Uninstall a model",
+        opt=described(*examples.DELETE, body=NamedModel),
+    )
+    async def remove(
+        self,
+        request: Request[Any, Any, Any],
+        registry: NamedDependency[Registry],
+        pool: NamedDependency[ModelPool],
+        settings: NamedDependency[Settings],
+    ) -> Response[bytes]:
+        """Unload a model, once it is idle, and uninstall it."""
+        name = required(await read_body(request, NamedModel))
+        with suppress(ModelNotFound):  # what cannot be read any more can be removed all the same
+            model = registry.resolve(name)
+            if not any(other.weights == model.weights and other.name != model.name for other in registry.installed()):
+                await pool.unload(model)  # before its files go: not every system deletes files that are open
+        await asyncio.to_thread(registry.remove, name)
+        await asyncio.to_thread(delete_compiled, settings.cache_dir, keep=registry.installed())
+        return empty()
+
+
+def empty() -> Response[bytes]:
+    """200 without a body."""
+    return Response(b"", media_type=MediaType.TEXT)
