@@ -72,12 +72,12 @@ def clock() -> FakeClock:
 
 @pytest.fixture(scope="session")
 def smollm2() -> InstalledModel:
-    """The default model, pulled once into `.cache/vmm` as `vmm pull smollm2` does. For `runtime` tests only."""
+    """The default model, pulled once into `.cache/vmm` as `vmm pull smollm2:135m` does. For `runtime` tests only."""
     store = Store(CACHE / "models")
     registry = Registry(store, read_cards(()))
 
     async def pull() -> None:
-        async for _ in Puller(store, registry).pull("smollm2"):
+        async for _ in Puller(store, registry).pull("smollm2:135m"):
             pass
 
     asyncio.run(pull())

@@ -28,12 +28,12 @@ pytestmark = pytest.mark.runtime
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    """With all-minilm pulled, once, as `vmm pull all-minilm` does."""
+    """With all-minilm pulled, once, as `vmm pull all-minilm:22m` does."""
     store = Store(ROOT / ".cache" / "vmm" / "models")
     registry = Registry(store, read_cards(()))
 
     async def pull() -> None:
-        async for _ in Puller(store, registry).pull("all-minilm"):
+        async for _ in Puller(store, registry).pull("all-minilm:22m"):
             pass
 
     asyncio.run(pull())

@@ -44,6 +44,20 @@ def test_an_installed_name_in_any_spelling(store: Store, install: Install, name:
     assert Registry(store).resolve(name) == model
 
 
+def test_a_digest_means_that_content_or_none(store: Store, install: Install) -> None:
+    model = install("a:1b", digest="0f" * 32)
+    registry = Registry(store)
+    assert registry.resolve("A:1b@sha256:" + "0F" * 32) == model
+    wrong = "a:1b@sha256:" + "ab" * 32
+    for verb in (registry.resolve, registry.remove):
+        with pytest.raises(ModelNotFound) as caught:
+            verb(wrong)
+        assert caught.value.message == f"model '{wrong}' not found"
+        assert caught.value.hint == "a:1b is installed with sha256:" + "0f" * 32
+    registry.remove("a:1b@sha256:" + "0f" * 32)
+    assert registry.installed() == []
+
+
 def test_no_tag_means_latest(store: Store, install: Install) -> None:
     install("a:1b")
     latest = install("a:latest")
@@ -56,6 +70,18 @@ def test_aliases_of_the_installed_model_and_of_its_card(store: Store, install: I
     registry = Registry(store, read_cards([tmp_path / "cards"]))
     for name in ("short", "SHORT:Latest", "late", "late:latest", "org/other:tag"):
         assert registry.resolve(name) == model
+
+
+def test_a_card_pulled_under_one_of_its_names_answers_to_the_others(
+    store: Store, install: Install, tmp_path: Path
+) -> None:
+    write_card(tmp_path / "cards", "a:1b", "short", "late")
+    registry = Registry(store, read_cards([tmp_path / "cards"]))
+    model = install("short:latest", source="file:/x")
+    assert registry.resolve("a:1b") == registry.resolve("late") == model
+    install("short:latest", source="file:/another")
+    with pytest.raises(ModelNotFound):
+        registry.resolve("a:1b")
 
 
 def test_an_exact_name_wins_over_an_alias(store: Store, install: Install) -> None:
@@ -75,7 +101,10 @@ def test_of_two_models_with_an_alias_the_newer_answers(store: Store, install: In
     [
         ("known", "vmm pull known:latest"),
         ("installd", "did you mean installed:latest?"),
-        ("nothing-like-it-at-all", "pulled by name: known:1b"),
+        ("known:2b", "there is known:1b"),
+        ("nothing-like-it-at-all", "hf.co/org/repo[:Q4_K_M]"),
+        ("hf.co/org/repo:Q8_0", "vmm pull hf.co/org/repo:Q8_0"),
+        ("localhost:5000/org/repo", "localhost:5000 is not asked for models"),
     ],
 )
 def test_an_unknown_name_says_what_to_do(store: Store, install: Install, tmp_path: Path, name: str, hint: str) -> None:

@@ -389,7 +389,9 @@ REPO: dict[str, bytes] = {
 @pytest.mark.parametrize(
     ("rest", "files", "is_folder", "name"),
     [
+        ("", ["one-Q4_K_M.gguf"], False, "one-Q4_K_M"),
         ("/one-Q8_0.gguf", ["one-Q8_0.gguf"], False, "one-Q8_0"),
+        (":one-Q8_0.gguf", ["one-Q8_0.gguf"], False, "one-Q8_0"),
         (":q4_k_m", ["one-Q4_K_M.gguf"], False, "one-Q4_K_M"),
         ("/cpu/int4", ["genai_config.json", "model.onnx", "model.onnx.data"], True, "repo"),
         ("/cpu", ["genai_config.json", "model.onnx", "model.onnx.data"], True, "repo"),
@@ -412,11 +414,10 @@ def test_what_a_repository_offers(
 @pytest.mark.parametrize(
     ("rest", "kind", "words"),
     [
-        ("", SourceNotFound, "cpu/int4, ov"),
         (":Q2_K", SourceNotFound, "one-Q4_K_M.gguf, one-Q8_0.gguf"),
         ("/none.gguf", SourceNotFound, "README.md"),
         ("/plain", SourceNotFound, "safetensors have to be converted"),
-        ("/split", SourceNotFound, "2 fit"),
+        ("/split", ImportFailed, "llama-gguf-split"),
         ("/split/big-00001-of-00002.gguf", ImportFailed, "llama-gguf-split"),
         ("/x.onnx", ImportFailed, "or a folder"),
     ],
@@ -430,11 +431,15 @@ def test_an_unclear_choice_lists_what_there_is(
     assert words in f"{caught.value.message} {caught.value.hint}"  # type: ignore[attr-defined]
 
 
-def test_several_gguf_files_need_a_choice(hub: Any, transfer: Transfer) -> None:
-    hub.repo("org/repo", {path: content for path, content in REPO.items() if path.endswith("0.gguf") or "Q4" in path})
-    with pytest.raises(SourceNotFound, match="2 fit") as caught:
-        parse_source("hf:org/repo", RETRY).look_up(transfer)
-    assert "hf:org/repo/one-Q4_K_M.gguf" in (caught.value.hint or "")
+def test_a_text_model_without_files_that_run_is_no_encoder(hub: Any, transfer: Transfer) -> None:
+    """A repository for transformers.js: config.json says what its ONNX file is, before that is fetched."""
+    files = {"config.json": b"{}", "tokenizer.json": b"{}", "onnx/model.onnx": b"onnx"}
+    hub.repo("org/encoder", files, config={"architectures": ["BertModel"]})
+    assert parse_source("hf:org/encoder", RETRY).look_up(transfer).is_folder
+    hub.repo("org/llm", files, config={"architectures": ["LlamaForCausalLM"]})
+    with pytest.raises(SourceNotFound) as caught:
+        parse_source("hf:org/llm", RETRY).look_up(transfer)
+    assert "org/llm-GGUF" in (caught.value.hint or "")
 
 
 def test_a_revision_and_a_token(

@@ -1,15 +1,16 @@
 """What a pull's reference means, before anything is asked of anybody."""
 
+import re
 from dataclasses import dataclass
 
 from vmm_adapters.card import ModelCard
-from vmm_server.errors import ModelNotFound
-from vmm_server.models.names import DEFAULT_TAG, ModelName
-from vmm_server.models.registry import Registry
+from vmm_server.errors import InvalidRequest, ModelNotFound
+from vmm_server.models.names import DEFAULT_TAG, ModelName, ModelReference
+from vmm_server.models.registry import HUB_HOSTS, Registry
 from vmm_server.models.sources import RetryPolicy, Source, is_uri, parse_source
 
-_HUB_HOSTS = ("hf.co", "huggingface.co")
-"""`hf.co/org/repo:Q4_K_M` is how Ollama's clients write `hf:org/repo:Q4_K_M`."""
+_HUB_PAGE = re.compile(r"https?://(hf|huggingface)\.co/[^/?#]+/[^/?#]+", re.IGNORECASE)
+"""A repository's page, which is meant as its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +29,26 @@ class Plan:
 
 
 def make_plan(reference: str, name: str | None, registry: Registry, retry: RetryPolicy) -> Plan:
-    """Read a card's name or a source's URI. Raises `InvalidRequest`, `InvalidModelName`, `ModelNotFound`."""
+    """Read a card's name, a hub's (`hf.co/org/repo:Q8_0`) or a source's URI; a model is called as it was asked for.
+
+    Raises `InvalidRequest`, `InvalidModelName`, `ModelNotFound`.
+    """
     wanted = ModelName.parse(name) if name else None
-    if is_uri(reference):
+    if is_uri(reference) and not _HUB_PAGE.fullmatch(reference):
         named = registry.find_card(name) if name else None
         card = named if named and named.source.uri == reference else None  # the card's own source, spelt out
         return Plan(parse_source(reference, retry), wanted, card)
-    card = registry.find_card(reference)
-    if card:
-        return Plan(parse_source(card.source.uri, retry), wanted or ModelName.parse(card.id), card)
-    parsed = ModelName.parse(reference)
-    if parsed.host.lower() in _HUB_HOSTS:
-        quantization = f":{parsed.tag}" if parsed.tag != DEFAULT_TAG else ""
-        return Plan(parse_source(f"hf:{parsed.namespace}/{parsed.model}{quantization}", retry), wanted or parsed, None)
-    raise ModelNotFound(reference, hint=registry.suggest(parsed))
+    asked = ModelReference.parse(reference)
+    if asked.digest:
+        message = f"{reference}: a digest says which installed model is meant; it cannot be pulled by"
+        raise InvalidRequest(message, param="model", hint=f"pull {asked.name}, or one commit: hf:org/repo@commit")
+    if card := registry.find_card(reference):
+        return Plan(parse_source(card.source.uri, retry), wanted or asked.name, card)
+    if asked.name.host.lower() in HUB_HOSTS:
+        return Plan(parse_source(_hub_uri(asked.name), retry), wanted or asked.name, None)
+    raise ModelNotFound(reference, hint=registry.suggest(asked.name))
+
+
+def _hub_uri(name: ModelName) -> str:
+    quantization = f":{name.tag}" if name.tag.lower() != DEFAULT_TAG else ""
+    return f"hf:{name.namespace}/{name.model}{quantization}"

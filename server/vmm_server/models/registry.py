@@ -7,10 +7,16 @@ from pathlib import Path
 import vmm_server
 from vmm_adapters.card import InvalidCard, ModelCard, read_card
 from vmm_server.errors import InvalidModelName, ModelNotFound, SettingsError
-from vmm_server.models.names import ModelName
+from vmm_server.models.library import FILE as LIBRARY_FILE
+from vmm_server.models.library import read_library
+from vmm_server.models.names import DEFAULT_HOST, ModelName, ModelReference
 from vmm_server.models.store import InstalledModel, Store
 
 __all__ = ["ModelName", "Registry", "built_in_cards_dir", "read_cards"]
+
+HUB_HOSTS = ("hf.co", "huggingface.co")
+"""`hf.co/org/repo:Q4_K_M` is how Ollama's users write `hf:org/repo:Q4_K_M`."""
+_ANYTHING_ELSE = "any GGUF repository is pulled as hf.co/org/repo[:Q4_K_M], a file as file:./my.gguf"
 
 
 def built_in_cards_dir() -> Path:
@@ -32,13 +38,13 @@ def read_cards(card_dirs: Iterable[Path]) -> tuple[ModelCard, ...]:
             raise SettingsError(f"card_dirs: {folder} is not a folder", param="card_dirs")
         claimed: dict[str, Path] = {}
         for path in sorted(folder.rglob("*.toml")):
-            card, keys = _read(path)
-            for key in keys:
-                if key in claimed:
-                    message = f"{path}: the name {key} is already taken by {claimed[key]}"
-                    raise SettingsError(message, param="card_dirs", hint="rename one of the two")
-                claimed[key] = path
-                cards.setdefault(key, card)
+            for card, keys in _read(path):
+                for key in keys:
+                    if key in claimed:
+                        message = f"{path}: the name {key} is already taken by {claimed[key]}"
+                        raise SettingsError(message, param="card_dirs", hint="rename one of the two")
+                    claimed[key] = path
+                    cards.setdefault(key, card)
     return tuple({id(card): card for card in cards.values()}.values())
 
 
@@ -51,20 +57,17 @@ class Registry:
         self._cards = {key: card for card in reversed(self.cards) for key in _keys(card)}
 
     def resolve(self, name: str) -> InstalledModel:
-        """The installed model of this name: its own name first, then aliases.
+        """The installed model of this name: its own name first, then aliases. `name@sha256:…` is that content or none.
 
         Raises `InvalidModelName`, or `ModelNotFound` with what to do.
         """
-        wanted = ModelName.parse(name)
-        if manifest := self._store.manifest(wanted):
-            return manifest.model
-        for model in self._store.installed():
-            if wanted.key in (ModelName.parse(alias).key for alias in model.aliases):
-                return model
-        card = self._cards.get(wanted.key)
-        if card and (manifest := self._store.manifest(ModelName.parse(card.id))):
-            return manifest.model
-        raise ModelNotFound(name, hint=self.suggest(wanted))
+        wanted = ModelReference.parse(name)
+        model = self._find(wanted.name)
+        if model is None:
+            raise ModelNotFound(name, hint=self.suggest(wanted.name))
+        if wanted.digest not in (None, model.digest):
+            raise ModelNotFound(name, hint=f"{model.name} is installed with sha256:{model.digest}")
+        return model
 
     def installed(self) -> list[InstalledModel]:
         """Every installed model, newest first."""
@@ -72,30 +75,59 @@ class Registry:
 
     def find_card(self, name: str) -> ModelCard | None:
         """The card whose id or alias this is. Raises `InvalidModelName`."""
-        return self._cards.get(ModelName.parse(name).key)
+        return self._cards.get(ModelReference.parse(name).name.key)
+
+    def copy(self, source: str, destination: str) -> None:
+        """Install a model under a second name, in place of what has it. Raises as `resolve` does, and `StoreError`."""
+        target = ModelName.parse(destination)
+        if not self._store.copy(ModelName.parse(self.resolve(source).name), target):
+            raise ModelNotFound(source)  # removed in this moment
 
     def remove(self, name: str) -> None:
         """Uninstall, also what cannot be read any more. Raises `InvalidModelName`, `ModelNotFound`, `StoreError`."""
-        if not self._store.remove(ModelName.parse(name)):
+        wanted = ModelReference.parse(name)
+        if wanted.digest or not self._store.remove(wanted.name):
             self._store.remove(ModelName.parse(self.resolve(name).name))
 
     def suggest(self, wanted: ModelName) -> str:
         """One line of help for a name that is not installed."""
-        if wanted.key in self._cards:
+        if wanted.key in self._cards or wanted.host.lower() in HUB_HOSTS:
             return f"vmm pull {wanted}"
+        if wanted.host != DEFAULT_HOST:
+            return f"{wanted.host} is not asked for models; {_ANYTHING_ELSE}"
         known = sorted({model.name for model in self.installed()} | {card.id for card in self.cards})
-        models = {name: ModelName.parse(name).model.lower() for name in known}
-        similar = difflib.get_close_matches(wanted.model.lower(), set(models.values()), n=3, cutoff=0.6)
-        if close := [name for name in known if models[name] in similar][:3]:
-            return f"did you mean {' or '.join(close)}?"
-        offered = ", ".join(sorted(card.id for card in self.cards)) or "none"
-        return f"models that can be pulled by name: {offered}; others by URI, such as hf:org/repo or file:./my.gguf"
+        models = {name: str(ModelName.parse(name)).rpartition(":")[0].lower() for name in known}
+        asked = str(wanted).rpartition(":")[0].lower()
+        if tags := [name for name in known if models[name] == asked]:
+            return f"there is {', '.join(tags)}"
+        similar = difflib.get_close_matches(asked, sorted(set(models.values())), n=3, cutoff=0.6)
+        if close := [name for model in similar for name in known if models[name] == model]:
+            return f"did you mean {' or '.join(close[:3])}?"
+        return f"names that can be pulled are in `vmm list --available`; {_ANYTHING_ELSE}"
+
+    def _find(self, wanted: ModelName) -> InstalledModel | None:
+        if manifest := self._store.manifest(wanted):
+            return manifest.model
+        for model in self._store.installed():
+            if wanted.key in (ModelName.parse(alias).key for alias in model.aliases):
+                return model
+        card = self._cards.get(wanted.key)
+        if card is None:
+            return None
+        if manifest := self._store.manifest(ModelName.parse(card.id)):
+            return manifest.model
+        for alias in card.aliases:  # pulled under another of the card's names
+            manifest = self._store.manifest(ModelName.parse(alias))
+            if manifest and manifest.model.source == card.source.uri and manifest.model.parent is None:
+                return manifest.model
+        return None
 
 
-def _read(path: Path) -> tuple[ModelCard, list[str]]:
+def _read(path: Path) -> list[tuple[ModelCard, list[str]]]:
+    """The cards of one file, with the keys of their names."""
     try:
-        card = read_card(path)
-        return card, _keys(card)
+        cards = read_library(path) if path.name == LIBRARY_FILE else (read_card(path),)
+        return [(card, _keys(card)) for card in cards]
     except InvalidCard as error:
         raise SettingsError(error.message, param="card_dirs", hint=error.hint) from error
     except InvalidModelName as error:

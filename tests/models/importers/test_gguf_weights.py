@@ -95,6 +95,8 @@ def test_levels_go_up_in_bits_and_never_down() -> None:
         "Q5_0": 8,
         "Q5_1": 8,
         "Q8_0": 8,
+        "IQ4_NL": 8,
+        "IQ4_XS": 8,
         "Q2_K": 2,
         "Q3_K": 4,
         "Q4_K": 4,

@@ -45,6 +45,12 @@ class BlockFormat:
     """Raw blocks, uint8 `[blocks, block bytes]`, to groups in the order of the weights."""
 
 
+_IQ4_LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8).view(
+    np.uint8
+) ^ np.uint8(0x80)
+"""What the sixteen indices of IQ4_NL and IQ4_XS stand for (ggml: `kvalues_iq4nl`), in offset binary."""
+
+
 def _halves(blocks: _Bytes, start: int) -> _Floats:
     """The float16 at byte `start` of every block, as float32 `[blocks]`."""
     return np.ascontiguousarray(blocks[:, start : start + 2]).view(np.float16)[:, 0].astype(np.float32)
@@ -85,6 +91,18 @@ def _q5_1(blocks: _Bytes) -> Groups:
 
 def _q8_0(blocks: _Bytes) -> Groups:
     return Groups(blocks[:, 2:] ^ np.uint8(0x80), _halves(blocks, 0), None)  # int8 to offset binary
+
+
+def _iq4_nl(blocks: _Bytes) -> Groups:
+    return Groups(_IQ4_LEVELS[_nibbles(blocks[:, 2:])], _halves(blocks, 0), None)
+
+
+def _iq4_xs(blocks: _Bytes) -> Groups:
+    low = np.stack([blocks[:, 4:8] & 0x0F, blocks[:, 4:8] >> 4], axis=2).reshape(-1, 8)
+    high = ((blocks[:, 2:4, None] >> np.arange(0, 8, 2, dtype=np.uint8)) & np.uint8(3)).reshape(-1, 8)
+    scales = (low | high << np.uint8(4)).astype(np.int8) - np.int8(32)
+    levels = _IQ4_LEVELS[_bit_planes(blocks[:, 8:].reshape(-1, 8, 16), 4)]
+    return _super_block(levels, 32, _halves(blocks, 0), scales)
 
 
 def _q2_k(blocks: _Bytes) -> Groups:
@@ -150,6 +168,8 @@ BLOCK_FORMATS: dict[GGMLQuantizationType, BlockFormat] = {
     GGMLQuantizationType.Q5_0: BlockFormat(bits=5, group_size=32, centre=16, affine=False, decode=_q5_0),
     GGMLQuantizationType.Q5_1: BlockFormat(bits=5, group_size=32, centre=0, affine=True, decode=_q5_1),
     GGMLQuantizationType.Q8_0: BlockFormat(bits=8, group_size=32, centre=128, affine=False, decode=_q8_0),
+    GGMLQuantizationType.IQ4_NL: BlockFormat(bits=8, group_size=32, centre=128, affine=False, decode=_iq4_nl),
+    GGMLQuantizationType.IQ4_XS: BlockFormat(bits=8, group_size=32, centre=128, affine=False, decode=_iq4_xs),
     GGMLQuantizationType.Q2_K: BlockFormat(bits=2, group_size=16, centre=0, affine=True, decode=_q2_k),
     GGMLQuantizationType.Q3_K: BlockFormat(bits=3, group_size=16, centre=4, affine=False, decode=_q3_k),
     GGMLQuantizationType.Q4_K: BlockFormat(bits=4, group_size=32, centre=0, affine=True, decode=_q4_k),

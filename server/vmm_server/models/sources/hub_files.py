@@ -1,0 +1,140 @@
+"""Which files of a hub repository a pull means. Pure: paths in, paths out.
+
+GGUF files come first, and go by their quantization, which stands at the end of their names or is the name of their
+folder. As with Ollama, a repository without one means Q4_K_M where there is that, else something reasonable; a whole
+file name does as well as a quantization (huggingface.co/docs/hub/ollama).
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from vmm_server.errors import ImportFailed, SourceNotFound
+from vmm_server.models.importers.encoder_folder import encoder_files
+
+PREFERRED = (
+    *("Q4_K_M", "Q4_K_L", "Q4_K_XL", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0"),
+    *("Q6_K", "Q8_0", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "BF16", "F16", "FP16", "F32"),
+)
+"""What is taken when nothing is asked for: Q4_K_M, as Ollama's users expect, then what is nearest to it."""
+_UNREADABLE = re.compile(r"(?i)(?:^|[-._/])((?:I?Q1|IQ[23]|TQ[12]|MXFP4|NVFP4|Q4_0_[48]_[48])[A-Z0-9_]*)$")
+"""Quantizations whose blocks the importer does not read: it says so before gigabytes are fetched."""
+_FOLDER_MARKS = ("genai_config.json", "openvino_model.xml")
+"""A folder that holds one of these can be run as it is."""
+_NOT_NEEDED = re.compile(r"\..*|.*\.(md|png|jpe?g|gif|pdf|safetensors|pt|pth|gguf|py)|pytorch_model.*\.bin")
+_PART = re.compile(r"-\d{5}-of-\d{5}$")
+_SHOWN = 12
+
+
+def choose_files(
+    uri: str, repo: str, paths: Sequence[str], *, path: str, quantization: str | None, generates: bool
+) -> tuple[list[str], str | None]:
+    """The wanted ones of a repository's sorted `paths`, and where the folder that they make begins.
+
+    That is `None` for one GGUF file to import. `path` is a file or folder ("" for the whole repository), `generates`
+    whether the hub says that the model writes text. Raises `SourceNotFound`, `ImportFailed`, saying what there is.
+    """
+    chooser = _Chooser(uri, repo, quantization)
+    if path in paths:
+        return [chooser.readable(path)], None
+    prefix = f"{path}/" if path else ""
+    below = [each for each in paths if each.startswith(prefix)]
+    if not below:
+        hint = f"it holds {', '.join(_shortened(paths))}"
+        raise SourceNotFound(f"{uri}: no such file or folder in the repository", hint=hint)
+    weights = [each for each in below if _is_weights(each)]
+    if weights or quantization:
+        return [chooser.weights(weights)], None
+    folders = sorted({_parent(each) for each in below if PurePosixPath(each).name in _FOLDER_MARKS})
+    encoder = [] if folders else encoder_files([each.removeprefix(prefix) for each in below])
+    if encoder and not (generates and "modules.json" not in encoder):
+        return [prefix + each for each in encoder], prefix
+    folder = chooser.folder(folders)
+    return [each for each in paths if _parent(each) == folder and _is_needed(each)], f"{folder}/" if folder else ""
+
+
+class _Chooser:
+    """One of several, or an error that lists them."""
+
+    def __init__(self, uri: str, repo: str, quantization: str | None) -> None:
+        self._uri = uri
+        self._repo = repo
+        self._quantization = quantization
+
+    def weights(self, paths: Sequence[str]) -> str:
+        """The GGUF file of the wanted quantization."""
+        whole = [path for path in paths if not _PART.search(_stem(path))]
+        first_parts = [path for path in paths if re.search(r"-00001-of-\d{5}$", _stem(path))]
+        for offered in (whole, first_parts):
+            wanted = [self._quantization] if self._quantization else PREFERRED
+            for quantization in wanted:
+                if fitting := _of_quantization(offered, quantization):
+                    return self.readable(self._only(fitting, paths, "GGUF file of that quantization"))
+        if self._quantization:
+            return self._only([], whole + first_parts, f"GGUF file {self._quantization}")
+        return self.readable(self._only(whole or first_parts, paths, "GGUF file"))
+
+    def folder(self, folders: Sequence[str]) -> str:
+        """The folder that can be run: the only one, or the only one made for CPUs."""
+        for_cpu = [folder for folder in folders if "cpu" in folder.lower()]
+        what = "GGUF file, or genai ONNX, OpenVINO or encoder folder,"
+        return self._only(for_cpu if len(for_cpu) == 1 else folders, folders, what)
+
+    def readable(self, path: str) -> str:
+        """The path of a GGUF file, unless the importer is known not to read it."""
+        if not path.lower().endswith(".gguf"):
+            raise ImportFailed(f"{self._uri} is not a GGUF file", hint="name a .gguf file, or a folder")
+        if _PART.search(_stem(path)):
+            hint = "choose a quantization in one file, or join the parts with llama-gguf-split --merge"
+            raise ImportFailed(f"{self._uri}: {path} is one part of a split GGUF", hint=hint)
+        if unreadable := _UNREADABLE.search(_stem(path)):
+            hint = "choose Q4_K_M, or another of Q2_K to Q8_0, F16, BF16 or F32"
+            raise ImportFailed(f"{self._uri}: {path} is stored as {unreadable[1]}, which is not read", hint=hint)
+        return path
+
+    def _only(self, chosen: Sequence[str], offered: Sequence[str], what: str) -> str:
+        if len(chosen) == 1:
+            return chosen[0]
+        if chosen:
+            first = chosen[0] or "the top folder"
+            hint = f"name one of {', '.join(_shortened(chosen))}; such as hf:{self._repo}/{first}"
+            raise SourceNotFound(f"{self._uri}: {len(chosen)} fit", hint=hint)
+        elsewhere = f"safetensors have to be converted first: look for a repository such as {self._repo}-GGUF"
+        hint = f"it holds {', '.join(_shortened(offered))}" if offered else elsewhere
+        raise SourceNotFound(f"{self._uri}: no {what} there", hint=hint)
+
+
+def _of_quantization(paths: Sequence[str], wanted: str) -> list[str]:
+    """The files that are called so, else those that are stored so; a mix that goes by a longer name comes last."""
+    wanted = wanted.lower().removesuffix(".gguf")
+    named = [path for path in paths if _stem(path).lower() == wanted]
+    if named:
+        return named
+    ending = re.compile(rf"(?i)(^|[-._]){re.escape(wanted)}(-\d{{5}}-of-\d{{5}})?$")
+    fitting = [path for path in paths if ending.search(_stem(path)) or wanted in _parent(path).lower().split("/")]
+    plain = [path for path in fitting if not re.search(rf"(?i)UD-{re.escape(wanted)}", path)]
+    return plain or fitting
+
+
+def _stem(path: str) -> str:
+    return PurePosixPath(path).name.removesuffix(".gguf")
+
+
+def _parent(path: str) -> str:
+    parent = str(PurePosixPath(path).parent)
+    return "" if parent == "." else parent
+
+
+def _is_needed(path: str) -> bool:
+    return not _NOT_NEEDED.fullmatch(PurePosixPath(path).name.lower())
+
+
+def _is_weights(path: str) -> bool:
+    """A GGUF file that is a model: not a vision projector, not an importance matrix."""
+    name = PurePosixPath(path).name.lower()
+    return name.endswith(".gguf") and "mmproj" not in name and "imatrix" not in name
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    shown = [name or "(the top folder)" for name in names[:_SHOWN]]
+    return [*shown, f"… ({len(names)} in all)"] if len(names) > _SHOWN else shown or ["nothing"]
