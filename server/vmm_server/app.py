@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 from litestar import Litestar, Router
 from litestar.datastructures import State
@@ -28,6 +30,7 @@ from vmm_server.api.openai.responses.create import ResponsesController
 from vmm_server.api.openai.responses.kept import KeptResponsesController
 from vmm_server.api.openai.tokens.routes import TOKEN_ROUTES
 from vmm_server.api.ops import HealthController, Readiness
+from vmm_server.api.origins import Guard
 from vmm_server.api.request_log import logged
 from vmm_server.api.rerank import RerankController
 from vmm_server.api.schema import SchemaController
@@ -72,19 +75,25 @@ class Parts:
 
 
 class App(Litestar):
-    """The ASGI app; every HTTP request, found or not, runs inside `logged`."""
+    """The ASGI app; every HTTP request, found or not, is logged and passes the guard."""
+
+    def __init__(self, guard: Guard, **config: Any) -> None:
+        super().__init__(**config)
+        self._guard = guard
 
     async def __call__(
         self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
     ) -> None:
         """One connection, as ASGI has it."""
-        await logged(partial(head_as_get, partial(with_aliases, super().__call__)), scope, receive, send)
+        answer = partial(self._guard, super().__call__)
+        await logged(partial(head_as_get, partial(with_aliases, answer)), scope, receive, send)
 
 
 def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:
     """Build the app. `load` stands in for `load_model`. Raises `SettingsError` before anything listens."""
     parts = build_parts(settings, load or partial(load_model, settings=settings))
     return App(
+        Guard(settings, machine_name=socket.gethostname()),
         route_handlers=[
             Router("/", route_handlers=OPENAI, tags=["OpenAI"]),
             Router(
