@@ -19,8 +19,11 @@ from vmm_server.api.anthropic.messages import MessagesController
 from vmm_server.api.body import MAX_BODY_BYTES
 from vmm_server.api.errors import message_of, respond
 from vmm_server.api.head import head_as_get
+from vmm_server.api.ollama.blobs import BlobsController
 from vmm_server.api.ollama.chat import ChatController as OllamaChatController
+from vmm_server.api.ollama.embed import EmbedController
 from vmm_server.api.ollama.generate import GenerateController
+from vmm_server.api.ollama.manage import ManageController
 from vmm_server.api.ollama.models import ModelsController as OllamaModelsController
 from vmm_server.api.openai.chat import ChatController
 from vmm_server.api.openai.completions import CompletionController
@@ -38,9 +41,12 @@ from vmm_server.cl100k import read_cl100k
 from vmm_server.embedding import Embeddings
 from vmm_server.errors import VMMError
 from vmm_server.inference import Inference
+from vmm_server.models.create import Creator
+from vmm_server.models.facts import FactsReader
 from vmm_server.models.loading import ModelLoader, load_model
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.pull import Puller
+from vmm_server.models.push import Pusher
 from vmm_server.models.ready import Ready
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.store import InstalledModel, Store
@@ -58,6 +64,14 @@ OPENAI = [
     KeptResponsesController,
     ModelsController,
 ]
+OLLAMA = [
+    OllamaChatController,
+    GenerateController,
+    EmbedController,
+    OllamaModelsController,
+    ManageController,
+    BlobsController,
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +79,12 @@ class Parts:
     """Everything that lives as long as the app. Handlers get these by name; the CLI finds them in `app.state.parts`."""
 
     settings: Settings
+    store: Store
     registry: Registry
+    facts: FactsReader
     puller: Puller
+    creator: Creator
+    pusher: Pusher
     pool: ModelPool
     inference: Inference
     embeddings: Embeddings
@@ -96,9 +114,7 @@ def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:
         Guard(settings, machine_name=socket.gethostname()),
         route_handlers=[
             Router("/", route_handlers=OPENAI, tags=["OpenAI"]),
-            Router(
-                "/", route_handlers=[OllamaChatController, GenerateController, OllamaModelsController], tags=["Ollama"]
-            ),
+            Router("/", route_handlers=OLLAMA, tags=["Ollama"]),
             Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
             Router("/", route_handlers=[RerankController, *TOKEN_ROUTES], tags=["Text"]),
             Router("/", route_handlers=[HealthController], tags=["Health"]),
@@ -128,7 +144,21 @@ def build_parts(settings: Settings, load: ModelLoader) -> Parts:
     inference = Inference(registry, pool)
     embeddings = Embeddings(registry, pool, read_table=partial(read_cl100k, settings.tiktoken_dir))
     kept = ResponseStore(settings.response_store_path, max_bytes=settings.response_store_size)
-    return Parts(settings, registry, Puller(store, registry), pool, inference, embeddings, kept, readiness)
+    puller = Puller(store, registry)
+    return Parts(
+        settings=settings,
+        store=store,
+        registry=registry,
+        facts=FactsReader(store),
+        puller=puller,
+        creator=Creator(store, registry, puller),
+        pusher=Pusher(store, registry),
+        pool=pool,
+        inference=inference,
+        embeddings=embeddings,
+        response_store=kept,
+        readiness=readiness,
+    )
 
 
 def _provide(part: object) -> Provide:
@@ -155,6 +185,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+        await parts.creator.aclose()
         await parts.puller.aclose()
         await parts.pool.aclose()
         await parts.response_store.aclose()

@@ -40,16 +40,16 @@ def test_ages_are_in_the_largest_unit(span: timedelta, text: str) -> None:
 
 
 def test_a_pinned_model_never_expires() -> None:
-    assert format_expiry(datetime(2318, 1, 1, tzinfo=UTC), NOW) == "forever"
+    assert format_expiry(datetime(2318, 1, 1, tzinfo=UTC), NOW) == "Forever"
     assert format_expiry(NOW + timedelta(minutes=4, seconds=30), NOW) == "4 minutes from now"
-    assert format_expiry(NOW - timedelta(seconds=1), NOW) == "stopping"
+    assert format_expiry(NOW - timedelta(seconds=1), NOW) == "Stopping..."
 
 
 def test_columns_are_as_wide_as_their_widest_cell(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("NAME", "ID"), [("a-rather-long-name:latest", "1"), ("b", "")])
-    assert capsys.readouterr().out == ("NAME                       ID\na-rather-long-name:latest  1\nb\n")
+    assert capsys.readouterr().out == ("NAME                         ID\na-rather-long-name:latest    1\nb\n")
 
 
 def test_a_table_without_rows_is_its_header(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("NAME", "ID"), [])
-    assert capsys.readouterr().out == "NAME  ID\n"
+    assert capsys.readouterr().out == "NAME    ID\n"

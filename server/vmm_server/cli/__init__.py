@@ -17,16 +17,23 @@ from vmm_server.errors import AddressInUse, SettingsError, VMMError
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("vmm_server.cli.serve:serve", "Start the server"),
     "run": ("vmm_server.cli.run:run", "Ask a model, or chat with it"),
+    "create": ("vmm_server.cli.create:create", "Create a model from a Modelfile"),
+    "show": ("vmm_server.cli.show:show", "Show what is known of a model"),
     "pull": ("vmm_server.cli.models:pull", "Fetch a model"),
+    "push": ("vmm_server.cli.models:push", "Send a model to another server"),
     "list": ("vmm_server.cli.models:list_models", "List the models that are installed"),
-    "show": ("vmm_server.cli.models:show", "Show what is known of a model"),
-    "rm": ("vmm_server.cli.models:remove", "Remove a model"),
     "ps": ("vmm_server.cli.loaded:ps", "List the models that are loaded"),
     "stop": ("vmm_server.cli.loaded:stop", "Unload a model"),
+    "cp": ("vmm_server.cli.models:copy", "Give a model a second name"),
+    "rm": ("vmm_server.cli.models:remove", "Remove models"),
     "help": ("vmm_server.cli:help_command", "Explain a command"),
 }
 """Command → (`module:object`, one line of help). A module is imported when its command is asked for, so that
 `vmm --version` and a shell's completion do not wait for a runtime."""
+ALIASES = {"start": "serve", "ls": "list"}
+"""Other names, as Ollama's command line has them."""
+OF_A_CLOUD = ("signin", "signout", "login", "logout", "whoami")
+"""Commands of Ollama's that have nothing to do here."""
 
 
 class CommandTable(click.Group):
@@ -38,6 +45,9 @@ class CommandTable(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
+        cmd_name = ALIASES.get(cmd_name, cmd_name)
+        if cmd_name in OF_A_CLOUD:
+            raise click.UsageError(f"there is no {cmd_name}: models run here, and nobody needs an account for it")
         if cmd_name not in COMMANDS:
             return None
         module, name = COMMANDS[cmd_name][0].split(":")

@@ -12,12 +12,13 @@ from vmm_server.settings import read_settings
 
 
 @click.command()
+@click.argument("prefix", required=False)
 @json_option
 @server_option
-def ps(as_json: bool, address: str | None) -> None:
-    """List the models that a running server has loaded."""
+def ps(prefix: str | None, as_json: bool, address: str | None) -> None:
+    """List the models that a running server has loaded; those whose names begin with PREFIX, if one is given."""
     with Client(server_url(address, read_settings())) as client:
-        models = client.loaded()
+        models = [model for model in client.loaded() if model["name"].lower().startswith((prefix or "").lower())]
     if as_json:
         print_json(models)
     else:

@@ -21,10 +21,10 @@ def print_json(value: object) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell, never cut: scripts read them too."""
+    """Columns as wide as their widest cell, never cut, and apart as Ollama's are: scripts read them too."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     for row in [header, *rows]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        click.echo("    ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def format_size(num_bytes: int) -> str:
@@ -51,10 +51,10 @@ def format_age(then: datetime, now: datetime) -> str:
 
 
 def format_expiry(then: datetime, now: datetime) -> str:
-    """How long from now: `4 minutes from now`; what is centuries away is `forever`."""
+    """How long from now: `4 minutes from now`; what is centuries away is `Forever`."""
     if then - now > timedelta(days=36500):
-        return "forever"
-    return f"{format_span(then - now)} from now" if then > now else "stopping"
+        return "Forever"
+    return f"{format_span(then - now)} from now" if then > now else "Stopping..."
 
 
 def utc_now() -> datetime:

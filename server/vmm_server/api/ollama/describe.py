@@ -1,9 +1,13 @@
 """Models → Ollama's objects: the entries of `/api/tags` and `/api/ps`, and `/api/show`. Pure."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from datetime import datetime
 
 from vmm_server.api.ollama.render import timestamp
+from vmm_server.models.facts import FileFacts
+from vmm_server.models.modelfile import HEADER, licenses_of, modelfile_of, parameters_text
 from vmm_server.models.pool import LoadedModel
 from vmm_server.models.store import InstalledModel
 
@@ -43,7 +47,7 @@ def loaded_fields(loaded: LoadedModel, expires_at: datetime) -> dict[str, object
 def details(model: InstalledModel) -> dict[str, object]:
     """The `details` object that three routes share."""
     fields: dict[str, object] = {
-        "parent_model": "",
+        "parent_model": model.parent or "",
         "format": model.format,
         "family": model.family,
         "families": [model.family],
@@ -54,21 +58,35 @@ def details(model: InstalledModel) -> dict[str, object]:
     return fields if model.embedding_length is None else fields | {"embedding_length": model.embedding_length}
 
 
-def show_fields(model: InstalledModel, template: str) -> dict[str, object]:
-    """`/api/show`. `model_info` is there even when nothing is known: clients index into it."""
-    parameters = _parameters(model)
-    return {
-        "license": model.license or "",
-        "modelfile": _modelfile(model, parameters),
-        "parameters": "\n".join(f"{name:<30} {value}" for name, value in parameters.items()),
-        "template": template,
-        "system": model.system or "",
+def show_fields(
+    model: InstalledModel,
+    facts: FileFacts,
+    *,
+    system: str | None = None,
+    options: Mapping[str, object] | None = None,
+    basename: str | None = None,
+) -> dict[str, object]:
+    """`/api/show`. As in Ollama, `system` stands in for the model's own, and `options` go into the Modelfile alone.
+
+    `model_info` is there even when little is known: clients index into it. `basename` is told as the model's there.
+    """
+    shown = replace(model, system=system) if system else model
+    modelfile = modelfile_of(shown, facts.template or None)
+    if options:
+        modelfile = replace(modelfile, parameters={**modelfile.parameters, **options})
+    fields: dict[str, object] = {
+        "license": "\n".join(licenses_of(model)),
+        "modelfile": f"{HEADER}{modelfile}",
+        "parameters": parameters_text(model),
+        "template": facts.template if model.template is None else model.template,
+        "system": shown.system or "",
         "details": details(model),
-        "messages": [],
-        "model_info": _model_info(model),
+        "messages": [{"role": role, "content": content} for role, content in model.messages],
+        "model_info": _model_info(model, facts) | ({"general.basename": basename} if basename else {}),
         "capabilities": list(model.capabilities),
         "modified_at": timestamp(model.modified_at),
     }
+    return fields | {"tensors": [asdict(tensor) for tensor in facts.tensors]} if facts.tensors else fields
 
 
 def parameter_count(size: str) -> int | None:
@@ -77,27 +95,14 @@ def parameter_count(size: str) -> int | None:
     return round(float(found.group(1)) * _SCALE[found.group(2).upper()]) if found else None
 
 
-def _parameters(model: InstalledModel) -> dict[str, object]:
-    """The recommended sampling, under Ollama's names."""
-    recommended = model.sampling.model_dump(exclude_none=True)
-    return {{"repetition_penalty": "repeat_penalty"}.get(name, name): value for name, value in recommended.items()}
-
-
-def _modelfile(model: InstalledModel, parameters: dict[str, object]) -> str:
-    lines = [f"# {model.title}", f"FROM {model.source}"]
-    lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
-    if model.system:
-        lines.append(f'SYSTEM """{model.system}"""')
-    return "\n".join(lines) + "\n"
-
-
-def _model_info(model: InstalledModel) -> dict[str, object]:
+def _model_info(model: InstalledModel, facts: FileFacts) -> dict[str, object]:
+    """What the file says, and under the same names what else is known."""
     family = model.family
-    fields: dict[str, object] = {
+    known: dict[str, object] = {
         "general.architecture": family,
         "general.basename": model.name.rpartition("/")[2].partition(":")[0],
         "general.parameter_count": parameter_count(model.parameter_size),
         f"{family}.context_length": model.context_length,
         f"{family}.embedding_length": model.embedding_length,
     }
-    return {name: value for name, value in fields.items() if value is not None}
+    return {name: value for name, value in known.items() if value is not None} | dict(facts.metadata)

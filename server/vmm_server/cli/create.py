@@ -1,0 +1,119 @@
+"""`vmm create`: a model of a Modelfile, with the files it names sent to where the model is made."""
+
+import hashlib
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import click
+
+from vmm_server.cli.flags import home_option, server_option
+from vmm_server.cli.output import PullProgress
+from vmm_server.cli.places import Place, open_place
+from vmm_server.errors import InvalidRequest, UnsupportedParameter
+from vmm_server.models.create import CreateRequest
+from vmm_server.models.modelfile import Modelfile, read_modelfile
+from vmm_server.models.pull import PullEvent
+
+_DIGEST = re.compile(r"@?(sha256[:-][0-9a-fA-F]{64})")
+_LOOKS_LIKE_A_PATH = re.compile(r"[./~\\]|.*\.(gguf|safetensors|onnx)$", re.IGNORECASE)
+_SKIPPED = re.compile(r"(^|/)\.|(^|/)pytorch_model[^/]*\.bin$|\.(pth|pt|h5|msgpack|md|py)$")
+"""Of a folder: what is hidden, weights that are never read, and texts about the model."""
+
+
+@click.command()
+@click.argument("name")
+@click.option("-f", "--file", "path", metavar="PATH", default="Modelfile", help="The Modelfile. [Modelfile]")
+@click.option("-q", "--quantize", metavar="TYPE", help="Quantise the weights: q4_K_M, q8_0, …")
+@server_option
+@home_option
+def create(name: str, path: str, quantize: str | None, address: str | None, home: str | None) -> None:
+    """Create a model from a Modelfile.
+
+    FROM is a model's name, a source as `vmm pull` takes it, a GGUF file, or a folder with a model; paths are relative
+    to the Modelfile.
+    """
+    modelfile, folder = _read(Path(path))
+    if modelfile.adapters:
+        raise UnsupportedParameter(
+            "ADAPTER: LoRA adapters are not supported", param="adapters", hint="merge it into its model first"
+        )
+    with open_place(address, home) as place, PullProgress() as progress:
+        source, files = resolve_from(modelfile.from_, folder)
+        digests = {name: _send(file, place, progress) for name, file in files.items()}
+        if digest := _DIGEST.fullmatch(modelfile.from_):
+            source, digests = None, {"model": digest[1]}
+        for event in place.create(_request(name, modelfile, source, digests, quantize)):
+            progress.show(event)
+
+
+def resolve_from(text: str, folder: Path) -> tuple[str | None, dict[str, Path]]:
+    """What FROM means: a name and no files, or the files of a path (relative to `folder`) by their names.
+
+    Raises `InvalidRequest` for a path that leads nowhere, or to nothing.
+    """
+    try:
+        path = folder / Path(text).expanduser()
+        is_there = path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long for a path, or no such user
+        is_there = False
+    if not is_there:
+        if _LOOKS_LIKE_A_PATH.match(text):
+            raise InvalidRequest(f"FROM: there is no {text}", param="from", hint=f"paths are relative to {folder}")
+        return text, {}
+    if path.is_file():
+        return None, {path.name: path}
+    names = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+    files = {name: file for name, file in names.items() if not _SKIPPED.search(name)}
+    if not files:
+        raise InvalidRequest(f"FROM: there is no model in {path}", param="from", hint="name a file, or another folder")
+    return None, files
+
+
+def _read(path: Path) -> tuple[Modelfile, Path]:
+    """The Modelfile, and the folder that its paths are relative to."""
+    if str(path) == "-":
+        return read_modelfile(sys.stdin.buffer.read()), Path.cwd()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        hint = "name it with -f PATH, or go to the folder it lies in"
+        raise InvalidRequest(f"{path}: {error.strerror}", param="file", hint=hint) from error
+    return read_modelfile(content), path.absolute().parent
+
+
+def _send(file: Path, place: Place, progress: PullProgress) -> str:
+    """Have the place keep a file; returns its digest."""
+    try:
+        total = file.stat().st_size
+        hashing = f"hashing {PurePosixPath(file.name)}"
+        hasher, done = hashlib.sha256(), 0
+        with file.open("rb") as content:
+            while piece := content.read(1 << 20):
+                hasher.update(piece)
+                done += len(piece)
+                progress.show(PullEvent(hashing, None, total, done))
+        digest = f"sha256:{hasher.hexdigest()}"
+        if not place.has_blob(digest):
+            status = f"copying {file.name}"
+            place.put_blob(digest, file, lambda sent: progress.show(PullEvent(status, digest, total, sent)))
+        return digest
+    except OSError as error:
+        raise InvalidRequest(f"FROM: {file}: {error.strerror}", param="from") from error
+
+
+def _request(
+    name: str, modelfile: Modelfile, source: str | None, files: Mapping[str, str], quantize: str | None
+) -> CreateRequest:
+    return CreateRequest(
+        name,
+        from_=source,
+        files=files,
+        template=modelfile.template,
+        licenses=modelfile.licenses,
+        system=modelfile.system,
+        parameters=modelfile.parameters,
+        messages=modelfile.messages,
+        quantize=quantize,
+    )

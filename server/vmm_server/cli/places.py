@@ -1,0 +1,244 @@
+"""Where the models are that a command works on: in the store of this machine, or with a server.
+
+A store needs no server, and its locks make it safe beside one, which sees the change with its next request. So it is
+the place unless a server is asked for: by `--host`, or by `OLLAMA_HOST` or `VMM_HOST` where it names another machine.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from vmm_server.cli.client import Client, server_url
+from vmm_server.errors import ModelNotFound
+from vmm_server.models.compiled import delete_compiled
+from vmm_server.models.create import CreateRequest, Creator
+from vmm_server.models.facts import FactsReader
+from vmm_server.models.modelfile import HEADER, licenses_of, modelfile_of, parameters_text
+from vmm_server.models.pull import Puller, PullEvent
+from vmm_server.models.push import Pusher
+from vmm_server.models.registry import Registry, read_cards
+from vmm_server.models.store import InstalledModel, Store
+from vmm_server.settings import Settings, read_settings
+
+Json = dict[str, Any]
+Item = TypeVar("Item")
+_PIECE_BYTES = 1 << 20
+
+
+class Place(Protocol):
+    """Models that can be listed, shown, fetched, made and removed. Methods raise `VMMError`."""
+
+    def installed(self) -> list[Json]:
+        """Objects with at least `name`, `digest`, `size` and `modified_at`, newest first."""
+        ...
+
+    def show(self, name: str, *, verbose: bool) -> Json:
+        """What `/api/show` answers."""
+        ...
+
+    def pull(self, reference: str, *, name: str | None, insecure: bool) -> Iterator[PullEvent]: ...
+
+    def push(self, name: str, *, insecure: bool) -> Iterator[PullEvent]: ...
+
+    def copy(self, source: str, destination: str) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+    def has_blob(self, digest: str) -> bool: ...
+
+    def put_blob(self, digest: str, path: Path, progress: Callable[[int], None]) -> None:
+        """Send a file; `progress` is told how many of its bytes have been read."""
+        ...
+
+    def create(self, request: CreateRequest) -> Iterator[PullEvent]: ...
+
+
+@contextmanager
+def open_place(address: str | None, home: str | None) -> Iterator[Place]:
+    """The server that is named, or the store of this machine."""
+    settings = read_settings(home=home)
+    with Client(server_url(address, settings)) as client:
+        yield ServerPlace(client) if address is not None or not client.is_local else StorePlace(settings, client)
+
+
+def open_registry(settings: Settings) -> Registry:
+    """The models these settings see."""
+    return Registry(Store(settings.store_dir), read_cards(settings.card_dirs))
+
+
+class StorePlace:
+    """The store of this machine; `client` is of a server that may run here too."""
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        self.settings = settings
+        self.registry = open_registry(settings)
+        self._store = Store(settings.store_dir)
+        self._client = client
+
+    def installed(self) -> list[Json]:
+        """See `Place`."""
+        return [
+            {
+                "name": model.name,
+                "digest": model.digest,
+                "size": model.size_bytes,
+                "modified_at": model.modified_at.isoformat(),
+                **_plain(model),
+            }
+            for model in self.registry.installed()
+        ]
+
+    def show(self, name: str, *, verbose: bool) -> Json:
+        """See `Place`; with the fields of the manifest besides."""
+        model = self.registry.resolve(name)
+        facts = FactsReader(self._store).read(model, verbose=verbose)
+        return _plain(model) | {
+            "license": "\n".join(licenses_of(model)),
+            "modelfile": f"{HEADER}{modelfile_of(model, facts.template or None)}",
+            "parameters": parameters_text(model),
+            "template": facts.template if model.template is None else model.template,
+            "system": model.system or "",
+            "details": {
+                "parent_model": model.parent or "",
+                "format": model.format,
+                "family": model.family,
+                "parameter_size": model.parameter_size,
+                "quantization_level": model.quantization,
+                "context_length": model.context_length,
+                "embedding_length": model.embedding_length,
+            },
+            "messages": [{"role": role, "content": content} for role, content in model.messages],
+            "model_info": dict(facts.metadata),
+            "tensors": [asdict(tensor) for tensor in facts.tensors],
+        }
+
+    def pull(self, reference: str, *, name: str | None, insecure: bool) -> Iterator[PullEvent]:
+        """See `Place`. `insecure` changes nothing: each source has its own transport."""
+        return _run(lambda: Puller(self._store, self.registry).pull(reference, name=name))
+
+    def push(self, name: str, *, insecure: bool) -> Iterator[PullEvent]:
+        """See `Place`."""
+        return _run(lambda: Pusher(self._store, self.registry).push(name, insecure=insecure))
+
+    def copy(self, source: str, destination: str) -> None:
+        """See `Place`."""
+        self.registry.copy(source, destination)
+
+    def remove(self, name: str) -> None:
+        """See `Place`; a server of this machine unloads it first."""
+        if self._client.answers():
+            with suppress(ModelNotFound):  # it keeps its models elsewhere
+                self._client.unload(name)
+        self.registry.remove(name)
+        delete_compiled(self.settings.cache_dir, keep=self.registry.installed())
+
+    def has_blob(self, digest: str) -> bool:
+        """See `Place`."""
+        return self._store.has_blob(digest)
+
+    def put_blob(self, digest: str, path: Path, progress: Callable[[int], None]) -> None:
+        """See `Place`."""
+
+        async def content() -> AsyncIterator[bytes]:
+            for piece in _pieces(path, progress):
+                yield piece
+
+        asyncio.run(self._store.put_blob(digest, content(), size_bytes=path.stat().st_size))
+
+    def create(self, request: CreateRequest) -> Iterator[PullEvent]:
+        """See `Place`."""
+        puller = Puller(self._store, self.registry)
+        return _run(lambda: Creator(self._store, self.registry, puller).create(request))
+
+
+class ServerPlace:
+    """A running server, on this machine or another."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def installed(self) -> list[Json]:
+        """See `Place`."""
+        return self._client.installed()
+
+    def show(self, name: str, *, verbose: bool) -> Json:
+        """See `Place`."""
+        return self._client.show(name, verbose=verbose)
+
+    def pull(self, reference: str, *, name: str | None, insecure: bool) -> Iterator[PullEvent]:
+        """See `Place`. A name of one's own is a copy of what was pulled."""
+        yield from self._client.pull(reference, insecure=insecure)
+        if name is not None:
+            self._client.copy(reference, name)
+
+    def push(self, name: str, *, insecure: bool) -> Iterator[PullEvent]:
+        """See `Place`."""
+        return self._client.push(name, insecure=insecure)
+
+    def copy(self, source: str, destination: str) -> None:
+        """See `Place`."""
+        self._client.copy(source, destination)
+
+    def remove(self, name: str) -> None:
+        """See `Place`."""
+        self._client.delete(name)
+
+    def has_blob(self, digest: str) -> bool:
+        """See `Place`."""
+        return self._client.has_blob(digest)
+
+    def put_blob(self, digest: str, path: Path, progress: Callable[[int], None]) -> None:
+        """See `Place`."""
+        self._client.put_blob(digest, _pieces(path, progress), path.stat().st_size)
+
+    def create(self, request: CreateRequest) -> Iterator[PullEvent]:
+        """See `Place`."""
+        fields = {
+            "from": request.from_,
+            "files": dict(request.files),
+            "template": request.template,
+            "license": list(request.licenses),
+            "system": request.system,
+            "parameters": dict(request.parameters),
+            "messages": [{"role": role, "content": content} for role, content in request.messages],
+            "quantize": request.quantize,
+        }
+        return self._client.create({"model": request.name, **{name: value for name, value in fields.items() if value}})
+
+
+def _pieces(path: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
+    done = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
+            done += len(piece)
+            progress(done)
+
+
+def _plain(model: InstalledModel) -> Json:
+    """What the manifest says, for JSON."""
+    return asdict(model) | {
+        "modified_at": model.modified_at.isoformat(),
+        "sampling": model.sampling.model_dump(exclude_none=True),
+    }
+
+
+def _run(start: Callable[[], AsyncGenerator[Item]]) -> Iterator[Item]:
+    """The items of an asynchronous generator, on an event loop that lives until they end."""
+
+    async def begin() -> AsyncGenerator[Item]:
+        return start()
+
+    async def next_of(items: AsyncGenerator[Item]) -> Item | None:
+        return await anext(items, None)
+
+    with asyncio.Runner() as runner:
+        items = runner.run(begin())
+        try:
+            while (item := runner.run(next_of(items))) is not None:
+                yield item
+        finally:
+            runner.run(items.aclose())
