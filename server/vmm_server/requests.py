@@ -81,7 +81,7 @@ class ChatPrompt:
 
     messages: tuple[Message, ...]
     template: str | None = None
-    """A Jinja template that replaces the model's own for this request."""
+    """Replaces the model's own for this request: Jinja, or Go's language (`prompt.templates`)."""
     template_variables: Mapping[str, object] = field(default_factory=dict)
     context: tuple[int, ...] = ()
     """Token ids of an earlier exchange, put before the rendered messages (Ollama's `context`)."""
@@ -112,11 +112,13 @@ class TextPrompt:
 
 @dataclass(frozen=True, slots=True)
 class InsertPrompt:
-    """Text goes between these two, by the model's fill-in-the-middle tokens (`prompt.insert`)."""
+    """Text goes between these two, by a template that takes them, else by the model's tokens (`prompt.insert`)."""
 
     prefix: str
     suffix: str
     param: str = "suffix"
+    template: str | None = None
+    """In Go's language; replaces the model's own for this request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +220,8 @@ class EmbeddingRequest:
     """One of the model's prompts, to be put before each text; `None`: its default one."""
     prompt_param: str = "prompt_name"
     """The request field that names it."""
+    normalize: bool | None = None
+    """Vectors of length 1, or as long as pooling made them; `None`: as the model's authors have it."""
     keep_alive: KeepAlive | None = None
 
 

@@ -138,7 +138,7 @@ GENERATE = (
             "stream": False,
             "logprobs": True,
             "top_logprobs": 2,
-            "options": {"num_predict": 1},
+            "options": {"num_predict": 2},
         },
     ),
     Example(
