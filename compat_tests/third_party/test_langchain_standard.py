@@ -11,7 +11,7 @@ from langchain_anthropic import ChatAnthropic
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
-from langchain_ollama import ChatOllama
+from langchain_ollama import ChatOllama, OllamaEmbeddings
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
 
@@ -174,3 +174,19 @@ class TestOpenAIEmbeddingsOfTexts(EmbeddingsIntegrationTests):
             "api_key": "unused",
             "check_embedding_ctx_length": False,
         }
+
+
+class TestOllamaEmbeddings(EmbeddingsIntegrationTests):
+    """Ollama's vectors."""
+
+    @pytest.fixture(autouse=True)
+    def _know(self, base_url: str, embedding_model: str) -> None:
+        self.server, self.model_name = base_url, embedding_model
+
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        return OllamaEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, object]:
+        return {"model": self.model_name, "base_url": self.server}
