@@ -8,14 +8,15 @@ from vmm_server.errors import ContextLengthExceeded, InvalidRequest, Unsupported
 from vmm_server.models.loading import ReadyModel
 from vmm_server.models.store import InstalledModel
 from vmm_server.prompt.answer import AnswerReader, ThinkingState, thinking_state
-from vmm_server.prompt.chat import ChatTemplate
 from vmm_server.prompt.form import answer_constraint
 from vmm_server.prompt.formats.base import ChatFormat
 from vmm_server.prompt.formats.detect import find_format
+from vmm_server.prompt.go_template import GoTemplate
 from vmm_server.prompt.insert import insert_end_tokens, insert_tokens
+from vmm_server.prompt.templates import Template
 from vmm_server.prompt.tool_text import textual_format, with_calls_as_text, with_tools_as_text
 from vmm_server.prompt.truncation import Room, drop_oldest, shorten
-from vmm_server.prompt.words import token_ids
+from vmm_server.prompt.words import token_ids, with_first_tokens
 from vmm_server.requests import (
     ChatPrompt,
     Composite,
@@ -99,10 +100,7 @@ def write_prompt(
     if isinstance(prompt, ChatPrompt):
         written = _write_chat(prompt, request.model, model, ready, now, room)
     elif isinstance(prompt, InsertPrompt):
-        inserted = insert_tokens(ready.tokenizer, prompt.prefix, prompt.suffix)
-        if inserted is None:
-            raise UnsupportedCapability(request.model, "insert", param=prompt.param)
-        written = WrittenPrompt(inserted, end_tokens=insert_end_tokens(ready.tokenizer))
+        written = _write_insert(prompt, request.model, model, ready, now)
     else:
         written = _write_text(prompt, ready, room)
     if not written.tokens:
@@ -115,6 +113,25 @@ def check_token_ids(param: str, ids: Iterable[int], vocab_size: int) -> None:
     for token in ids:
         if not 0 <= token < vocab_size:
             raise InvalidRequest(f"{param}: token id {token} is not in 0..{vocab_size - 1}", param=param)
+
+
+def _write_insert(
+    prompt: InsertPrompt, name: str, model: InstalledModel, ready: ReadyModel, now: datetime
+) -> WrittenPrompt:
+    """By a Go template that has a place for the suffix, else by the model's own tokens for it."""
+    end_tokens = insert_end_tokens(ready.tokenizer)
+    source = prompt.template or model.template
+    template = None if source is None else ready.templates.read(source)
+    if isinstance(template, GoTemplate) and template.inserts:
+        text = template.render_insert(prompt.prefix, prompt.suffix, now=now)
+        tokens = with_first_tokens(ready.tokenizer, token_ids(ready.tokenizer, text))
+        return WrittenPrompt(tokens, end_tokens=end_tokens)
+    if prompt.template is not None:
+        raise InvalidRequest("the template has no place for the suffix: it needs {{ .Suffix }}", param="template")
+    inserted = insert_tokens(ready.tokenizer, prompt.prefix, prompt.suffix)
+    if inserted is None:
+        raise UnsupportedCapability(name, "insert", param=prompt.param)
+    return WrittenPrompt(inserted, end_tokens=end_tokens)
 
 
 def _write_text(prompt: TextPrompt, ready: ReadyModel, room: Room | None) -> WrittenPrompt:
@@ -167,7 +184,7 @@ def _write_chat(
 def _render(
     prompt: ChatPrompt,
     messages: Sequence[Message],
-    template: ChatTemplate,
+    template: Template,
     chat_format: ChatFormat,
     ready: ReadyModel,
     now: datetime,
@@ -197,9 +214,10 @@ def _render(
             reading = replace(reading, thinking=ThinkingState.NONE)
         elif prefill and reading.thinking is ThinkingState.POSSIBLE and messages[-1].content.strip():
             reading = replace(reading, thinking=ThinkingState.NONE)  # its beginning is behind it
-    # the template writes the special tokens itself
-    tokens = (*prompt.context, *token_ids(ready.tokenizer, text))
-    return WrittenPrompt(tokens, text, reading)
+    tokens = token_ids(ready.tokenizer, text)
+    if template.adds_bos_token and not prompt.context:
+        tokens = with_first_tokens(ready.tokenizer, tokens)
+    return WrittenPrompt((*prompt.context, *tokens), text, reading)
 
 
 def _with_model_messages(prompt: ChatPrompt, model: InstalledModel) -> tuple[Message, ...]:
@@ -225,7 +243,7 @@ def _reading(format: ChatFormat, text: str, tools: ToolUse | None, ready: ReadyM
     return Reading(format, thinking_state(format, text), tools, ready.spell.ids(markers))
 
 
-def _without_thinking(reading: Reading, template: ChatTemplate) -> str | None:
+def _without_thinking(reading: Reading, template: Template) -> str | None:
     """What keeps a model from thinking whose template cannot: thinking that is over. `None`: nothing is needed."""
     reasoning = reading.format.reasoning
     if reasoning is None:
@@ -237,15 +255,13 @@ def _without_thinking(reading: Reading, template: ChatTemplate) -> str | None:
     return f"{reasoning.start}\n\n{reasoning.end}\n\n"
 
 
-def _template(
-    prompt: ChatPrompt, name: str, model: InstalledModel, ready: ReadyModel
-) -> tuple[ChatTemplate, ChatFormat]:
+def _template(prompt: ChatPrompt, name: str, model: InstalledModel, ready: ReadyModel) -> tuple[Template, ChatFormat]:
     """The request's own template, else the created model's, else its folder's, and how a model writes under it."""
-    template = ready.template
     source = prompt.template or model.template
-    if source is None:
-        if template is None:
-            raise UnsupportedCapability(name, "chat")
-        return template, ready.format
-    template = ChatTemplate(source, bos_token="", eos_token="") if template is None else template.replaced(source)
-    return template, replace(ready.format, tools_in_template=find_format(source, ()).tools_in_template)
+    if source is not None:
+        template = ready.templates.read(source)
+        words = {"tool_format": model.tool_format, "reasoning_format": model.reasoning_format}
+        return template, find_format(template, (), **words, otherwise=ready.format)
+    if ready.template is None:
+        raise UnsupportedCapability(name, "chat")
+    return ready.template, ready.format

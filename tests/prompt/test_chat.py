@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from vmm_server.errors import CorruptFile, ImportFailed, InvalidRequest
 from vmm_server.models.importers.gguf_reader import GGUFFile
 from vmm_server.prompt.budget import TemplateTooCostly
-from vmm_server.prompt.chat import ChatTemplate, read_chat_template
+from vmm_server.prompt.chat import ChatTemplate, read_chat_template, read_token_texts
 from vmm_server.prompt.sandbox import ChatEnvironment
 from vmm_server.requests import Message
 
@@ -445,9 +445,11 @@ def test_a_folder_that_cannot_be_read_says_which_file(
         read_chat_template(_write(tmp_path, config, jinja))
 
 
-def test_a_requests_own_template_keeps_the_models_tokens() -> None:
-    own = ChatTemplate(CHATML, **TOKENS).replaced("{{ bos_token }}!{{ eos_token }}")
-    assert own.render([HELLO], now=NOW, variables={}) == "<s>!</s>"
+def test_the_tokens_of_a_folder(tmp_path: Path) -> None:
+    config = json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "</s>"})
+    assert read_token_texts(_write(tmp_path, config)) == TOKENS
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert read_token_texts(tmp_path) == {"bos_token": "", "eos_token": ""}
 
 
 @pytest.mark.runtime

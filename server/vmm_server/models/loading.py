@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -18,10 +18,11 @@ from vmm_server.models.ready import Ready
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.models.tokenizer_file import read_tokenizer
-from vmm_server.prompt.chat import ChatTemplate, read_chat_template
+from vmm_server.prompt.chat import ChatTemplate, read_chat_template, read_token_texts
 from vmm_server.prompt.formats.base import ChatFormat
 from vmm_server.prompt.formats.detect import find_format
 from vmm_server.prompt.spelling import Spelling
+from vmm_server.prompt.templates import TemplateReader
 from vmm_server.prompt.token_bytes import TokenBytes
 from vmm_server.settings import Settings
 
@@ -43,6 +44,8 @@ class ReadyModel:
     context_length: int
     vocab_size: int
     memory_bytes: int
+    templates: TemplateReader = field(default_factory=TemplateReader)
+    """Compiles those that requests and created models bring along."""
 
     async def aclose(self) -> None:
         """See `Ready`."""
@@ -117,6 +120,7 @@ def _load_text(model: InstalledModel, kv_cache_bytes: int, settings: Settings) -
         context_length=limit,
         vocab_size=runner.vocab_size,
         memory_bytes=runner.memory_bytes,
+        templates=TemplateReader(**read_token_texts(model.folder)),
     )
 
 

@@ -90,10 +90,6 @@ class ChatTemplate:
         except InvalidRequest:
             return ""
 
-    def replaced(self, source: str) -> "ChatTemplate":
-        """Another template with the same special tokens. Raises `InvalidRequest` (param `template`)."""
-        return ChatTemplate(source, **self._tokens)
-
     def render(
         self,
         messages: Sequence[Message],
@@ -169,11 +165,16 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
         raise ImportFailed(f"{path} cannot be read: {error.strerror}") from error
     if source is None:
         return None
-    tokens = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token")}
     try:
-        return ChatTemplate(source, **tokens)
+        return ChatTemplate(source, **read_token_texts(folder))
     except InvalidRequest as error:
         raise ImportFailed(f"{folder}: {error.message}") from error
+
+
+def read_token_texts(folder: Path) -> dict[str, str]:
+    """`bos_token` and `eos_token` of a model folder, empty where it has none. Raises `ImportFailed`."""
+    config = _read_config(folder / "tokenizer_config.json")
+    return {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token")}
 
 
 def _thinking_variables(thinking: bool | str | None) -> dict[str, object]:
