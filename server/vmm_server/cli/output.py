@@ -82,7 +82,7 @@ class PullProgress:
         """Draw one event."""
         if not event.total or not self._console.is_terminal:
             if event.status != self._last_status:
-                self._console.print(event.status, highlight=False)
+                self._console.print(event.status, highlight=False, markup=False, soft_wrap=True)
             self._last_status = event.status
             return
         key = event.digest or event.status
