@@ -100,7 +100,7 @@ class Registry:
         asked = str(wanted).rpartition(":")[0].lower()
         if tags := [name for name in known if models[name] == asked]:
             return f"there is {', '.join(tags)}"
-        similar = difflib.get_close_matches(asked, sorted(set(models.values())), n=3, cutoff=0.6)
+        similar = difflib.get_close_matches(asked, sorted(set(models.values())), n=3, cutoff=0.7)
         if close := [name for model in similar for name in known if models[name] == model]:
             return f"did you mean {' or '.join(close[:3])}?"
         return f"names that can be pulled are in `vmm list --available`; {_ANYTHING_ELSE}"
