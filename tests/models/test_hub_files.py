@@ -80,6 +80,9 @@ def test_a_folder_named_after_the_quantization() -> None:
 
 def test_a_split_file_is_passed_over_and_refused_when_asked_for() -> None:
     assert only(OFFICIAL) == "m-q5_0.gguf", "near Q4_K_M, and in one file"
+    with pytest.raises(ImportFailed, match="split"):
+        choose(OFFICIAL[:3])  # rather than Q2_K, which nobody asked for
+    assert only(OFFICIAL[:1]) == "m-q2_k.gguf"
     for asked in ("q4_k_m", "m-q4_k_m-00001-of-00002.gguf"):
         with pytest.raises(ImportFailed, match=r"m-q4_k_m-00001-of-00002\.gguf is one part of a split GGUF"):
             choose(OFFICIAL, asked)

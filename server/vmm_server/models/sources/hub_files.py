@@ -12,10 +12,12 @@ from pathlib import PurePosixPath
 from vmm_server.errors import ImportFailed, SourceNotFound
 from vmm_server.models.importers.encoder_folder import encoder_files
 
-PREFERRED = (
+_FINE = (
     *("Q4_K_M", "Q4_K_L", "Q4_K_XL", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0"),
-    *("Q6_K", "Q8_0", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "BF16", "F16", "FP16", "F32"),
+    *("Q6_K", "Q8_0", "BF16", "F16", "FP16", "F32"),
 )
+_COARSE = ("Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K")
+PREFERRED = (*_FINE, *_COARSE)
 """What is taken when nothing is asked for: Q4_K_M, as Ollama's users expect, then what is nearest to it."""
 _UNREADABLE = re.compile(r"(?i)(?:^|[-._/])((?:I?Q1|IQ[23]|TQ[12]|MXFP4|NVFP4|Q4_0_[48]_[48])[A-Z0-9_]*)$")
 """Quantizations whose blocks the importer does not read: it says so before gigabytes are fetched."""
@@ -65,10 +67,10 @@ class _Chooser:
         """The GGUF file of the wanted quantization."""
         whole = [path for path in paths if not _PART.search(_stem(path))]
         first_parts = [path for path in paths if re.search(r"-00001-of-\d{5}$", _stem(path))]
-        for offered in (whole, first_parts):
-            wanted = [self._quantization] if self._quantization else PREFERRED
-            for quantization in wanted:
-                if fitting := _of_quantization(offered, quantization):
+        for wanted in [(self._quantization,)] if self._quantization else (_FINE, _COARSE):
+            for offered in (whole, first_parts):  # parts are refused, but before something much coarser is taken
+                fitting = next(filter(None, (_of_quantization(offered, each) for each in wanted)), None)
+                if fitting:
                     return self.readable(self._only(fitting, paths, "GGUF file of that quantization"))
         if self._quantization:
             return self._only([], whole + first_parts, f"GGUF file {self._quantization}")
