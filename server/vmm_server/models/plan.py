@@ -9,8 +9,11 @@ from vmm_server.models.names import DEFAULT_TAG, ModelName, ModelReference
 from vmm_server.models.registry import HUB_HOSTS, Registry
 from vmm_server.models.sources import RetryPolicy, Source, is_uri, parse_source
 
-_HUB_PAGE = re.compile(r"https?://(hf|huggingface)\.co/[^/?#]+/[^/?#]+", re.IGNORECASE)
-"""A repository's page, which is meant as its name."""
+_HUB_PAGE = re.compile(
+    r"https?://((?:hf|huggingface)\.co)/([^/?#]+/[^/?#]+?)(?:/(?:blob|tree)/([^/?#]+)(/[^?#]+?)?)?/?",
+    re.IGNORECASE,
+)
+"""A repository's page, or that of a file or folder in it: host, repository, revision, path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ def make_plan(reference: str, name: str | None, registry: Registry, retry: Retry
     Raises `InvalidRequest`, `InvalidModelName`, `ModelNotFound`.
     """
     wanted = ModelName.parse(name) if name else None
-    if is_uri(reference) and not _HUB_PAGE.fullmatch(reference):
+    reference = _shown_by(reference)
+    if is_uri(reference):
         named = registry.find_card(name) if name else None
         card = named if named and named.source.uri == reference else None  # the card's own source, spelt out
         return Plan(parse_source(reference, retry), wanted, card)
@@ -47,6 +51,15 @@ def make_plan(reference: str, name: str | None, registry: Registry, retry: Retry
     if asked.name.host.lower() in HUB_HOSTS:
         return Plan(parse_source(_hub_uri(asked.name), retry), wanted or asked.name, None)
     raise ModelNotFound(reference, hint=registry.suggest(asked.name))
+
+
+def _shown_by(page: str) -> str:
+    """What a page of the hub shows, when its address was copied from a browser; anything else as it is."""
+    match = _HUB_PAGE.fullmatch(page)
+    if not match:
+        return page
+    host, repo, revision, path = match.groups()
+    return f"hf:{repo}@{revision}{path or ''}" if revision else f"{host}/{repo}"
 
 
 def _hub_uri(name: ModelName) -> str:
