@@ -39,9 +39,18 @@ def reference(logits: Array, params: SamplingParams, prompt: list[int], generate
         keep[params.top_k :] = False
         weights = np.where(keep, weights, 0)
         weights /= weights.sum()
+    if params.typical_p < 1:
+        shares = weights[weights > 0]
+        distance = np.abs(-np.log(shares) + (shares * np.log(shares)).sum())
+        nearest = np.argsort(distance, kind="stable")
+        count = next(n for n in range(1, len(nearest) + 1) if shares[nearest[:n]].sum() >= params.typical_p)
+        keep[:] = False
+        keep[nearest[:count]] = True
+        weights = np.where(keep, weights, 0)
+        weights /= weights.sum()
     if params.top_p < 1:
         keep &= np.cumsum(weights) - weights < params.top_p
-    keep &= weights >= params.min_p * weights[0]
+    keep &= weights >= params.min_p * weights[keep][0]
     weights = np.where(keep, weights, 0)
     probabilities = np.empty(len(row))
     probabilities[order] = weights / weights.sum()
@@ -74,13 +83,15 @@ def chi_square_per_degree(observed: NDArray[np.int64], probabilities: Array) -> 
         SamplingParams(top_k=5),
         SamplingParams(top_p=0.8),
         SamplingParams(min_p=0.1),
+        SamplingParams(typical_p=0.6),
         SamplingParams(temperature=1.3, top_k=12, top_p=0.9, min_p=0.02),
+        SamplingParams(temperature=1.5, top_k=20, typical_p=0.7, top_p=0.8, min_p=0.05),
         SamplingParams(presence_penalty=0.7, frequency_penalty=0.4, repetition_penalty=1.3),
         SamplingParams(repetition_penalty=1.5, repetition_window=3),
         SamplingParams(repetition_penalty=9.0, repetition_window=0),
         SamplingParams(logit_bias={1: 2.5, 3: -100.0}, top_k=8),
     ],
-    ids=["plain", "temperature", "top_k", "top_p", "min_p", "all", "penalties", "window", "no window", "bias"],
+    ids=["plain", "temperature", "top_k", "top_p", "min_p", "typical_p", "all", "all and typical", "penalties", "window", "no window", "bias"],
 )
 def test_draws_follow_the_reference(params: SamplingParams, vocab_size: int) -> None:
     logits = np.random.default_rng(7).normal(0, 2.5, vocab_size).astype(np.float32)

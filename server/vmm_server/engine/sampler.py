@@ -205,7 +205,7 @@ def _draw(row: Row, peak: np.float32, params: SamplingParams, uniform: float) ->
     if params.top_p < 1:
         num_kept = min(num_kept, int(np.searchsorted(cumulative, params.top_p * total)) + 1)
     if params.min_p > 0:
-        num_kept = min(num_kept, max(1, int(np.count_nonzero(weights >= params.min_p))))
+        num_kept = min(num_kept, max(1, int(np.count_nonzero(weights >= params.min_p * weights[0]))))
     return int(ids[_position(cumulative[:num_kept], uniform)])
 
 
