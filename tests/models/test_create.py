@@ -149,10 +149,22 @@ def test_a_model_may_be_made_of_itself_and_replaces_what_has_its_name(
     assert [path.name for path in store.models_dir.iterdir()] == ["a"]
 
 
-def test_a_template_with_tools_makes_a_model_that_takes_tools(store: Store, install: Install, creator: Creator) -> None:
+@pytest.mark.parametrize(
+    ("template", "added"),
+    [
+        ("{% for tool in tools %}{{ tool }}{% endfor %}", ("tools",)),
+        ("{{ .Tools }}{{ range .Messages }}{{ .Content }}{{ end }}", ("tools",)),
+        ("{{ range .Messages }}<think>{{ .Thinking }}</think>{{ .Content }}{{ end }}", ("thinking",)),
+        ("{{ .Prompt }}<fim>{{ .Suffix }}", ("insert",)),
+        ("{{ .Prompt }}", ()),
+    ],
+)
+def test_what_a_template_has_places_for_the_model_can(
+    template: str, added: tuple[str, ...], store: Store, install: Install, creator: Creator
+) -> None:
     install("a:latest")
-    create(creator, "jinja", "a", template="{% for tool in tools %}{{ tool }}{% endfor %}")
-    assert get(store, "jinja").capabilities == ("completion", "tools")
+    create(creator, "child", "a", template=template)
+    assert get(store, "child").capabilities == ("completion", *added)
 
 
 def test_a_parent_that_is_not_here_is_pulled_first(web: Any, store: Store, make_creator: MakeCreator) -> None:

@@ -23,7 +23,7 @@ from vmm_server.models.pull import IMPORTER, Puller
 from vmm_server.models.registry import Registry
 from vmm_server.models.sources import RetryPolicy, is_uri, make_client
 from vmm_server.models.store import Store
-from vmm_server.prompt.chat import ChatTemplate
+from vmm_server.prompt.templates import read_template
 
 __all__ = ["CreateRequest", "Creator"]
 
@@ -108,7 +108,7 @@ class Creator:
         if request.quantize:
             parse_quantization(request.quantize)
         if request.template:
-            ChatTemplate(request.template, bos_token="", eos_token="")
+            read_template(request.template)
         for index, (role, _) in enumerate(request.messages):
             if role not in ROLES:
                 where = f"messages[{index}].role"

@@ -28,6 +28,8 @@ from vmm_server.models.parameters import to_sampling
 from vmm_server.models.sources import Listing, Transfer
 from vmm_server.models.store import UPLOADED, InstalledModel, Store
 from vmm_server.prompt.formats.detect import find_format
+from vmm_server.prompt.go_template import GoTemplate
+from vmm_server.prompt.templates import read_template
 
 FLOAT_FILES = ("F16", "BF16", "F32")
 """`InstalledModel.quantization` of GGUF files that can be quantised."""
@@ -267,11 +269,15 @@ def put_on_top(base: InstalledModel, request: CreateRequest, name: ModelName, *,
     return replace(model, digest=_digest(model)) if is_changed else model
 
 
-def _capabilities(base: tuple[str, ...], template: str | None) -> tuple[str, ...]:
-    """A template with a place for tools adds `tools`; none takes it away: calls are then written as text."""
-    if not template or "tools" in base:
+def _capabilities(base: tuple[str, ...], source: str | None) -> tuple[str, ...]:
+    """A template adds what it has places for. None takes away: tools that have no place in it are told in words."""
+    if not source:
         return base
-    return (*base, "tools") if ".Tools" in template or find_format(template, ()).tools_in_template else base
+    template = read_template(source)
+    format = find_format(template, ())
+    shown = {"tools": format.tools_in_template, "thinking": format.reasoning is not None}
+    shown["insert"] = isinstance(template, GoTemplate) and template.inserts
+    return (*base, *[name for name, is_shown in shown.items() if is_shown and name not in base])
 
 
 def _digest(model: InstalledModel) -> str:
