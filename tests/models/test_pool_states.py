@@ -115,6 +115,7 @@ class Pool(RuleBasedStateMachine):
         self.tasks: dict[asyncio.Task[None], str] = {}
         self.pinned: set[str] = set()
         self.is_closed = False
+        self.wrong: list[str] = []
 
     # What the pool is given
 
@@ -129,8 +130,9 @@ class Pool(RuleBasedStateMachine):
 
     def begin_close(self, ready: Ready) -> None:
         if not self.is_closed:
-            assert not [name for name, _ in self.leases if name == ready.name], "unloaded while in use"
-            assert ready.name not in self.pinned, "unloaded although it is pinned"
+            in_use = any(name == ready.name for name, _ in self.leases)
+            self.must(not in_use, f"{ready.name} is unloaded while in use")
+            self.must(ready.name not in self.pinned, f"{ready.name} is unloaded although it is pinned")
         self.closing.append(ready)
 
     # What happens to it
@@ -201,6 +203,15 @@ class Pool(RuleBasedStateMachine):
 
     # What holds
 
+    def must(self, holds: bool, text: str) -> None:
+        """For callbacks, whose exceptions go nowhere."""
+        if not holds:
+            self.wrong.append(text)
+
+    @invariant()
+    def nothing_went_wrong(self) -> None:
+        assert not self.wrong
+
     @invariant()
     def nobody_waits_for_nothing(self) -> None:
         if not (self.executor.waiting or self.closing or self.leases):
@@ -245,6 +256,7 @@ class Pool(RuleBasedStateMachine):
         for _, lease in self.leases:
             lease.release()
         self.settle()
+        self.nothing_went_wrong()
         self.loop.close()
 
     def drain(self) -> None:
@@ -278,12 +290,10 @@ class Pool(RuleBasedStateMachine):
         if task.cancelled() or (error := task.exception()) is None:
             return
         if isinstance(error, ShuttingDown):
-            assert self.is_closed
-        else:
-            assert isinstance(error, ModelLoadFailed), repr(error)
-            if str(error) != "broken":
-                assert str(error).startswith("no room for")
-                assert len(self.pinned) >= 2
+            self.must(self.is_closed, "shutting down for no reason")
+        elif str(error) != "broken":
+            no_room = isinstance(error, ModelLoadFailed) and str(error).startswith("no room for")
+            self.must(no_room and len(self.pinned) >= 2, repr(error))
 
     def settle(self) -> None:
         """Run everything that can run."""

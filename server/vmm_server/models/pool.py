@@ -353,7 +353,7 @@ def _log_end(model: InstalledModel, task: asyncio.Task[None]) -> None:
     """Also what nobody waits for any more."""
     if task.cancelled() or (error := task.exception()) is None:
         return
-    if isinstance(error, _NobodyWaits):
+    if isinstance(error, _NobodyWaits | ShuttingDown):
         logger.info("gave up loading %s: nobody waits for it any more", model.name)
     else:
         logger.error("loading %s failed: %s", model.name, error)
