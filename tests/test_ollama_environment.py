@@ -125,7 +125,8 @@ def test_ours_win_and_the_file_loses(monkeypatch: pytest.MonkeyPatch, no_environ
             "setting origins (OLLAMA_ORIGINS): 'a.example' is no origin; write https://a.ex",
         ),
         ("VMM_ALLOWED_HOSTS", "http://a.example", "setting allowed_hosts: 'http://a.example' is no host name"),
-        ("VMM_ALLOWED_HOSTS", "a.example:80", "without scheme and port"),
+        ("VMM_ALLOWED_HOSTS", "cafe.de:80", "without scheme, port and brackets"),
+        ("VMM_ALLOWED_HOSTS", "[2606:4700::1111]", "without scheme, port and brackets"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_variable(

@@ -4,6 +4,7 @@ Everything that deserves a 4xx happens before anything is computed. Nothing is s
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 
 from vmm_adapters.types import EncoderInput
 from vmm_server.cl100k import Cl100k
-from vmm_server.encoder_inputs import embedding_inputs, pair_inputs, text_inputs
+from vmm_server.encoder_inputs import Inputs, embedding_inputs, pair_inputs, text_inputs
 from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown, UnsupportedCapability
 from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.pool import Lease, ModelPool
 from vmm_server.models.registry import Registry
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import EmbeddingRequest, KeepAlive, RerankRequest
+
+logger = logging.getLogger(__name__)
 
 Request = TypeVar("Request")
 _NO_TABLE = (
@@ -38,6 +41,8 @@ class Answered:
     num_tokens: int
     """Tokens of the inputs, special ones included, padding not."""
     load_s: float
+    num_dropped_tokens: int
+    """Cut off at the ends of inputs that were too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +95,13 @@ class Embeddings:
             ready = lease.ready
             _check_dimensions(request.dimensions, ready.dim)
             inputs = await _prepare(lambda: embedding_inputs(request, ready, table), ready)
-            vectors = await _rows(inputs, ready)
+            vectors = await _rows(inputs.items, ready)
             cut = request.dimensions is not None and request.dimensions < ready.dim
             if cut:
                 vectors = vectors[:, : request.dimensions]
             if cut or (ready.recipe.normalize if request.normalize is None else request.normalize):
                 vectors = _unit(vectors)
-            return Embedded(model, str(ready.placement), _num_tokens(inputs), lease.load_s, vectors)
+            return Embedded(*_told(model, lease, inputs), vectors)
 
     async def rerank(self, request: RerankRequest) -> Reranked:
         """One score a document, higher is nearer: a cross-encoder's logit through a sigmoid, or, of a model that
@@ -111,9 +116,9 @@ class Embeddings:
             ready = lease.ready
             write = pair_inputs if scores_pairs else text_inputs
             inputs = await _prepare(lambda: write(request, ready), ready)
-            rows = await _rows(inputs, ready)
+            rows = await _rows(inputs.items, ready)
             scores = _sigmoid(rows[:, 0]) if scores_pairs else _unit(rows[1:]) @ _unit(rows[:1])[0]
-            return Reranked(model, str(ready.placement), _num_tokens(inputs), lease.load_s, tuple(scores.tolist()))
+            return Reranked(*_told(model, lease, inputs), tuple(scores.tolist()))
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new work and wait for what runs; True when all of it finished in time."""
@@ -150,7 +155,7 @@ class Embeddings:
         return self._table
 
 
-async def _prepare(write: Callable[[], list[EncoderInput]], ready: ReadyEncoder) -> list[EncoderInput]:
+async def _prepare(write: Callable[[], Inputs], ready: ReadyEncoder) -> Inputs:
     with ready.batcher.preparing():
         return await asyncio.to_thread(write)
 
@@ -179,5 +184,10 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), np.float32)
 
 
-def _num_tokens(inputs: Sequence[EncoderInput]) -> int:
-    return sum(len(each.token_ids) for each in inputs)
+def _told(
+    model: InstalledModel, lease: Lease[ReadyEncoder], inputs: Inputs
+) -> tuple[InstalledModel, str, int, float, int]:
+    """The fields of `Answered`. What was cut off is said in the log as well."""
+    if inputs.num_dropped_tokens:
+        logger.warning("cut off %d tokens of texts that are too long for %s", inputs.num_dropped_tokens, model.name)
+    return model, str(lease.ready.placement), inputs.num_tokens, lease.load_s, inputs.num_dropped_tokens

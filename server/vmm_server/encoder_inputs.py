@@ -4,6 +4,7 @@ Nothing is cut unless asked for, and then at the end of the text, never a specia
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tokenizers import Encoding
 
@@ -19,7 +20,21 @@ _SYNONYMS = (("query", "search_query"), ("document", "passage", "search_document
 """What clients and models call the two sides of a search."""
 
 
-def embedding_inputs(request: EmbeddingRequest, ready: ReadyEncoder, table: Cl100k | None) -> list[EncoderInput]:
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What an encoder is to compute for one request."""
+
+    items: Sequence[EncoderInput]
+    num_dropped_tokens: int
+    """Cut off at the ends of texts that were too long."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Special ones included."""
+        return sum(len(item.token_ids) for item in self.items)
+
+
+def embedding_inputs(request: EmbeddingRequest, ready: ReadyEncoder, table: Cl100k | None) -> Inputs:
     """One input a text. `table` is there if token ids are to be decoded with it.
 
     Raises `InvalidRequest`, `ContextLengthExceeded`, naming the field.
@@ -28,6 +43,7 @@ def embedding_inputs(request: EmbeddingRequest, ready: ReadyEncoder, table: Cl10
     limit = min(request.max_tokens or ready.context_length, ready.context_length)
     texts: dict[int, str] = {}
     found: dict[int, EncoderInput] = {}
+    num_dropped = 0
     for index, (value, param) in enumerate(zip(request.inputs, request.params, strict=True)):
         if isinstance(value, str):
             texts[index] = prompt + value
@@ -35,57 +51,65 @@ def embedding_inputs(request: EmbeddingRequest, ready: ReadyEncoder, table: Cl10
             texts[index] = prompt + _decoded(table, value, param)
         else:
             found[index] = _own_tokens(value, ready, limit, request, param)
+            num_dropped += len(value) - len(found[index].token_ids)
     encodings = ready.tokenizer.encode_batch_fast([*texts.values()], add_special_tokens=False)
     for index, encoding in zip(texts, encodings, strict=True):
-        limited = _limited(encoding, ready, limit, truncate=request.truncate, param=request.params[index])
+        limited, num_cut = _limited(encoding, ready, limit, truncate=request.truncate, param=request.params[index])
         found[index] = _input(limited, request.params[index])
-    return _bounded([found[index] for index in range(len(request.inputs))], "input")
+        num_dropped += num_cut
+    return _bounded([found[index] for index in range(len(request.inputs))], num_dropped, "input")
 
 
-def text_inputs(request: RerankRequest, ready: ReadyEncoder) -> list[EncoderInput]:
+def text_inputs(request: RerankRequest, ready: ReadyEncoder) -> Inputs:
     """The query and the documents as texts of their own, for a model that embeds; the query comes first."""
     prompts = [_named_prompt(ready, name) or "" for name in ("query", "document")]
     texts = [prompts[0] + request.query, *(prompts[1] + document for document in request.documents)]
     params = ["query", *(f"documents[{index}]" for index in range(len(request.documents)))]
-    inputs = []
+    inputs, num_dropped = [], 0
     for index, encoding in enumerate(ready.tokenizer.encode_batch_fast(texts, add_special_tokens=False)):
         limit = ready.context_length
         if index and request.max_tokens_per_document:
             limit = min(limit, request.max_tokens_per_document + ready.tokenizer.num_special_tokens_to_add(False))
-        cut = request.truncate and index > 0
-        inputs.append(_input(_limited(encoding, ready, limit, truncate=cut, param=params[index]), params[index]))
-    return _bounded(inputs, "documents")
+        may_cut = request.truncate and index > 0
+        limited, num_cut = _limited(encoding, ready, limit, truncate=may_cut, param=params[index])
+        inputs.append(_input(limited, params[index]))
+        num_dropped += num_cut
+    return _bounded(inputs, num_dropped, "documents")
 
 
-def pair_inputs(request: RerankRequest, ready: ReadyEncoder) -> list[EncoderInput]:
+def pair_inputs(request: RerankRequest, ready: ReadyEncoder) -> Inputs:
     """The query with each document, for a cross-encoder. The document gives way when the pair is too long."""
     tokenizer = ready.tokenizer
     query = tokenizer.encode(request.query, add_special_tokens=False)
     room = ready.context_length - len(query.ids) - tokenizer.num_special_tokens_to_add(True)
     if room < 1:
         raise ContextLengthExceeded(limit=ready.context_length, asked=ready.context_length - room + 1, param="query")
-    inputs = []
+    inputs, num_dropped = [], 0
     documents = tokenizer.encode_batch_fast(list(request.documents), add_special_tokens=False)
     for index, document in enumerate(documents):
         limit = min(room, request.max_tokens_per_document or room)
         if len(document.ids) > limit:
             if not request.truncate:
                 raise _too_long(limit, len(document.ids), f"documents[{index}]")
+            num_dropped += len(document.ids) - limit
             document.truncate(limit)
         pair = tokenizer.post_process(query, document, add_special_tokens=True)
         inputs.append(_input(pair, f"documents[{index}]"))
-    return _bounded(inputs, "documents")
+    return _bounded(inputs, num_dropped, "documents")
 
 
-def _limited(encoding: Encoding, ready: ReadyEncoder, limit: int, *, truncate: bool, param: str) -> Encoding:
-    """`encoding`, which has no special tokens, with them. Raises `ContextLengthExceeded`."""
+def _limited(
+    encoding: Encoding, ready: ReadyEncoder, limit: int, *, truncate: bool, param: str
+) -> tuple[Encoding, int]:
+    """`encoding`, which has no special tokens, with them; how many of its own went. Raises `ContextLengthExceeded`."""
     num_special = ready.tokenizer.num_special_tokens_to_add(False)
     num_tokens = len(encoding.ids) + num_special
     if num_tokens > limit:
         if not truncate:
             raise _too_long(limit, num_tokens, param)
         encoding.truncate(max(0, limit - num_special))
-    return ready.tokenizer.post_process(encoding, add_special_tokens=True)
+    num_dropped = num_tokens - num_special - len(encoding.ids)
+    return ready.tokenizer.post_process(encoding, add_special_tokens=True), num_dropped
 
 
 def _too_long(limit: int, asked: int, param: str) -> ContextLengthExceeded:
@@ -147,10 +171,10 @@ def _named_prompt(ready: ReadyEncoder, name: str) -> str | None:
     return next((ready.recipe.prompts[each] for each in (name, *names) if each in ready.recipe.prompts), None)
 
 
-def _bounded(inputs: Sequence[EncoderInput], param: str) -> list[EncoderInput]:
-    num_tokens = sum(len(each.token_ids) for each in inputs)
-    if num_tokens > MAX_TOKENS:
+def _bounded(items: Sequence[EncoderInput], num_dropped: int, param: str) -> Inputs:
+    inputs = Inputs(items, num_dropped)
+    if inputs.num_tokens > MAX_TOKENS:
         raise InvalidRequest(
-            f"{param} is {num_tokens} tokens in all, the limit of one request is {MAX_TOKENS}", param=param
+            f"{param} is {inputs.num_tokens} tokens in all, the limit of one request is {MAX_TOKENS}", param=param
         )
-    return list(inputs)
+    return inputs

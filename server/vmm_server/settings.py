@@ -2,6 +2,7 @@
 
 import os
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,9 +58,12 @@ def _origin(value: str) -> str:
 
 
 def _host_name(value: str) -> str:
-    if not re.fullmatch(r"[\w.*-]+|[\da-fA-F.:]+", value, re.ASCII):
-        raise ValueError(f"{value!r} is no host name; write it without scheme and port")
-    return value
+    if re.fullmatch(r"[\w.*-]+", value, re.ASCII):
+        return value
+    try:
+        return str(ip_address(value))
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no host name; write it without scheme, port and brackets") from error
 
 
 class Settings(BaseSettings):

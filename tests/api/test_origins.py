@@ -102,8 +102,8 @@ def test_an_address_of_this_machine_is_its_own(settings: Any) -> None:
 
 
 def test_more_hosts_can_be_allowed(settings: Any) -> None:
-    more = guard(settings, allowed_hosts="AI.example, *.b.example,8.8.8.8")
-    for host in ("ai.example:443", "x.b.example"):
+    more = guard(settings, allowed_hosts="AI.example, *.b.example,8.8.8.8, 2606:4700:0::1111")
+    for host in ("ai.example:443", "x.b.example", "8.8.8.8", "8.8.8.8:80", "[2606:4700::1111]:80"):
         assert more.allows_host(host)
         assert not guard(settings).allows_host(host)
     assert not more.allows_host("b.example")

@@ -90,6 +90,8 @@ def test_a_document_that_is_too_long_is_refused_unless_it_may_be_cut(encoder_ser
     room = 64 - 3 - len(QUERY) if model == "pairs" else 62
     cut = results(encoder_server, model=model, documents=[long], truncate=True)
     assert cut == results(encoder_server, model=model, documents=[long[:room]])
+    said = rerank(encoder_server, model=model, documents=["a", long], truncate=True).headers
+    assert (said["x-vmm-dropped-tokens"], "x-vmm-dropped-messages" in said) == (str(len(long) - room), False)
     few = results(encoder_server, model=model, documents=[long[45:]], max_tokens_per_doc=7)
     assert few == results(encoder_server, model=model, documents=[long[45:52]])
 

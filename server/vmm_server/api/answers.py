@@ -16,8 +16,9 @@ def provenance(answered: Completion | Answered) -> dict[str, str]:
     a prompt that was too long it did not see.
     """
     headers = {"x-vmm-model": answered.model.name, "x-vmm-placement": answered.placement}
-    if isinstance(answered, Completion) and answered.num_dropped_tokens:
+    if answered.num_dropped_tokens:
         headers["x-vmm-dropped-tokens"] = str(answered.num_dropped_tokens)
+    if isinstance(answered, Completion) and answered.num_dropped_messages:
         headers["x-vmm-dropped-messages"] = str(answered.num_dropped_messages)
     return headers
 

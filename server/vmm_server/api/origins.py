@@ -94,7 +94,8 @@ class Guard:
         match = _HOST.fullmatch(host)
         name = host if match is None else match["bracketed"] or match["name"] or ""
         if (address := _address(name)) is not None:
-            return address.is_loopback or address.is_private or address.is_unspecified or _is_own(address)
+            local = address.is_loopback or address.is_private or address.is_unspecified
+            return local or self._names.fullmatch(str(address)) is not None or _is_own(address)
         if match is None or match["name"] is None:
             return False
         return not name or self._names.fullmatch(name.removesuffix(".")) is not None

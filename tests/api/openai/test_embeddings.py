@@ -156,6 +156,12 @@ def test_what_is_too_long_is_refused_unless_it_may_be_cut(encoder_server: Any) -
     assert vectors(encoder_server, input="ab", truncate_prompt_tokens=1000) == vectors(encoder_server, input="ab")
     usage = embed(encoder_server, input=long, truncate_prompt_tokens=10).json()["usage"]
     assert usage == {"prompt_tokens": 10, "total_tokens": 10}
+    assert embed(encoder_server, input=["a", long, long], truncate=True).headers["x-vmm-dropped-tokens"] == "56"
+    ids = [256, *b"x" * 100, 257]
+    assert (
+        embed(encoder_server, input=ids, token_encoding="model", truncate=True).headers["x-vmm-dropped-tokens"] == "38"
+    )
+    assert "x-vmm-dropped-tokens" not in embed(encoder_server, input="a", truncate=True).headers
 
 
 @pytest.mark.parametrize("value", [[100, 200], [[100], [200]], ["a", [100]], [[]]])
