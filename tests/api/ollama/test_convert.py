@@ -348,15 +348,17 @@ def test_a_model_that_can_think_does_unless_told_not_to(
         assert (request.prompt.thinking, request.prompt.thinking_param) == (thinking, "think")
 
 
-def test_a_suffix_goes_past_the_template() -> None:
+def test_a_suffix_goes_past_the_chat() -> None:
     assert generate(suffix="b").prompt == InsertPrompt("hi", "b")
+    template = "{{ .Prompt }}<fim>{{ .Suffix }}"
+    assert generate(suffix="b", template=template).prompt == InsertPrompt("hi", "b", template=template)
     assert generate(suffix="").prompt == generate().prompt
     assert generate(prompt="", suffix="b", options={"stop": ["x"]}).prompt == InsertPrompt("", "b")
 
 
-@pytest.mark.parametrize("fields", [{"system": "s"}, {"template": "t"}, {"context": [1]}])
-def test_a_suffix_excludes_template_system_and_context(fields: dict[str, object]) -> None:
-    with pytest.raises(InvalidRequest, match="suffix does not support template, system, or context"):
+@pytest.mark.parametrize("fields", [{"system": "s"}, {"context": [1]}])
+def test_a_suffix_excludes_system_and_context(fields: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest, match="suffix does not support system or context"):
         generate(suffix="x", **fields)
 
 

@@ -50,16 +50,16 @@ def generate_request(body: GenerateBody, *, thinks: bool = False) -> GenerateReq
 
 
 def _bare_prompt(body: GenerateBody) -> TextPrompt | InsertPrompt:
-    """A prompt that goes past the template."""
+    """A prompt that goes past the chat: as it is, or with a gap to fill."""
     mode = "raw mode" if body.raw else "suffix"
-    if body.template or body.system or body.context:
-        raise InvalidRequest(
-            f"{mode} does not support template, system, or context", param="raw" if body.raw else "suffix"
-        )
+    if body.raw and (body.template or body.system or body.context):
+        raise InvalidRequest("raw mode does not support template, system, or context", param="raw")
+    if body.system or body.context:
+        raise InvalidRequest("suffix does not support system or context", param="suffix")
     _refuse("suffix", bool(body.raw and body.suffix), "leave out raw")
     _refuse("think", bool(body.think), f"with {mode} the answer is the model's text, thinking and all")
     if body.suffix:
-        return InsertPrompt(body.prompt or "", body.suffix)
+        return InsertPrompt(body.prompt or "", body.suffix, template=body.template or None)
     num_keep = kept_tokens(body.options or Options())
     return TextPrompt(body.prompt or "", truncate=body.truncate is not False, num_keep=num_keep)
 
