@@ -272,9 +272,9 @@ class Hub:
         commit: str = "c0ffee" * 6 + "c0ff",
         lfs: tuple[str, ...] = (".gguf", ".onnx", ".data", ".bin"),
         token: str | None = None,
-        config: dict[str, Any] | None = None,
+        **more: Any,
     ) -> None:
-        """Offer a repository; files with these endings are kept as large files, with a sha256."""
+        """Offer a repository; files with these endings are kept as large files, with a sha256; `more` is said of it."""
         siblings: list[dict[str, Any]] = []
         for path, content in files.items():
             sha256 = hashlib.sha256(content).hexdigest()
@@ -289,9 +289,7 @@ class Hub:
             self.web.serve(
                 f"/{repo}/resolve/{commit}/{path}", content, etag=f'"{etag}"', headers=headers, needs_token=token
             )
-        answer = {"id": repo, "modelId": repo, "sha": commit, "private": False, "tags": [], "siblings": siblings}
-        if config:
-            answer["config"] = config
+        answer = {"id": repo, "modelId": repo, "sha": commit, "private": False, "tags": [], "siblings": siblings} | more
         for ref in (revision, commit):
             self.web.serve(
                 f"/api/models/{repo}/revision/{ref}",

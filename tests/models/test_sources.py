@@ -18,6 +18,7 @@ from vmm_server.errors import (
     SourceError,
     SourceNotFound,
     StoreError,
+    UnsupportedArchitecture,
 )
 from vmm_server.models.sources import RetryPolicy, SourceFile, Transfer, make_client, parse_source
 from vmm_server.models.sources.download import fetch_verified
@@ -429,6 +430,23 @@ def test_an_unclear_choice_lists_what_there_is(
     with pytest.raises(kind) as caught:
         parse_source(f"hf:org/repo{rest}", RETRY).look_up(transfer)
     assert words in f"{caught.value.message} {caught.value.hint}"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "clip", None])
+def test_an_architecture_that_may_be_imported(hub: Any, transfer: Transfer, architecture: str | None) -> None:
+    hub.repo("org/repo", {"m-Q8_0.gguf": b"GGUF"}, gguf={"architecture": architecture, "total": 7})
+    assert parse_source("hf:org/repo", RETRY).look_up(transfer).name == "m-Q8_0"
+
+
+def test_an_architecture_that_cannot_is_refused_before_anything_is_fetched(hub: Any, transfer: Transfer) -> None:
+    hub.repo("org/repo", {"m-Q8_0.gguf": b"GGUF"}, gguf={"architecture": "gemma2"})
+    with pytest.raises(
+        UnsupportedArchitecture, match=r"^hf:org/repo: architecture 'gemma2' is not supported$"
+    ) as caught:
+        parse_source("hf:org/repo", RETRY).look_up(transfer)
+    assert "qwen3" in (caught.value.hint or "")
+    listing = parse_source("hf:org/repo/m-Q8_0.gguf", RETRY).look_up(transfer)
+    assert listing.name == "m-Q8_0", "the hub looked at one file, not at each"
 
 
 def test_a_text_model_without_files_that_run_is_no_encoder(hub: Any, transfer: Transfer) -> None:

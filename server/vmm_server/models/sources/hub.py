@@ -21,7 +21,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-from vmm_server.errors import SourceError, SourceNotFound
+from vmm_server.errors import SourceError, SourceNotFound, UnsupportedArchitecture
+from vmm_server.models.importers.gguf_config import FAMILIES
 from vmm_server.models.sources.base import Listing, SourceFile, Transfer, invalid_uri
 from vmm_server.models.sources.download import RetryPolicy, fetch_verified
 from vmm_server.models.sources.hub_files import choose_files
@@ -31,6 +32,8 @@ _URI = re.compile(
 )
 _GENERATOR = re.compile(r".*(ForCausalLM|ForConditionalGeneration|LMHeadModel)")
 """Architectures, as transformers calls them, that write text."""
+_PROJECTORS = ("clip",)
+"""What the hub may say of a repository whose vision projector it looked at."""
 _TIMEOUT_S = 20.0
 TOKEN_HINT = "if the repository is gated, accept its terms on its page; then set HF_TOKEN to a token that may read it"
 
@@ -71,6 +74,8 @@ class HubSource:
             quantization=self.quantization,
             generates=_generates(found),
         )
+        if root is None and not self.path:
+            self._check_architecture(found)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         files = []
         for path in paths:
@@ -83,6 +88,13 @@ class HubSource:
     def fetch(self, file: SourceFile, target: Path, transfer: Transfer) -> str:
         """Download, resumed."""
         return fetch_verified(file, target, transfer, self.retry, hint=TOKEN_HINT)
+
+    def _check_architecture(self, found: ModelInfo) -> None:
+        """Refuse, before gigabytes are fetched, what the hub says no importer reads. It knows one file a repository."""
+        architecture = (found.gguf or {}).get("architecture")
+        if architecture and architecture not in (*FAMILIES, *_PROJECTORS):
+            supported = f"supported architectures: {', '.join(FAMILIES)} (mistral models are llama in GGUF)"
+            raise UnsupportedArchitecture(f"{self.uri}: architecture {architecture!r} is not supported", hint=supported)
 
     def _model_info(self, api: HfApi) -> ModelInfo:
         try:
