@@ -163,7 +163,9 @@ def test_run_refuses_what_the_model_cannot_do(
     picture = tmp_path / "cat.png"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n")
     assert main(["run", "echo", f"What is this? {picture}", "--host", running.url]) == 1
-    assert "images" in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert '"echo" does not support vision' in output.err
     assert main(["run", "echo", "Hello", "--think", "--host", running.url]) == 1
     assert "think" in capsys.readouterr().err
 
@@ -180,7 +182,7 @@ def test_ps_and_stop(own: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ps", "--host", own.url]) == 0
     header, row = capsys.readouterr().out.splitlines()
     assert header.split() == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"]
-    assert row.startswith("echo:latest  eeeeeeeeeeee  ")
+    assert row.startswith("echo:latest    eeeeeeeeeeee    ")
     assert "100% CPU" in row
     assert main(["ps", "--json", "--host", own.url]) == 0
     assert json.loads(capsys.readouterr().out)[0]["name"] == "echo:latest"
@@ -191,9 +193,9 @@ def test_ps_and_stop(own: Server, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_list_and_show_need_no_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].startswith("echo:latest  eeeeeeeeeeee  1.0 KB  ")
+    assert capsys.readouterr().out.splitlines()[1].startswith("echo:latest    eeeeeeeeeeee    1.0 KB    ")
     assert main(["show", "echo"]) == 0
-    assert re.search(r"^context length +4096$", capsys.readouterr().out, re.M)
+    assert re.search(r"^    context length +4096$", capsys.readouterr().out, re.M)
     assert main(["show", "echo", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["name"] == "echo:latest"

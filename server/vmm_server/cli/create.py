@@ -15,6 +15,7 @@ from vmm_server.errors import InvalidRequest, UnsupportedParameter
 from vmm_server.models.create import CreateRequest
 from vmm_server.models.modelfile import Modelfile, read_modelfile
 from vmm_server.models.pull import PullEvent
+from vmm_server.models.sources import is_uri
 
 _DIGEST = re.compile(r"@?(sha256[:-][0-9a-fA-F]{64})")
 _LOOKS_LIKE_A_PATH = re.compile(r"[./~\\]|.*\.(gguf|safetensors|onnx)$", re.IGNORECASE)
@@ -59,7 +60,7 @@ def resolve_from(text: str, folder: Path) -> tuple[str | None, dict[str, Path]]:
     except (OSError, ValueError, RuntimeError):  # too long for a path, or no such user
         is_there = False
     if not is_there:
-        if _LOOKS_LIKE_A_PATH.match(text):
+        if _LOOKS_LIKE_A_PATH.match(text) and not is_uri(text):
             raise InvalidRequest(f"FROM: there is no {text}", param="from", hint=f"paths are relative to {folder}")
         return text, {}
     if path.is_file():

@@ -1,5 +1,5 @@
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ TEMPLATE = (
 
 
 @pytest.fixture
-def server(start_server: Callable[..., Any]) -> Iterator[Any]:
+def server(start_server: Callable[..., Any]) -> Any:
     """Has `mine` besides, which puts everything on top of echo, and `tiny`, whose GGUF file is in the store."""
     server = start_server()
     store, echo = Store(server.parts.settings.store_dir), server.parts.registry.resolve("echo")
@@ -36,14 +36,14 @@ def server(start_server: Callable[..., Any]) -> Iterator[Any]:
     store.install(replace(echo, name="tiny:1b", aliases=(), digest=WEIGHTS, weights="", format="gguf", family="llama"))
     tiny = runpy.run_path(str(DATA / "gguf_reference" / "tiny_models.py"))
     tiny["write_gguf"](store.blob(WEIGHTS), tiny["MODELS"]["llama"])
-    yield server
+    return server
 
 
 def show(server: Any, model: str, **fields: object) -> dict[str, Any]:
     response = server.client.post("/api/show", json={"model": model, **fields})
     assert response.status_code == 200, response.text
-    fields = response.json()
-    return fields
+    shown: dict[str, Any] = response.json()
+    return shown
 
 
 def test_every_field_of_a_created_model(server: Any) -> None:
