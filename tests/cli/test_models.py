@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from vmm_server.models.registry import Registry
 from vmm_server.models.store import Store
 from vmm_server.settings import Settings
 
-DATA = Path(__file__).parents[1] / "data"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
 PIRATE = '''FROM echo
 PARAMETER temperature 0.5
 PARAMETER stop "Ahoy"
@@ -223,6 +225,25 @@ def test_other_names_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help", "ls"]) == 0
     assert "List the models that are installed" in capsys.readouterr().out
     assert main(["start", "--port", "many"]) == 2
+
+
+EXAMPLES = re.findall(r"```modelfile\n(.*?)```", (ROOT / "docs" / "modelfile.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("text", EXAMPLES, ids=lambda text: text.partition("\n")[2][:20])
+def test_the_examples_of_the_documentation(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = runpy.run_path(str(DATA / "gguf_reference" / "tiny_models.py"))
+    tiny["write_gguf"](tmp_path / "my-model.Q4_K_M.gguf", tiny["MODELS"]["llama"])
+    (tmp_path / "Modelfile").write_text(text)
+    assert main(["cp", "echo", "smollm2:135m"]) == 0
+    assert main(["create", "example"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["show", "example", "--modelfile"]) == 0
+    shown, said = parse_modelfile(capsys.readouterr().out), parse_modelfile(text)
+    assert shown.system == said.system
+    assert shown.messages == said.messages
+    assert shown.parameters.items() >= said.parameters.items()
+    assert said.template in (None, shown.template)
 
 
 def test_what_from_means(tmp_path: Path) -> None:
