@@ -84,10 +84,12 @@ def test_a_split_file_is_passed_over_and_refused_when_asked_for() -> None:
         choose(OFFICIAL[:3])  # rather than Q2_K, which nobody asked for
     assert only(OFFICIAL[:1]) == "m-q2_k.gguf"
     for asked in ("q4_k_m", "m-q4_k_m-00001-of-00002.gguf"):
-        with pytest.raises(ImportFailed, match=r"m-q4_k_m-00001-of-00002\.gguf is one part of a split GGUF"):
+        with pytest.raises(ImportFailed, match=r"m-q4_k_m-00001-of-00002\.gguf is one part of a split GGUF") as caught:
             choose(OFFICIAL, asked)
-    with pytest.raises(ImportFailed, match="split"):
+        assert caught.value.hint == "there is m-q2_k.gguf, m-q5_0.gguf"
+    with pytest.raises(ImportFailed, match="split") as caught:
         choose(OFFICIAL[1:3])
+    assert "llama-gguf-split --merge" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(("asked", "kind"), [("IQ3_M", "IQ3_M"), ("q4_0_4_4", "Q4_0_4_4")])

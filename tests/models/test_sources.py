@@ -418,8 +418,8 @@ def test_what_a_repository_offers(
         (":Q2_K", SourceNotFound, "one-Q4_K_M.gguf, one-Q8_0.gguf"),
         ("/none.gguf", SourceNotFound, "README.md"),
         ("/plain", SourceNotFound, "safetensors have to be converted"),
-        ("/split", ImportFailed, "llama-gguf-split"),
-        ("/split/big-00001-of-00002.gguf", ImportFailed, "llama-gguf-split"),
+        ("/split", ImportFailed, "there is one-Q4_K_M.gguf, one-Q8_0.gguf"),
+        ("/split/big-00001-of-00002.gguf", ImportFailed, "is one part of a split GGUF"),
         ("/x.onnx", ImportFailed, "or a folder"),
     ],
 )

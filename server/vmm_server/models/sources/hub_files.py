@@ -36,7 +36,7 @@ def choose_files(
     That is `None` for one GGUF file to import. `path` is a file or folder ("" for the whole repository), `generates`
     whether the hub says that the model writes text. Raises `SourceNotFound`, `ImportFailed`, saying what there is.
     """
-    chooser = _Chooser(uri, repo, quantization)
+    chooser = _Chooser(uri, repo, quantization, [each for each in paths if _is_weights(each)])
     if path in paths:
         return [chooser.readable(path)], None
     prefix = f"{path}/" if path else ""
@@ -58,10 +58,13 @@ def choose_files(
 class _Chooser:
     """One of several, or an error that lists them."""
 
-    def __init__(self, uri: str, repo: str, quantization: str | None) -> None:
+    def __init__(self, uri: str, repo: str, quantization: str | None, weights: Sequence[str]) -> None:
         self._uri = uri
         self._repo = repo
         self._quantization = quantization
+        self._readable = [
+            path for path in weights if not _PART.search(_stem(path)) and not _UNREADABLE.search(_stem(path))
+        ]
 
     def weights(self, paths: Sequence[str]) -> str:
         """The GGUF file of the wanted quantization."""
@@ -86,11 +89,12 @@ class _Chooser:
         """The path of a GGUF file, unless the importer is known not to read it."""
         if not path.lower().endswith(".gguf"):
             raise ImportFailed(f"{self._uri} is not a GGUF file", hint="name a .gguf file, or a folder")
+        there_is = f"there is {', '.join(_shortened(self._readable))}" if self._readable else ""
         if _PART.search(_stem(path)):
-            hint = "choose a quantization in one file, or join the parts with llama-gguf-split --merge"
+            hint = there_is or "join the parts with llama-gguf-split --merge, and pull file:./joined.gguf"
             raise ImportFailed(f"{self._uri}: {path} is one part of a split GGUF", hint=hint)
         if unreadable := _UNREADABLE.search(_stem(path)):
-            hint = "choose Q4_K_M, or another of Q2_K to Q8_0, F16, BF16 or F32"
+            hint = there_is or "look for a repository with Q4_K_M, or another of Q2_K to Q8_0, F16, BF16 or F32"
             raise ImportFailed(f"{self._uri}: {path} is stored as {unreadable[1]}, which is not read", hint=hint)
         return path
 
