@@ -193,6 +193,7 @@ def test_random_bytes_are_rendered_or_refused(data: bytes) -> None:
     [
         "{{ range .Messages }}" * 40 + "{{ range 9999 }}x{{ end }}" + "{{ end }}" * 40,
         "{{ range 99999 }}{{ range 99999 }}{{ end }}{{ end }}",
+        '{{ range 99999 }}{{ $x := len (printf "%*s%.99999f" . "" 0.5) }}{{ end }}',
         "{{ $x := .Tools }}{{ range 99999 }}{{ $y := json $x }}{{ end }}",
         "{{ $x := print .Messages .Messages }}{{ range 99999 }}{{ $x = print $x $x }}{{ end }}",
         '{{ define "a" }}{{ template "a" . }}{{ template "a" . }}{{ end }}{{ template "a" . }}',

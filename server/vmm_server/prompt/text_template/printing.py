@@ -1,7 +1,6 @@
 """Go's `print`, `println` and `printf`, after the documentation of its package fmt.
 
-Explicit argument indexes (`%[1]s`) and widths out of arguments (`%*d`) are refused, and so are widths and precisions
-of more than three digits.
+Explicit argument indexes (`%[1]s`) are refused, and so are widths and precisions over `MAX_WIDTH`.
 """
 
 import re
@@ -10,8 +9,10 @@ from collections.abc import Callable, Sequence
 from vmm_server.prompt.budget import Budget
 from vmm_server.prompt.text_template.values import ExecutionError, Struct, is_true, to_text, type_name
 
-_DIRECTIVE = re.compile(r"%([-+# 0]*)(\d*)(?:(\.)(\d*))?(.?)", re.DOTALL)
-_MAX_DIGITS = 3
+MAX_WIDTH = 100_000
+"""Templates compute `index + 1` as the length of a text that they pad: widths go as far as conversations do."""
+
+_DIRECTIVE = re.compile(r"%([-+# 0]*)(\*|\d*)(?:\.(\*|\d*))?(.?)", re.DOTALL)
 _ESCAPES = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
 _BASES = {"d": "d", "x": "x", "X": "X", "o": "o", "b": "b"}
 
@@ -34,29 +35,49 @@ def sprintln(values: Sequence[object], budget: Budget) -> str:
 def sprintf(format: str, values: Sequence[object], budget: Budget) -> str:
     """The format with its directives replaced. A wrong one comes out as Go's words for it: `%!d(string=x)`."""
     parts: list[str] = []
-    position = used = 0
+    position, rest = 0, list(reversed(values))
     for match in _DIRECTIVE.finditer(format):
         parts.append(format[position : match.start()])
         position = match.end()
-        flags, width, dot, precision, verb = match.groups()
-        if len(width) > _MAX_DIGITS or len(precision or "") > _MAX_DIGITS or verb in ("[", "*"):
-            raise ExecutionError(f"printf: {match.group()[:20]!r} is not supported")
-        if verb == "%":
-            parts.append("%")
-        elif not verb:
-            parts.append("%!(NOVERB)")
-        elif used == len(values):
-            parts.append(f"%!{verb}(MISSING)")
-        else:
-            digits = None if dot is None else int(precision or 0)
-            text = _formatted(values[used], verb, flags, digits, budget)
-            parts.append(_padded(text, values[used], flags, int(width or 0)))
-            used += 1
+        parts.append(_directive(match, rest, budget))
     parts.append(format[position:])
-    if used < len(values):
-        extra = ", ".join(f"{type_name(value)}={to_text(value, budget)}" for value in values[used:])
+    if rest:
+        extra = ", ".join(f"{type_name(value)}={to_text(value, budget)}" for value in reversed(rest))
         parts.append(f"%!(EXTRA {extra})")
     return _joined(parts, "", budget)
+
+
+def _directive(match: re.Match[str], rest: list[object], budget: Budget) -> str:
+    """One directive's text; takes its values off the end of `rest`."""
+    flags, told_width, told_precision, verb = match.groups()
+    if verb == "%":
+        return "%"
+    if verb == "[":
+        raise ExecutionError(f"printf: {match.group()[:20]!r} is not supported")
+    width, precision = (_size(told, rest) for told in (told_width, told_precision))
+    if not verb:
+        return "%!(NOVERB)"
+    if not rest:
+        return f"%!{verb}(MISSING)"
+    value = rest.pop()
+    if width is not None and width < 0:
+        flags, width = f"{flags}-", -width
+    if precision is not None and precision < 0:
+        precision = None
+    budget.spend((width or 0) + (precision or 0))
+    return _padded(_formatted(value, verb, flags, precision, budget), value, flags, width or 0)
+
+
+def _size(told: str | None, rest: list[object]) -> int | None:
+    """A width or precision: digits, or `*` for the next value. `None`: there is none."""
+    if told is None:
+        return None
+    size: object = int(told[:9] or 0) if told != "*" else rest.pop() if rest else None
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise ExecutionError(f"printf: a width is a whole number, not a value of type {type_name(size)}")
+    if abs(size) > MAX_WIDTH:
+        raise ExecutionError(f"printf: a width is at most {MAX_WIDTH}")
+    return size
 
 
 def quoted(text: str) -> str:
