@@ -1,6 +1,7 @@
 """`/api/embed` and `/api/embeddings` over echo's encoders."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -141,8 +142,11 @@ def test_a_model_that_embeds_neither_chats_nor_generates(encoder_server: Any) ->
             assert (answer.status_code, answer.json()["error"]) == (400, f'"words" does not support {task}')
 
 
-def test_keep_alive_zero_unloads_afterwards(encoder_server: Any, embed: Post) -> None:
-    assert embed(input="a", keep_alive=0).status_code == 200
-    assert embed(input="a", keep_alive="1h").status_code == 200
-    (model,) = [one for one in encoder_server.client.get("/api/ps").json()["models"] if one["name"] == "words:latest"]
-    assert model["size_vram"] == 0
+def test_keep_alive_is_the_requests_own(encoder_server: Any, embed: Post, legacy: Post) -> None:
+    for send, fields in ((embed, {"input": "a"}), (legacy, {"prompt": "a"}), (embed, {}), (legacy, {})):
+        for text, hours in (("2h", 2), ("5h", 5)):
+            assert send(keep_alive=text, **fields).status_code == 200
+            models = encoder_server.client.get("/api/ps").json()["models"]
+            (ends,) = [model["expires_at"] for model in models if model["name"] == "words:latest"]
+            left = datetime.fromisoformat(ends) - datetime.now(UTC)
+            assert timedelta(hours=hours - 1) < left <= timedelta(hours=hours)
