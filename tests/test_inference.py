@@ -15,7 +15,7 @@ from vmm_server.errors import (
     ShuttingDown,
     UnsupportedCapability,
 )
-from vmm_server.inference import Completion
+from vmm_server.inference import Completion, Inference
 from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
@@ -40,6 +40,17 @@ def test_a_chat_is_rendered_run_and_accounted_for(installed: Any, with_parts: An
         assert completion.usage.num_prompt_tokens == len(completion.prompt_tokens) == len("hello") + 3
         assert completion.placement == "echo/CPU"
         assert parts.pool.loaded()[0].num_leases == 0
+
+    installed()
+    with_parts(body)
+
+
+def test_the_time_before_the_engine_is_accounted_for(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        times = iter([10.0, 12.5])
+        completion = await Inference(parts.registry, parts.pool, clock=times.__next__).generate(chat("hello"))
+        assert completion.prepare_s == 2.5
+        await completion.aclose()
 
     installed()
     with_parts(body)

@@ -8,6 +8,7 @@ whoever holds it closes it, finished or not.
 import asyncio
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ class Completion:
         prompt: WrittenPrompt,
         reader: AnswerReader | None,
         created: datetime,
+        prepare_s: float,
         on_close: Callable[["Completion"], None],
     ) -> None:
         self.model = model
@@ -56,6 +58,8 @@ class Completion:
         self.num_dropped_messages = prompt.num_dropped_messages
         self.created = created
         self.load_s = lease.load_s
+        self.prepare_s = prepare_s
+        """From the model's being there to the engine's having the prompt: rendering, tokenising, compiling a form."""
         self.placement = str(lease.ready.placement)
         self._lease = lease
         self._generation = generation
@@ -140,11 +144,13 @@ class Inference:
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         new_call_id: Callable[[], str] = lambda: f"call_{secrets.token_hex(12)}",
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._registry = registry
         self._pool = pool
         self._now = now
         self._new_call_id = new_call_id
+        self._clock = clock
         self._running: set[Completion] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -157,6 +163,7 @@ class Inference:
         `Overloaded`, `ShuttingDown`.
         """
         model, lease = await self._acquire(request)
+        leased_at = self._clock()
         request = _with_num_ctx(request, model)
         try:
             sampling = _with_defaults(request.sampling, request.unset, model.sampling)
@@ -175,6 +182,7 @@ class Inference:
                     context_length=request.num_ctx,
                     param=request.prompt.param,
                 )
+                prepare_s = self._clock() - leased_at
         except BaseException:
             lease.release()
             raise
@@ -185,7 +193,7 @@ class Inference:
             dropped = prompt.num_dropped_tokens, prompt.num_dropped_messages
             logger.warning(message, *dropped, model.name, len(prompt.tokens))
         reader = prompt.reader(lease.ready.token_bytes, self._new_call_id)
-        completion = Completion(model, lease, generation, prompt, reader, self._now(), self._closed)
+        completion = Completion(model, lease, generation, prompt, reader, self._now(), prepare_s, self._closed)
         self._running.add(completion)
         self._idle.clear()
         return completion

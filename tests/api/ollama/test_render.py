@@ -25,6 +25,7 @@ METRICS = {
     "total_duration": 1_875_000_000,
     "load_duration": 1_000_000_000,
     "prompt_eval_count": 10,
+    "prompt_eval_cached_count": 8,
     "prompt_eval_duration": 250_000_000,
     "eval_count": 2,
     "eval_duration": 125_000_000,
@@ -256,12 +257,13 @@ def test_an_answer_that_was_broken_off_is_no_answer() -> None:
         lines(reply(), Delta("H"), Delta("", finish_reason=FinishReason.ABORT))
 
 
-@given(st.tuples(*(st.floats(0, 1000) for _ in range(4))))
-def test_durations_add_up_to_the_total(seconds: tuple[float, float, float, float]) -> None:
-    load, queued, prefill, decode = seconds
-    got: dict[str, Any] = metrics(Usage(1, 0, 1, queued, prefill, decode), load)
+@given(st.tuples(*[st.floats(0, 1e5)] * 5))
+def test_durations_add_up_to_the_total(seconds: tuple[float, float, float, float, float]) -> None:
+    load, prepare, queued, prefill, decode = seconds
+    got: dict[str, Any] = metrics(Usage(2, 1, 1, queued, prefill, decode), load, prepare)
     parts = sum(got.get(name, 0) for name in ("load_duration", "prompt_eval_duration", "eval_duration"))
-    assert got.get("total_duration", 0) == parts + int(queued * 1e9)
+    assert got.get("total_duration", 0) == parts + int(prepare * 1e9) + int(queued * 1e9)
+    assert (got["prompt_eval_count"], got["prompt_eval_cached_count"]) == (2, 1)
     assert all(isinstance(value, int) and value > 0 for value in got.values())
 
 

@@ -69,15 +69,19 @@ def called(index: int, call: ToolCall) -> Said:
     return Said(tool_calls=[{"id": (call.id or "")[:_CALL_ID_LENGTH], "function": function}])
 
 
-def metrics(usage: Usage, load_s: float) -> dict[str, object]:
-    """Counts and nanoseconds; the parts and the time in the queue add up to the total, and zeros are left out."""
-    load, queued, prefill, decode = (
-        int(seconds * 1e9) for seconds in (load_s, usage.queued_s, usage.prefill_s, usage.decode_s)
+def metrics(usage: Usage, load_s: float, prepare_s: float) -> dict[str, object]:
+    """Counts and nanoseconds, zeros left out. The total is the parts, the preparation and the time in the queue.
+
+    `prompt_eval_count` is all that the model saw of the prompt, `prompt_eval_cached_count` what of it was in the cache.
+    """
+    load, prepare, queued, prefill, decode = (
+        int(seconds * 1e9) for seconds in (load_s, prepare_s, usage.queued_s, usage.prefill_s, usage.decode_s)
     )
     fields = {
-        "total_duration": load + queued + prefill + decode,
+        "total_duration": load + prepare + queued + prefill + decode,
         "load_duration": load,
         "prompt_eval_count": usage.num_prompt_tokens,
+        "prompt_eval_cached_count": usage.num_cached_tokens,
         "prompt_eval_duration": prefill,
         "eval_count": usage.num_generated_tokens,
         "eval_duration": decode,
@@ -108,6 +112,7 @@ class Reply:
     piece: Piece
     now: Callable[[], datetime]
     load_s: float
+    prepare_s: float = 0.0
     prompt_tokens: tuple[int, ...] | None = None
     """Given when the reply carries `context`."""
     token_bytes: TokenText | None = None
@@ -151,7 +156,7 @@ class Reply:
             context = {"context": [*self.prompt_tokens, *token_ids]}
         done_reason = "length" if reason is FinishReason.LENGTH else "stop"  # so it is after a call, too
         fields = self._start() | self.piece(said) | {"done": True, "done_reason": done_reason}
-        return fields | context | metrics(usage, self.load_s)
+        return fields | context | metrics(usage, self.load_s, self.prepare_s)
 
 
 @dataclass(slots=True)

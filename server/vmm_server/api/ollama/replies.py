@@ -38,6 +38,7 @@ def answer_or_stream(
             piece=piece,
             now=utc_now,
             load_s=completion.load_s,
+            prepare_s=completion.prepare_s,
             prompt_tokens=completion.prompt_tokens if with_context else None,
             token_bytes=completion.token_bytes if asked.sampling.logprobs is not None else None,
         )
