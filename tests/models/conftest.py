@@ -99,7 +99,7 @@ def make_importer(pull_script: Path) -> Callable[..., Importer]:
 def transfer() -> Iterator[Transfer]:
     """Reports to nobody, never cancelled, room for everything."""
     with make_client(timeout_s=5.0) as client:
-        yield Transfer(client, threading.Event(), lambda completed, total: None, lambda needed: None)
+        yield Transfer(threading.Event(), lambda completed, total: None, lambda needed: None, client)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from vmm_server.errors import ImportFailed
 from vmm_server.models.disk import delete_folder, publish_folder, store_errors
 from vmm_server.models.importers.imported import ImportedModel
-from vmm_server.models.sources import Listing, Transfer
+from vmm_server.models.sources import Listing, Step
 from vmm_server.models.sources.base import hash_file
 from vmm_server.models.store import Store
 
@@ -65,7 +65,7 @@ class FolderBuilder:
         importer: Importer,
         uri: str,
         report: Callable[[str], None],
-        transfer: Callable[[str], Transfer],
+        transfer: Callable[[str], Step],
         cancelled: threading.Event,
     ) -> None:
         """`report` is told a status; `transfer` gives what reports progress under one."""

@@ -21,7 +21,7 @@ from vmm_server.models.parameters import check_parameters
 from vmm_server.models.plan import make_plan
 from vmm_server.models.pull import IMPORTER, Puller
 from vmm_server.models.registry import Registry
-from vmm_server.models.sources import RetryPolicy, is_uri, make_client
+from vmm_server.models.sources import RetryPolicy, is_uri
 from vmm_server.models.store import Store
 from vmm_server.prompt.templates import read_template
 
@@ -76,8 +76,7 @@ class Creator:
             raise ModelNotFound(request.from_)  # removed at once
 
         def work(report: Report, cancelled: Event) -> None:
-            with make_client() as client:
-                Creation(request, parent, self._store, self._importer, client, report, cancelled).run()
+            Creation(request, parent, self._store, self._importer, report, cancelled).run()
 
         async with aclosing(self._jobs.follow(object(), f"create {request.name}", work)) as events:
             async for event in events:

