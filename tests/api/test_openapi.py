@@ -16,8 +16,8 @@ DATA = Path(__file__).parents[1] / "data"
 VALIDATOR = jsonschema_rs.validator_for(json.loads((DATA / "openapi_3_1.json").read_text()))
 TRIED_LAST = ("deleteResponse", "headBlob", "pull", "delete")
 """What changes or takes away what the others need."""
-SOMETIMES = ("load_duration",)
-"""Only there after a load."""
+SOMETIMES = ("load_duration", "prompt_eval_cached_count")
+"""Only there after a load, and where a prompt was seen before."""
 
 
 def all_operations(server: Any) -> list[Operation]:
