@@ -104,6 +104,8 @@ def test_of_two_models_with_an_alias_the_newer_answers(store: Store, install: In
         ("known:2b", "there is known:1b"),
         ("nothing-like-it-at-all", "hf.co/org/repo[:Q4_K_M]"),
         ("hf.co/org/repo:Q8_0", "vmm pull hf.co/org/repo:Q8_0"),
+        ("org/Repo-GGUF", "of the hub: vmm pull hf.co/org/Repo-GGUF"),
+        ("org/Repo-GGUF:Q8_0", "of the hub: vmm pull hf.co/org/Repo-GGUF:Q8_0"),
         ("localhost:5000/org/repo", "localhost:5000 is not asked for models"),
     ],
 )

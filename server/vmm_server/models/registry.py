@@ -9,7 +9,7 @@ from vmm_adapters.card import InvalidCard, ModelCard, read_card
 from vmm_server.errors import InvalidModelName, ModelNotFound, SettingsError
 from vmm_server.models.library import FILE as LIBRARY_FILE
 from vmm_server.models.library import read_library
-from vmm_server.models.names import DEFAULT_HOST, ModelName, ModelReference
+from vmm_server.models.names import DEFAULT_HOST, DEFAULT_NAMESPACE, ModelName, ModelReference
 from vmm_server.models.store import InstalledModel, Store
 
 __all__ = ["ModelName", "Registry", "built_in_cards_dir", "read_cards"]
@@ -103,6 +103,8 @@ class Registry:
         similar = difflib.get_close_matches(asked, sorted(set(models.values())), n=3, cutoff=0.7)
         if close := [name for model in similar for name in known if models[name] == model]:
             return f"did you mean {' or '.join(close[:3])}?"
+        if wanted.namespace != DEFAULT_NAMESPACE:
+            return f"if that is a repository of the hub: vmm pull {HUB_HOSTS[0]}/{str(wanted).removesuffix(':latest')}"
         return f"names that can be pulled are in `vmm list --available`; {_ANYTHING_ELSE}"
 
     def _find(self, wanted: ModelName) -> InstalledModel | None:
