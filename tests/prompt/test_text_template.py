@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm_server.errors import InvalidRequest
@@ -378,5 +378,6 @@ def test_slices_and_indexes_are_pythons(items: list[str], data: st.DataObject) -
         lambda part: st.lists(part) | st.dictionaries(st.text(), part),
     )
 )
+@settings(max_examples=50)
 def test_every_json_value_prints(value: Any) -> None:
     assert isinstance(run('{{ . }}{{ print . }}{{ printf "%v %s %q %d" . . . . }}', value), str)

@@ -31,7 +31,7 @@ from vmm_server.prompt.text_template.nodes import (
 )
 from vmm_server.prompt.text_template.values import ExecutionError, Struct, field, is_true, show, type_name
 
-MAX_STEPS = 500_000
+MAX_STEPS = 300_000
 MAX_DEPTH = 120
 MAX_VARIABLES = 256
 _MAX_RANGE = 100_000
@@ -56,6 +56,7 @@ class Execution:
         self._budget = budget
         self._variables: list[tuple[str, object]] = []
         self._output: list[str] = []
+        self._length = 0
         self._steps = 0
         self._depth = 0
         self.line = 1
@@ -63,10 +64,9 @@ class Execution:
 
     def run(self, nodes: Nodes, data: object) -> str:
         """What the nodes print. Raises `ExecutionError`, `TemplateTooCostly`."""
-        self._output = []
+        self._output, self._length = [], 0
         self._variables = [("$", data)]
         self._nodes(nodes, data)
-        self._budget.check(sum(map(len, self._output)))
         return "".join(self._output)
 
     def _step(self) -> None:
@@ -82,6 +82,8 @@ class Execution:
             raise ExecutionError(f"more than {MAX_DEPTH} blocks, parentheses and templates are at work in one another")
 
     def _print(self, text: str) -> None:
+        self._length += len(text)
+        self._budget.check(self._length)
         self._budget.spend(len(text))
         self._output.append(text)
 
