@@ -58,7 +58,7 @@ def test_the_oldest_messages_go_and_it_is_said(
         assert completion.num_dropped_tokens == len(whole) - len(completion.prompt_tokens) == 4 * 62
         (line,) = caplog.records
         assert line.levelno == logging.WARNING
-        assert line.getMessage().startswith(f"dropped the oldest {4 * 62} tokens (4 whole messages) of a prompt")
+        assert line.getMessage().startswith(f"dropped {4 * 62} tokens (4 whole messages) of a prompt")
 
     installed(files=TELLING)
     with_parts(body)
@@ -116,12 +116,13 @@ def test_the_models_own_limit_room_and_messages_count(installed: Any, with_parts
         unset = frozenset({"max_tokens"})
         completion = await start(parts, replace(chat(*OLD[:4], LAST), unset=unset))
         assert completion.prompt_text is not None
-        assert completion.prompt_text.startswith("<|system|>s<|end|><|user|>x")
-        assert completion.num_dropped_messages == 4  # two of its own, and an exchange
-        assert len(completion.prompt_tokens) <= 256 - 100
+        assert completion.prompt_text.endswith(
+            "s<|end|><|user|>last<|end|><|assistant|>"
+        )  # with 50 tokens one more stays
+        assert completion.num_dropped_messages == 6  # two of its own, and two exchanges
 
     own = (("user", "u" * 20), ("assistant", "a" * 20))
-    installed(num_ctx=256, messages=own, system="s", sampling=SamplingDefaults(max_tokens=100))
+    installed(num_ctx=256, messages=own, system="s", sampling=SamplingDefaults(max_tokens=128))
     with_parts(body)
 
 

@@ -187,11 +187,13 @@ class Inference:
             lease.release()
             raise
         if prompt.num_dropped_tokens:
-            message = (
-                "dropped the oldest %d tokens (%d whole messages) of a prompt that is too long for %s, %d are left"
+            logger.warning(
+                "dropped %d tokens (%d whole messages) of a prompt that is too long for %s; %d are left",
+                prompt.num_dropped_tokens,
+                prompt.num_dropped_messages,
+                model.name,
+                len(prompt.tokens),
             )
-            dropped = prompt.num_dropped_tokens, prompt.num_dropped_messages
-            logger.warning(message, *dropped, model.name, len(prompt.tokens))
         reader = prompt.reader(lease.ready.token_bytes, self._new_call_id)
         completion = Completion(model, lease, generation, prompt, reader, self._now(), prepare_s, self._closed)
         self._running.add(completion)

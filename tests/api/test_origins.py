@@ -3,12 +3,13 @@
 import re
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any
 
 import httpx
 import pytest
 
-from vmm_server.api.origins import METHODS, REQUEST_HEADERS, Guard, is_loopback
+from vmm_server.api.origins import METHODS, REQUEST_HEADERS, Guard, is_loopback, is_own_address
 
 EVIL = "https://evil.example"
 PAGE = "http://localhost:3000"
@@ -76,7 +77,14 @@ def test_a_loopback_server_goes_by_local_names(settings: Any, host: str) -> None
 
 
 STRANGE_HOSTS = [
-    *("evil.example", "evil.example:11434", "localhost.evil.example", "127.0.0.1.evil.example", "evillocalhost"),
+    *(
+        "[::ffff:8.8.8.8]",
+        "evil.example",
+        "evil.example:11434",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "evillocalhost",
+    ),
     *("local", "internal", ".", "8.8.8.8", "8.8.8.8:80", "[2606:4700::1111]:80", "[localhost]", "localhost:x"),
     *(
         "evil.example/.localhost",
@@ -95,10 +103,13 @@ def test_it_goes_by_no_other(settings: Any, host: str) -> None:
     assert not guard(settings).allows_host(host)
 
 
-def test_an_address_of_this_machine_is_its_own(settings: Any) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        assert guard(settings).allows_host(f"{probe.getsockname()[0]}:1")
+def test_a_public_address_of_this_machine_is_its_own(settings: Any) -> None:
+    own = Guard(settings(), machine_name="m", is_own=lambda address: str(address) in ("8.8.8.8", "2606:4700::1111"))
+    for host in ("8.8.8.8", "8.8.8.8:80", "[2606:4700::1111]:80", "[::ffff:8.8.8.8]"):
+        assert own.allows_host(host)
+    assert not own.allows_host("8.8.4.4")
+    assert is_own_address(ip_address("127.0.0.1"))
+    assert not is_own_address(ip_address("192.0.2.1"))  # of documents alone (RFC 5737)
 
 
 def test_more_hosts_can_be_allowed(settings: Any) -> None:

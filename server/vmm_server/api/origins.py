@@ -52,12 +52,17 @@ _HOST = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*)\]|(?P<name>[\w.-]*))(?::\d*)?"
 _HEADER_NAME = re.compile(r"[\w-]{1,100}", re.ASCII)
 
 Headers = list[tuple[bytes, bytes]]
+Address = IPv4Address | IPv6Address
 
 
 class Guard:
     """The checks of one server, around everything that it answers."""
 
-    def __init__(self, settings: Settings, *, machine_name: str) -> None:
+    def __init__(
+        self, settings: Settings, *, machine_name: str, is_own: Callable[[Address], bool] | None = None
+    ) -> None:
+        """`is_own` stands in for `is_own_address`."""
+        self._is_own = is_own or is_own_address
         self._allows_all = "*" in settings.origins
         self._origins = _one_of((*settings.origins, *LOCAL_ORIGINS))
         names = (*settings.allowed_hosts, *LOCAL_NAMES, machine_name)
@@ -95,7 +100,7 @@ class Guard:
         name = host if match is None else match["bracketed"] or match["name"] or ""
         if (address := _address(name)) is not None:
             local = address.is_loopback or address.is_private or address.is_unspecified
-            return local or self._names.fullmatch(str(address)) is not None or _is_own(address)
+            return local or self._names.fullmatch(str(address)) is not None or self._is_own(address)
         if match is None or match["name"] is None:
             return False
         return not name or self._names.fullmatch(name.removesuffix(".")) is not None
@@ -139,6 +144,16 @@ def is_loopback(host: str) -> bool:
     return address is not None and address.is_loopback
 
 
+def is_own_address(address: Address) -> bool:
+    """Whether it is an address of this machine: no other can be bound."""
+    try:
+        with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
+
+
 def _preflight(asked: str) -> Headers:
     """What a browser asks before the request itself; `asked` lists the headers it wants to send."""
     names = [name.strip() for name in asked.split(",")]
@@ -172,19 +187,9 @@ def _is_same(origin: str, hosts: Sequence[str]) -> bool:
     return any(origin.lower() == f"{scheme}://{host}".lower() for scheme in ("http", "https") for host in hosts)
 
 
-def _address(text: str) -> IPv4Address | IPv6Address | None:
+def _address(text: str) -> Address | None:
     try:
         address = ip_address(text)
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
-
-
-def _is_own(address: IPv4Address | IPv6Address) -> bool:
-    """Whether it is an address of this machine: no other can be bound."""
-    try:
-        with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.bind((str(address), 0))
-    except OSError:
-        return False
-    return True
