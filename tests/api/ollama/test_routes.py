@@ -95,10 +95,16 @@ def test_raw_has_no_template_and_no_context(generate: Callable[..., httpx.Respon
     assert "context" not in body
 
 
-def test_a_jinja_template_replaces_the_models_own(generate: Callable[..., httpx.Response]) -> None:
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+@pytest.mark.parametrize("template", ["{% for m in messages %}{{ m.content }}{% endfor %}", "{{ .Prompt }}"])
+def test_a_template_replaces_the_models_own(generate: Callable[..., httpx.Response], template: str) -> None:
     body = generate(template=template, prompt="ab", stream=False, options={"num_predict": 2}).json()
     assert body["response"] == "cd"
+
+
+def test_a_template_that_makes_no_sense_is_400_with_its_line(generate: Callable[..., httpx.Response]) -> None:
+    response = generate(template="{{ if .System }}\n{{ shout .Prompt }}{{ end }}")
+    assert response.status_code == 400
+    assert "line 2: the function shout is not defined" in response.json()["error"]
 
 
 def test_chat_streams_messages(chat: Callable[..., httpx.Response]) -> None:
