@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 from litestar import Litestar, Router
@@ -39,7 +40,7 @@ from vmm_server.api.rerank import RerankController
 from vmm_server.api.schema import SchemaController
 from vmm_server.cl100k import read_cl100k
 from vmm_server.embedding import Embeddings
-from vmm_server.errors import VMMError
+from vmm_server.errors import ShuttingDown, VMMError
 from vmm_server.inference import Inference
 from vmm_server.models.create import Creator
 from vmm_server.models.facts import FactsReader
@@ -54,7 +55,6 @@ from vmm_server.response_store import ResponseStore
 from vmm_server.settings import Settings
 
 logger = logging.getLogger(__name__)
-
 
 OPENAI = [
     ChatController,
@@ -173,7 +173,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     """Load the default model and unload idle ones; at the end let what runs finish, then unload everything."""
     background = [
         asyncio.create_task(parts.pool.run(), name="unloading idle models"),
-        asyncio.create_task(_preload(parts), name="loading the default model"),
+        asyncio.create_task(preload(parts), name="loading the default model"),
     ]
     for task in background:
         task.add_done_callback(_log_failure)
@@ -196,20 +196,43 @@ async def drain(parts: Parts, timeout_s: float) -> bool:
     return all(await asyncio.gather(parts.inference.drain(timeout_s), parts.embeddings.drain(timeout_s)))
 
 
-async def _preload(parts: Parts) -> None:
-    """Have the default model in memory; `/health/ready` waits for it. At once done when it is there already."""
+async def preload(parts: Parts, pauses: Iterable[float] | None = None) -> None:
+    """Have the default model in memory; `/health/ready` waits for it. At once done when it is there already.
+
+    A load that fails is tried again after each of the `pauses`, in seconds: no request will do it where nothing is
+    sent to a server that is not ready.
+    """
     name, readiness = parts.settings.default_model, parts.readiness
     if not name:
         return
-    try:
-        await parts.inference.load(name, None)
-    except Exception as error:
-        readiness.waiting_for = message_of(error)
-        raise
-    readiness.waiting_for = None
+    for pause_s in _pauses() if pauses is None else pauses:
+        try:
+            await parts.inference.load(name, None)
+        except ShuttingDown:
+            return
+        except VMMError as error:
+            if readiness.waiting_for != message_of(error):  # once is enough
+                _log_error("loading the default model", error)
+            readiness.waiting_for = message_of(error)
+        except Exception as error:
+            readiness.waiting_for = message_of(error)
+            raise
+        else:
+            readiness.waiting_for = None
+            return
+        await asyncio.sleep(pause_s)
+
+
+def _pauses() -> Iterator[float]:
+    yield from (1.0, 5.0, 15.0)
+    yield from repeat(60.0)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
-        cause = error.__cause__ if isinstance(error, VMMError) else error
-        logger.error("%s failed: %s", task.get_name(), message_of(error), exc_info=cause)
+        _log_error(task.get_name(), error)
+
+
+def _log_error(work: str, error: BaseException) -> None:
+    cause = error.__cause__ if isinstance(error, VMMError) else error
+    logger.error("%s failed: %s", work, message_of(error), exc_info=cause)

@@ -1,13 +1,15 @@
 """What the app does before its first request and after its last."""
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vmm_adapters.echo import Gate
 from vmm_adapters.types import FinishReason, SamplingParams
+from vmm_server.app import preload
 from vmm_server.errors import ShuttingDown
 from vmm_server.requests import GenerateRequest, TextPrompt
 
@@ -75,6 +77,28 @@ def test_the_default_model_is_loaded_at_the_start(make_app: Callable[..., Any]) 
             while parts.readiness.waiting_for:  # noqa: ASYNC110 - /health/ready is polled too
                 await asyncio.sleep(0)
             assert [loaded.model.name for loaded in parts.pool.loaded()] == ["echo:latest"]
+
+    run(test())
+
+
+def test_a_default_model_that_could_not_be_loaded_is_tried_again(make_app: Callable[..., Any], tmp_path: Path) -> None:
+    async def test() -> None:
+        parts = make_app({"default_model": "echo"}).state.parts
+        reasons: list[str | None] = []
+
+        def pauses() -> Iterator[float]:
+            tokenizer, aside = tmp_path / "echo" / "tokenizer.json", tmp_path / "aside.json"
+            tokenizer.rename(aside)
+            yield 0.0
+            reasons.append(parts.readiness.waiting_for)
+            aside.rename(tokenizer)
+            yield 0.0
+
+        await preload(parts, pauses())
+        reasons.append(parts.readiness.waiting_for)
+        assert "are not as they were installed" in (reasons[0] or "")
+        assert reasons[1] is None
+        await parts.pool.aclose()
 
     run(test())
 
