@@ -127,8 +127,11 @@ def weights(base_url: str) -> Path:
     """The GGUF file of the default model, as our own server fetched it."""
     if os.environ.get("VMM_BASE_URL"):
         pytest.skip("only a server of these tests' own has its files where they can be found")
-    blobs = (ROOT / ".cache" / "vmm" / "models" / "blobs").glob("sha256-*")
-    return next(path for path in blobs if path.open("rb").read(4) == b"GGUF")
+    for path in (ROOT / ".cache" / "vmm" / "models" / "blobs").glob("sha256-*"):
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return path
+    raise AssertionError("the default model's file is gone")
 
 
 @pytest.fixture

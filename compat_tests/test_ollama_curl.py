@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 
 COUNTS = {"prompt_eval_count", "eval_count"}
-DURATIONS = {"total_duration", "load_duration", "prompt_eval_duration", "eval_duration"}
+DURATIONS = {"total_duration", "prompt_eval_duration", "eval_duration"}
+"""And `load_duration`, which is left out where it is 0."""
 ANSWER = {"model", "created_at", "done"}
 END = {"done_reason", *COUNTS, *DURATIONS}
 GREEDY = {"temperature": 0, "num_predict": 16}
@@ -118,7 +119,7 @@ class TestGenerate:
         answer = whole(ask("/api/generate", {"model": scripted, "prompt": "Hello", "stream": False}))
         assert answer["response"] == "Hello"
         assert set(answer) >= ANSWER | END | {"context"}
-        assert answer["total_duration"] >= sum(answer[name] for name in DURATIONS - {"total_duration"})
+        assert answer["total_duration"] >= answer["prompt_eval_duration"] + answer["eval_duration"]
 
     def test_suffix(self, ask: Ask, scripted: str) -> None:
         body = {"model": scripted, "prompt": "def f():", "suffix": "    return a", "options": GREEDY, "stream": False}
@@ -137,7 +138,7 @@ class TestGenerate:
     def test_images(self, ask: Ask, model: str) -> None:
         body = {"model": model, "prompt": "What is in this picture?", "stream": False, "images": [PICTURE]}
         status, (answer,) = ask("/api/generate", body)
-        assert (status, "images" in answer["error"]) == (400, True)
+        assert (status, answer["error"]) == (400, f'"{model}" does not support vision')
 
     def test_raw_mode(self, ask: Ask, model: str) -> None:
         body = {"model": model, "prompt": "The capital of France is", "raw": True, "stream": False, "options": GREEDY}
@@ -199,7 +200,7 @@ class TestChat:
     def test_images(self, ask: Ask, model: str) -> None:
         messages = [{"role": "user", "content": "what is in this image?", "images": [PICTURE]}]
         status, (answer,) = ask("/api/chat", {"model": model, "messages": messages})
-        assert (status, "images" in answer["error"]) == (400, True)
+        assert (status, answer["error"]) == (400, f'"{model}" does not support vision')
 
     def test_reproducible_outputs(self, ask: Ask, model: str) -> None:
         body = {
@@ -245,7 +246,7 @@ class TestEmbed:
     )
     def test_embed(self, ask: Ask, embedding_model: str, given: object, count: int) -> None:
         answer = whole(ask("/api/embed", {"model": embedding_model, "input": given}))
-        assert set(answer) >= {"model", "embeddings", "total_duration", "load_duration", "prompt_eval_count"}
+        assert set(answer) >= {"model", "embeddings", "total_duration", "prompt_eval_count"}
         assert [len(vector) for vector in answer["embeddings"]] == [384] * count
 
     def test_embeddings(self, ask: Ask, embedding_model: str) -> None:

@@ -76,11 +76,11 @@ def test_a_chat_at_a_terminal(terminal: Terminal, home: Path) -> None:
     words = "one two three four five six seven eight nine ten"
     terminal.type(f"{BRACKETED_PASTE[0]}{words}\nlast{BRACKETED_PASTE[1]}\r")
     shown = terminal.read_until(r"last\n\n.*>>> ")
-    assert "seven \neight nine ten\nlast" in shown, "a pasted message is one; lines break between words"
+    assert "seven eight\nnine ten\nlast\n" in shown, "a pasted message is one; lines break between words"
     terminal.type("half a line\x03")
     terminal.read_until("leave with /bye or Ctrl-D")
     terminal.type('"""a\r')
-    terminal.read_until(r"\.\.\. ")
+    terminal.read_until(r"\n\.\.\.")
     terminal.type('b"""\r')
     terminal.read_until(r"a\nb\n\n.*>>> ")
     terminal.type("\x04")

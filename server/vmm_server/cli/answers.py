@@ -27,6 +27,7 @@ class AnswerPrinter:
         self._wrap = WordWrap(columns) if columns is not None and word_wrap else None
         self._hide_thinking = hide_thinking
         self._is_thinking = False
+        self._has_answered = False
 
     def thinking(self, text: str) -> None:
         """Print a piece of thinking."""
@@ -41,12 +42,14 @@ class AnswerPrinter:
         """Print a piece of the answer."""
         if text:
             self._end_thinking()
+            self._has_answered = True
             self._write(text)
 
     def end(self) -> None:
         """End the line, and on a terminal leave one free."""
         self._end_thinking()
-        click.echo("\n" if self._is_terminal else "")
+        if self._has_answered:
+            click.echo("\n" if self._is_terminal else "")
 
     def _end_thinking(self) -> None:
         if self._is_thinking:
