@@ -18,7 +18,7 @@ from vmm_server.errors import InvalidRequest
 from vmm_server.models.modelfile import parse_modelfile
 from vmm_server.models.registry import Registry
 from vmm_server.models.store import Store
-from vmm_server.settings import Settings
+from vmm_server.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -41,7 +41,7 @@ def url(home: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("VMM_", "OLLAMA_"))]:
             patch.delenv(name)
-        with embedded_server(Settings(home=home)) as url:
+        with embedded_server(read_settings(home=str(home))) as url:
             yield url
 
 
@@ -195,7 +195,7 @@ def test_a_modelfile_on_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_a_push_to_another_server(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path) -> None:
-    with embedded_server(Settings(home=tmp_path / "there")) as there:
+    with embedded_server(read_settings(home=str(tmp_path / "there"))) as there:
         name = f"{there.removeprefix('http://')}/library/echo:pushed"
         for flags in ([], ["--host", url]):
             assert main(["cp", "echo", name, *flags]) == 0

@@ -10,7 +10,7 @@ from typing import Any, Self
 import httpx
 
 from vmm_server.errors import ModelNotFound, VMMError
-from vmm_server.models.pull import PullEvent
+from vmm_server.models.jobs import PullEvent
 from vmm_server.ollama_environment import parse_host
 from vmm_server.settings import Settings
 

@@ -13,8 +13,8 @@ from vmm_server.cli.output import PullProgress
 from vmm_server.cli.places import Place, open_place
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
 from vmm_server.models.create import CreateRequest
+from vmm_server.models.jobs import PullEvent
 from vmm_server.models.modelfile import Modelfile, read_modelfile
-from vmm_server.models.pull import PullEvent
 from vmm_server.models.sources import is_uri
 
 _DIGEST = re.compile(r"@?(sha256[:-][0-9a-fA-F]{64})")

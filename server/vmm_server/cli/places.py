@@ -16,10 +16,11 @@ from vmm_server.errors import ModelNotFound
 from vmm_server.models.compiled import delete_compiled
 from vmm_server.models.create import CreateRequest, Creator
 from vmm_server.models.facts import FactsReader
-from vmm_server.models.modelfile import HEADER, licenses_of, modelfile_of, parameters_text
-from vmm_server.models.pull import Puller, PullEvent
+from vmm_server.models.jobs import PullEvent
+from vmm_server.models.pull import Puller
 from vmm_server.models.push import Pusher
 from vmm_server.models.registry import Registry, read_cards
+from vmm_server.models.shown import details, shown
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.settings import Settings, read_settings
 
@@ -81,39 +82,15 @@ class StorePlace:
     def installed(self) -> list[Json]:
         """See `Place`."""
         return [
-            {
-                "name": model.name,
-                "digest": model.digest,
-                "size": model.size_bytes,
-                "modified_at": model.modified_at.isoformat(),
-                **_plain(model),
-            }
+            _manifest(model)
+            | {"name": model.name, "model": model.name, "size": model.size_bytes, "details": details(model)}
             for model in self.registry.installed()
         ]
 
     def show(self, name: str, *, verbose: bool) -> Json:
         """See `Place`; with the fields of the manifest besides."""
         model = self.registry.resolve(name)
-        facts = FactsReader(self._store).read(model, verbose=verbose)
-        return _plain(model) | {
-            "license": "\n".join(licenses_of(model)),
-            "modelfile": f"{HEADER}{modelfile_of(model, facts.template or None)}",
-            "parameters": parameters_text(model),
-            "template": facts.template if model.template is None else model.template,
-            "system": model.system or "",
-            "details": {
-                "parent_model": model.parent or "",
-                "format": model.format,
-                "family": model.family,
-                "parameter_size": model.parameter_size,
-                "quantization_level": model.quantization,
-                "context_length": model.context_length,
-                "embedding_length": model.embedding_length,
-            },
-            "messages": [{"role": role, "content": content} for role, content in model.messages],
-            "model_info": dict(facts.metadata),
-            "tensors": [asdict(tensor) for tensor in facts.tensors],
-        }
+        return _manifest(model) | shown(model, FactsReader(self._store).read(model, verbose=verbose))
 
     def pull(self, reference: str, *, name: str | None, insecure: bool) -> Iterator[PullEvent]:
         """See `Place`. `insecure` changes nothing: each source has its own transport."""
@@ -218,7 +195,7 @@ def _pieces(path: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
             progress(done)
 
 
-def _plain(model: InstalledModel) -> Json:
+def _manifest(model: InstalledModel) -> Json:
     """What the manifest says, for JSON."""
     return asdict(model) | {
         "modified_at": model.modified_at.isoformat(),

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from vmm_adapters.types import FinishReason, TokenLogprob
 from vmm_server.api.gathered import Gathered
-from vmm_server.api.ollama.describe import parameter_count
 from vmm_server.api.ollama.render import Lines, Reply, chat_piece, generate_piece, metrics, timestamp
 from vmm_server.engine.stream import Delta, ToolCallDelta, Usage
 from vmm_server.errors import GenerationFailed
+from vmm_server.models.shown import parameter_count
 
 NOW = "2026-11-21T10:00:00.000000Z"
 USAGE = Usage(
