@@ -1,7 +1,8 @@
-"""What a process killed at a random moment leaves: `kill_rounds.py <store> create|delete|upload <rounds> <seed>`.
+"""What a process killed at a random moment leaves: `kill_rounds.py <store> KIND <rounds> <seed> <url>`.
 
-Each round a child works on the store in a loop and is killed with SIGKILL; then the store is read as after a restart,
-and everything in it has to be whole. One process with children costs one start of Python for all rounds.
+KIND is create, delete, upload, or pull, which pulls the file at the URL. Each round a child works on the store
+in a loop and is killed with SIGKILL; then the store is read as after a restart, and everything in it has to be whole. One process
+with children costs one start of Python for all rounds.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import runpy
 import signal
 import sys
@@ -88,10 +90,21 @@ def upload_for_ever(store: Store, seed: int) -> NoReturn:
     sys.exit("unreachable")
 
 
+def pull_for_ever(store: Store, seed: int) -> NoReturn:
+    async def work() -> None:
+        for _ in range(seed, sys.maxsize):
+            async for _ in Puller(store, Registry(store), importer=IMPORTER).pull(sys.argv[5], name="m"):
+                pass
+            store.remove(ModelName.parse("m"))
+
+    asyncio.run(work())
+    sys.exit("unreachable")
+
+
 def check(store: Store) -> dict[str, int]:
     """What is visible is whole. Raises `AssertionError`, `VMMError`."""
     for path in store.blobs_dir.iterdir():
-        if not path.name.endswith(".partial"):
+        if re.fullmatch("sha256-[0-9a-f]{64}", path.name):
             assert path.name == f"sha256-{hashlib.sha256(path.read_bytes()).hexdigest()}", path
     files = [path for path in (store.root / "manifests").iterdir() if not path.name.startswith(".")]
     models = store.installed()
@@ -100,8 +113,8 @@ def check(store: Store) -> dict[str, int]:
         store.check_files(model)
         made_of = (model.folder / "model.onnx").read_bytes()
         assert hashlib.sha256(made_of).hexdigest() == model.weights, model
-        if model.name.startswith(("m:", "copy")):
-            assert made_of == content(int(model.system or "")), "the files of one version, the manifest of another"
+        if model.system and model.name.startswith(("m:", "copy")):
+            assert made_of == content(int(model.system)), "the files of one version, the manifest of another"
     return {
         "models": len(models),
         "partials": len([*store.blobs_dir.glob("*.partial"), *store.models_dir.glob("*.partial")]),
@@ -128,9 +141,10 @@ def kill_one(work: Callable[[Store, int], NoReturn], store: Store, seed: int, af
     assert os.WIFSIGNALED(status), "the child failed before it was killed"
 
 
-def main(root: str, kind: str, rounds: str, seed: str) -> None:
+def main(root: str, kind: str, rounds: str, seed: str, _: str) -> None:
     store, chance = Store(Path(root)), random.Random(int(seed))
-    work = {"create": create_for_ever, "delete": delete_for_ever, "upload": upload_for_ever}[kind]
+    kinds = {"create": create_for_ever, "delete": delete_for_ever, "upload": upload_for_ever, "pull": pull_for_ever}
+    work = kinds[kind]
     asyncio.run(put(store, 7))
     asyncio.run(create(store, CreateRequest("keep", files={"w.gguf": digest(7)})))
     kept = store.installed()[0]

@@ -24,14 +24,17 @@ def result(process: "subprocess.Popen[str]") -> Any:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
-@pytest.mark.parametrize("doing", ["create", "delete", "upload"])
-def test_killed_twenty_times_nothing_is_ever_half_visible(tmp_path: Path, doing: str) -> None:
-    with start("kill_rounds.py", tmp_path / "store", doing, 20, 1) as process:
+@pytest.mark.parametrize("doing", ["create", "delete", "upload", "pull"])
+def test_killed_twenty_times_nothing_is_ever_half_visible(tmp_path: Path, web: Any, doing: str) -> None:
+    url = web.serve("/w.gguf", GGUF * 30, etag='"1"')
+    with start("kill_rounds.py", tmp_path / "store", doing, 20, 1, url) as process:
         rounds = result(process)
     assert len(rounds) == 20
     assert all(seen["models"] >= 1 for seen in rounds)
     if doing == "create":
         assert max(seen["models"] for seen in rounds) == 3
+    if doing == "pull":
+        assert web.requests
 
 
 def test_processes_that_pull_create_copy_and_delete_one_model(tmp_path: Path, web: Any) -> None:

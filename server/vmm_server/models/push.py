@@ -114,10 +114,9 @@ class _Push:
         except httpx.TimeoutException as error:
             raise SourceError(f"{self._target.host}: no answer in time", hint="try again") from error
         except httpx.TransportError as error:
-            raise SourceError(
-                f"{self._target.host}: {error or type(error).__name__}",
-                hint="is that server running, and does it speak HTTPS? over plain HTTP push with insecure",
-            ) from error
+            secure = self._client.base_url.scheme == "https"
+            hint = "does it speak HTTPS? over plain HTTP, push with insecure" if secure else "is that server running?"
+            raise SourceError(f"{self._target.host}: {error or type(error).__name__}", hint=hint) from error
 
     async def _files(self) -> list[_File]:
         """The GGUF file that was fetched, else what is in the folder."""
