@@ -108,6 +108,8 @@ def test_a_reader_knows_the_tokens_and_keeps_what_it_compiled() -> None:
     for number in range(20):
         reader.read(f"{number}{source}")
     assert reader.read(source) is not template
+    large = source + " " * 2**16
+    assert reader.read(large) is not reader.read(large)
     with pytest.raises(InvalidRequest):
         reader.read("{{ .Prompt")
 
@@ -198,6 +200,7 @@ def test_random_bytes_are_rendered_or_refused(data: bytes) -> None:
         '{{ define "a" }}{{ template "a" . }}{{ template "a" . }}{{ end }}{{ template "a" . }}',
         '{{ define "a" }}{{ range $ }}{{ template "a" $ }}{{ end }}{{ end }}{{ template "a" .Messages }}',
         "{{ (" * 60 + " 1 " + ") }}" * 60,
+        '{{ range 99999 }}{{ $x := len (printf "%.99999f" $.Halves) }}{{ end }}',
         "{{ .A" + ".A" * 50_000 + " }}",
         "{{ .A }}" * 30_000,
         "{{ " + "(" * 100_000,
@@ -224,7 +227,7 @@ def check(source: str, seconds: float = 2.0) -> None:
 def _error(source: str) -> InvalidRequest | None:
     try:
         template = parse_go_template(source)
-        template.render(MESSAGES, tools=[Tool("f")], now=NOW, variables={"Missing": None})
+        template.render(MESSAGES, tools=[Tool("f")], now=NOW, variables={"Halves": [0.5] * 2000})
         read_template(source)
     except InvalidRequest as error:
         return error

@@ -11,7 +11,8 @@ from vmm_server.prompt.chat import ChatTemplate
 from vmm_server.prompt.go_template import GoTemplate, parse_go_template
 from vmm_server.requests import Message, Tool
 
-_MAX_KEPT = 16
+_MAX_KEPT = 8
+_MAX_KEPT_SOURCE = 2**16
 _JINJA_STATEMENT = re.compile(r"\{%[-+]?\s*[A-Za-z]\w*")
 _GO_ACTION = re.compile(
     r"""\{\{(?:-\s)?\s*(?:[.$]|/\*|(?:if|with|range)\s+[-\w.$("`]|(?:define|template|block)\s*["`])"""
@@ -96,7 +97,7 @@ def variables(source: str) -> frozenset[str]:
 
 
 class TemplateReader:
-    """Compiles templates for one model, and keeps the last few. Thread-safe."""
+    """Compiles templates for one model, and keeps the last few of usual size. Thread-safe."""
 
     def __init__(self, *, bos_token: str = "", eos_token: str = "") -> None:
         """The model's token texts, for templates in Jinja."""
@@ -112,6 +113,8 @@ class TemplateReader:
                 self._kept[source] = template
                 return template
         template = read_template(source, bos_token=self._bos_token, eos_token=self._eos_token)
+        if len(source) > _MAX_KEPT_SOURCE:
+            return template
         with self._lock:
             self._kept[source] = template
             if len(self._kept) > _MAX_KEPT:

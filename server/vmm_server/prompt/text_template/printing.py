@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from vmm_server.prompt.budget import Budget
-from vmm_server.prompt.text_template.values import ExecutionError, Struct, is_true, to_text, type_name
+from vmm_server.prompt.text_template.values import WITH_STRING_METHOD, ExecutionError, is_true, to_text, type_name
 
 MAX_WIDTH = 100_000
 """Templates compute `index + 1` as the length of a text that they pad: widths go as far as conversations do."""
@@ -64,7 +64,7 @@ def _directive(match: re.Match[str], rest: list[object], budget: Budget) -> str:
         flags, width = f"{flags}-", -width
     if precision is not None and precision < 0:
         precision = None
-    budget.spend((width or 0) + (precision or 0))
+    budget.spend(width or 0)
     return _padded(_formatted(value, verb, flags, precision, budget), value, flags, width or 0)
 
 
@@ -95,9 +95,9 @@ def _formatted(value: object, verb: str, flags: str, precision: int | None, budg
         return _signed(to_text(value, budget), value, flags)
     if verb == "T":
         return type_name(value)
-    if isinstance(value, list | dict) and verb == "s" and not (isinstance(value, list) and type(value) is list):
-        value = to_text(value, budget)  # what has a String method
-    if isinstance(value, list) and not isinstance(value, Struct):
+    if verb == "s" and isinstance(value, WITH_STRING_METHOD):
+        value = to_text(value, budget)
+    if isinstance(value, list):
         return f"[{' '.join(_formatted(item, verb, flags, precision, budget) for item in value)}]"
     text = _by_type(value, verb, flags, precision, budget)
     if text is None:
@@ -127,6 +127,7 @@ def _by_type(value: object, verb: str, flags: str, precision: int | None, budget
         case float() if verb in "eEfFgG":
             if verb in "gG" and precision is None:
                 return to_text(value, budget)
+            budget.spend(precision or 0)
             return format(value, f".{6 if precision is None else precision}{verb}")
     return None
 

@@ -42,6 +42,10 @@ class TypeNames(list[object]):
     """A property's type: one name, which it prints as, or several."""
 
 
+WITH_STRING_METHOD = (Struct, JsonMap, JsonList, TypeNames)
+"""What is a text to `%s`."""
+
+
 def field(value: object, name: str) -> object:
     """`value.name`; `None` for a key that a map does not have. Raises `ExecutionError`."""
     if isinstance(value, Struct):
