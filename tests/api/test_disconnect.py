@@ -32,7 +32,7 @@ class Connection:
     def __init__(self, server: Any, path: str, body: dict[str, object]) -> None:
         content = json.dumps({"model": "echo"} | body).encode()
         self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
         self._socket.sendall(head.encode() + content)
         self.received = b""
 
@@ -184,7 +184,7 @@ def test_leaving_in_the_middle_of_the_body_is_no_failure_of_ours(
     live_server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"), socket.create_connection(("127.0.0.1", live_server.port)) as half:
-        half.sendall(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        half.sendall(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
         half.shutdown(socket.SHUT_WR)
         assert half.recv(1) == b""
         wait_until(live_server, lambda: any("POST /api/chat 499" in line for line in caplog.messages))

@@ -28,7 +28,7 @@ def exchange(server: Any, request: bytes) -> bytes:
 
 
 def get_raw(server: Any, target: bytes) -> bytes:
-    return exchange(server, b"GET " + target + b" HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\n\r\n")
+    return exchange(server, b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/models/echo", "/api/tags", "/api/ps", "/health", "/schema"])
@@ -57,7 +57,9 @@ def test_a_method_that_is_not_allowed_is_told_which_are(live_server: Any) -> Non
 
 @pytest.mark.parametrize("path", FAMILIES)
 def test_a_body_that_is_too_big_is_refused_with_the_limit_before_it_is_read(live_server: Any, path: str) -> None:
-    head = f"POST {path} HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n"
+    )
     answer = exchange(live_server, head.encode())
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"larger than the limit of 64 MiB" in answer
@@ -76,7 +78,7 @@ def test_chunks_are_counted(live_server: Any) -> None:
 
 @pytest.mark.parametrize("length", [b"-5", b"abc", b"1e3", b"9" * 40, b"5, 5", b""])
 def test_a_content_length_that_is_none_is_400(live_server: Any, length: bytes) -> None:
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: vmm\r\nContent-Length: "
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
     assert exchange(live_server, head + length + b"\r\n\r\n{}").startswith(b"HTTP/1.1 400")
 
 

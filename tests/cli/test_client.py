@@ -25,6 +25,8 @@ def lines(*events: object) -> httpx.Response:
         ("otherhost", "http://otherhost:11434"),
         ("otherhost:80", "http://otherhost:80"),
         ("https://otherhost", "https://otherhost:443"),
+        ("https://otherhost/proxied", "https://otherhost:443/proxied"),
+        (":5000", "http://127.0.0.1:5000"),
         ("[::1]:5000", "http://[::1]:5000"),
         ("::", "http://[::1]:11434"),
     ],
@@ -38,6 +40,20 @@ def test_https_in_the_variable_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VMM_HOST", raising=False)
     monkeypatch.setenv("OLLAMA_HOST", "https://example.test")
     assert server_url(None, Settings(host="example.test", port=443)) == "https://example.test:443"
+
+
+def test_the_path_in_the_variable_is_where_the_routes_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VMM_HOST", raising=False)
+    monkeypatch.setenv("OLLAMA_HOST", "http://example.test/proxied")
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(200)
+
+    with Client(server_url(None, Settings()), transport=httpx.MockTransport(answer)) as there:
+        assert there.answers()
+    assert asked == ["http://example.test/proxied/api/version"]
 
 
 def test_an_unknown_model_is_model_not_found_with_the_mend() -> None:
