@@ -11,6 +11,9 @@ from vmm_server.prompt.budget import Budget
 from vmm_server.prompt.text_template.printing import sprint, sprintf, sprintln
 from vmm_server.prompt.text_template.values import ExecutionError, Struct, is_true, type_name
 
+_COMPARED_AT_ONCE = 16
+"""Characters of two texts that are compared in the time that one takes to be built."""
+
 
 @dataclass(frozen=True, slots=True)
 class TemplateFunction:
@@ -82,41 +85,46 @@ def _basic(value: object) -> type | None:
     return next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)
 
 
-def _equal(_: Budget, first: object, *others: object) -> bool:
+def _equal(budget: Budget, first: object, *others: object) -> bool:
     """Whether it equals any of the others."""
-    return any(_are_equal(first, other) for other in others)
+    return any(_are_equal(budget, first, other) for other in others)
 
 
-def _are_equal(first: object, second: object) -> bool:
+def _are_equal(budget: Budget, first: object, second: object) -> bool:
     if first is None or second is None:
         return first is second
     for value in (first, second):
         if _basic(value) is None:
             raise ExecutionError(f"a value of type {type_name(value)} cannot be compared")
-    if _basic(first) is not _basic(second):
-        raise ExecutionError(f"a {type_name(first)} and a {type_name(second)} cannot be compared")
+    _check_kinds(budget, first, second)
     return first == second
 
 
-def _less(first: object, second: object) -> bool:
+def _less(budget: Budget, first: object, second: object) -> bool:
     for value in (first, second):
         if _basic(value) in (None, bool):
             raise ExecutionError(f"a value of type {type_name(value)} has no order")
-    if _basic(first) is not _basic(second):
-        raise ExecutionError(f"a {type_name(first)} and a {type_name(second)} cannot be compared")
+    _check_kinds(budget, first, second)
     less: bool = first < second  # type: ignore[operator]  # two numbers of one type, or two strings
     return less
+
+
+def _check_kinds(budget: Budget, first: object, second: object) -> None:
+    if _basic(first) is not _basic(second):
+        raise ExecutionError(f"a {type_name(first)} and a {type_name(second)} cannot be compared")
+    if isinstance(first, str) and isinstance(second, str):
+        budget.spend(min(len(first), len(second)) // _COMPARED_AT_ONCE)
 
 
 BUILTINS: Mapping[str, TemplateFunction] = MappingProxyType(
     {
         "not": TemplateFunction(lambda _, value: not is_true(value), 1, 1),
         "eq": TemplateFunction(_equal, 2, None),
-        "ne": TemplateFunction(lambda _, first, second: not _are_equal(first, second), 2, 2),
-        "lt": TemplateFunction(lambda _, first, second: _less(first, second), 2, 2),
-        "le": TemplateFunction(lambda _, first, second: _less(first, second) or _are_equal(first, second), 2, 2),
-        "gt": TemplateFunction(lambda _, first, second: _less(second, first), 2, 2),
-        "ge": TemplateFunction(lambda _, first, second: _less(second, first) or _are_equal(first, second), 2, 2),
+        "ne": TemplateFunction(lambda budget, first, second: not _are_equal(budget, first, second), 2, 2),
+        "lt": TemplateFunction(_less, 2, 2),
+        "le": TemplateFunction(lambda budget, first, second: not _less(budget, second, first), 2, 2),
+        "gt": TemplateFunction(lambda budget, first, second: _less(budget, second, first), 2, 2),
+        "ge": TemplateFunction(lambda budget, first, second: not _less(budget, first, second), 2, 2),
         "len": TemplateFunction(_length, 1, 1),
         "index": TemplateFunction(_index, 1, None),
         "slice": TemplateFunction(_slice, 1, 4),

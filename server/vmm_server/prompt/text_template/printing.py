@@ -118,7 +118,7 @@ def _by_type(value: object, verb: str, flags: str, precision: int | None, budget
                 "x": lambda text: text.encode(errors="replace").hex(),
                 "X": lambda text: text.encode(errors="replace").hex().upper(),
             }
-            budget.check(4 * len(value))
+            budget.check(len(value) * (1 if verb == "s" else 4))
             return writers[verb](value if precision is None else value[:precision]) if verb in writers else None
         case int() if verb in _BASES:
             return format(value, ("#" if "#" in flags and verb != "d" else "") + _BASES[verb])
