@@ -46,6 +46,7 @@ class SamplingDefaults(_CardPart):
     top_k: int | None = None
     """0 or less: all tokens."""
     min_p: float | None = None
+    typical_p: float | None = None
     repetition_penalty: float | None = None
     repetition_window: int | None = None
     """-1: the whole context; 0: no penalties."""

@@ -10,6 +10,7 @@ _SAMPLING = {
     "top_p": "top_p",
     "top_k": "top_k",
     "min_p": "min_p",
+    "typical_p": "typical_p",
     "repeat_penalty": "repetition_penalty",
     "repeat_last_n": "repetition_window",
     "presence_penalty": "presence_penalty",
@@ -96,10 +97,10 @@ def _checked(name: str, value: object) -> object:
 
 def _in_range(name: str, value: float) -> float:
     """Ranges outside which a generation could not run; Ollama's sampler bounds the rest, and so do we."""
-    least = {"num_ctx": 1, "temperature": 0, "min_p": 0, "top_p": 0}.get(name)
+    least = {"num_ctx": 1, "temperature": 0, "min_p": 0, "top_p": 0, "typical_p": 0}.get(name)
     if least is not None and value < least:
         raise InvalidRequest(f"parameters.{name}: must be at least {least}", param=f"parameters.{name}")
-    if name in ("top_p", "min_p"):
+    if name in ("top_p", "min_p", "typical_p"):
         return min(value, 1.0)
     if name == "repeat_penalty" and value <= 0:
         raise InvalidRequest(f"parameters.{name}: must be more than 0", param=f"parameters.{name}")

@@ -77,7 +77,7 @@ def test_every_sampling_field_arrives() -> None:
         ignore_eos=True,
         logprobs=3,
     )
-    assert request.unset == {"repetition_window"}
+    assert request.unset == {"repetition_window", "typical_p"}
     assert request.keep_alive == KeepAlive(5400.0)
     assert request.num_ctx == 2048
     assert isinstance(request.prompt, ChatPrompt)

@@ -42,6 +42,7 @@ def unset_params(options: Options) -> frozenset[str]:
         "top_p": options.top_p,
         "top_k": options.top_k,
         "min_p": options.min_p,
+        "typical_p": options.typical_p,
         "repetition_window": options.repeat_last_n,
         "seed": options.seed,
         "max_tokens": options.num_predict,
