@@ -1,7 +1,7 @@
 """Pull, create, copy, delete and list one model in a loop: `contend.py <store> <uri> <seconds> <seed>`.
 
 Several of these at once, on one store, may meet only the errors that are documented: a model that another has just
-deleted is not found. Prints how often each thing was done. For a minute of it: see CONTRIBUTING.md.
+deleted is not found. Prints how often each thing was done. A test runs two for seconds; by hand they can run longer.
 """
 
 import asyncio

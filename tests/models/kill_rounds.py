@@ -1,8 +1,8 @@
 """What a process killed at a random moment leaves: `kill_rounds.py <store> KIND <rounds> <seed> <url>`.
 
-KIND is create, delete, upload, or pull, which pulls the file at the URL. Each round a child works on the store
-in a loop and is killed with SIGKILL; then the store is read as after a restart, and everything in it has to be whole. One process
-with children costs one start of Python for all rounds.
+KIND is create, delete, upload, or pull, which pulls the file at the URL. Each round a child works on the store in
+a loop and is killed with SIGKILL; then the store is read as after a restart, and everything in it has to be whole.
+One process with children costs one start of Python for all rounds.
 """
 
 import asyncio
