@@ -6,7 +6,6 @@ last user message and the last message of all never go; nothing is left without 
 as the whole began: with the system messages, then a user.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -50,19 +49,22 @@ def shorten(
     A conversation of n messages is written O(log n) times.
     """
     parts = _droppable(messages)
-    tried: dict[int, tuple[Prompt, Sequence[Message]]] = {}
 
-    def fits(num_dropped: int) -> bool:
-        gone = {index for part in parts[:num_dropped] for index in part}
+    def without(num_parts: int) -> tuple[Prompt, Sequence[Message]]:
+        gone = {index for part in parts[:num_parts] for index in part}
         kept = [message for index, message in enumerate(messages) if index not in gone]
-        tried[num_dropped] = write(kept), kept
-        return len(tried[num_dropped][0].tokens) <= room.for_prompt
+        return write(kept), kept
 
-    fewest = min(1, len(parts))
-    num_dropped = fewest + bisect_left(range(fewest, len(parts)), True, key=fits)
-    if num_dropped not in tried:
-        fits(num_dropped)
-    return tried[num_dropped]
+    best: tuple[Prompt, Sequence[Message]] | None = None
+    fewest, most = min(1, len(parts)), len(parts)
+    while fewest < most:
+        middle = (fewest + most) // 2
+        tried = without(middle)
+        if len(tried[0].tokens) <= room.for_prompt:
+            best, most = tried, middle
+        else:
+            fewest = middle + 1
+    return without(most) if best is None else best
 
 
 def drop_oldest(tokens: Sequence[int], num_kept_first: int, room: Room) -> tuple[int, ...]:
