@@ -1,5 +1,6 @@
 """The commands on models, on a store and with a server that has the same models."""
 
+import hashlib
 import io
 import json
 import os
@@ -111,6 +112,9 @@ def test_a_model_of_a_file(vmm: Vmm, tmp_path: Path) -> None:
     assert "    token_embd.weight" in shown
     (tmp_path / "folder").write_text("FROM weights")
     vmm("create", "tiny", "-f", "folder")
+    digest = hashlib.sha256((tmp_path / "weights" / "tiny.gguf").read_bytes()).hexdigest()
+    (tmp_path / "uploaded").write_text(f"FROM @sha256:{digest}")
+    vmm("create", "tiny", "-f", "uploaded")
     assert [line.split()[0] for line in vmm("list").splitlines()] == [
         "NAME",
         "tiny:latest",

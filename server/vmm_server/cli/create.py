@@ -1,16 +1,17 @@
 """`vmm create`: a model of a Modelfile, with the files it names sent to where the model is made."""
 
+import functools
 import hashlib
 import re
 import sys
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import click
 
 from vmm_server.cli.flags import home_option, server_option
 from vmm_server.cli.output import PullProgress
-from vmm_server.cli.places import Place, open_place
+from vmm_server.cli.places import Place, open_place, read_pieces
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
 from vmm_server.models.create import CreateRequest
 from vmm_server.models.jobs import PullEvent
@@ -40,11 +41,12 @@ def create(name: str, path: str, quantize: str | None, address: str | None, home
         raise UnsupportedParameter(
             "ADAPTER: LoRA adapters are not supported", param="adapters", hint="merge it into its model first"
         )
+    source, files = resolve_from(modelfile.from_, folder)
     with open_place(address, home) as place, PullProgress() as progress:
-        source, files = resolve_from(modelfile.from_, folder)
-        digests = {name: _send(file, place, progress) for name, file in files.items()}
         if digest := _DIGEST.fullmatch(modelfile.from_):
             source, digests = None, {"model": digest[1]}
+        else:
+            digests = _send(files, place, progress)
         for event in place.create(_request(name, modelfile, source, digests, quantize)):
             progress.show(event)
 
@@ -84,24 +86,30 @@ def _read(path: Path) -> tuple[Modelfile, Path]:
     return read_modelfile(content), path.absolute().parent
 
 
-def _send(file: Path, place: Place, progress: PullProgress) -> str:
-    """Have the place keep a file; returns its digest."""
+def _send(files: Mapping[str, Path], place: Place, progress: PullProgress) -> dict[str, str]:
+    """Have the place keep the files it has not; returns their digests."""
     try:
-        total = file.stat().st_size
-        hashing = f"hashing {PurePosixPath(file.name)}"
-        hasher, done = hashlib.sha256(), 0
-        with file.open("rb") as content:
-            while piece := content.read(1 << 20):
+        sizes = {name: file.stat().st_size for name, file in files.items()}
+        digests: dict[str, str] = {}
+        done = 0
+        for name, file in files.items():
+            hasher = hashlib.sha256()
+            for piece in read_pieces(file):
                 hasher.update(piece)
                 done += len(piece)
-                progress.show(PullEvent(hashing, None, total, done))
-        digest = f"sha256:{hasher.hexdigest()}"
-        if not place.has_blob(digest):
-            status = f"copying {file.name}"
-            place.put_blob(digest, file, lambda sent: progress.show(PullEvent(status, digest, total, sent)))
-        return digest
+                progress.show(PullEvent("gathering model components", None, sum(sizes.values()), done))
+            digests[name] = f"sha256:{hasher.hexdigest()}"
+        for name, digest in digests.items():
+            if not place.has_blob(digest):
+                copied = functools.partial(PullEvent, f"copying {name}", digest, sizes[name])
+                place.put_blob(digest, files[name], functools.partial(_show, progress, copied))
     except OSError as error:
-        raise InvalidRequest(f"FROM: {file}: {error.strerror}", param="from") from error
+        raise InvalidRequest(f"FROM: {error.filename}: {error.strerror}", param="from") from error
+    return digests
+
+
+def _show(progress: PullProgress, event: Callable[[int], PullEvent], num_bytes: int) -> None:
+    progress.show(event(num_bytes))
 
 
 def _request(

@@ -120,7 +120,7 @@ class StorePlace:
         """See `Place`."""
 
         async def content() -> AsyncIterator[bytes]:
-            for piece in _pieces(path, progress):
+            for piece in _told(path, progress):
                 yield piece
 
         asyncio.run(self._store.put_blob(digest, content(), size_bytes=path.stat().st_size))
@@ -169,7 +169,7 @@ class ServerPlace:
 
     def put_blob(self, digest: str, path: Path, progress: Callable[[int], None]) -> None:
         """See `Place`."""
-        self._client.put_blob(digest, _pieces(path, progress), path.stat().st_size)
+        self._client.put_blob(digest, _told(path, progress), path.stat().st_size)
 
     def create(self, request: CreateRequest) -> Iterator[PullEvent]:
         """See `Place`."""
@@ -186,13 +186,19 @@ class ServerPlace:
         return self._client.create({"model": request.name, **{name: value for name, value in fields.items() if value}})
 
 
-def _pieces(path: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
-    done = 0
+def read_pieces(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, a megabyte at a time. Raises `OSError`."""
     with path.open("rb") as file:
         while piece := file.read(_PIECE_BYTES):
             yield piece
-            done += len(piece)
-            progress(done)
+
+
+def _told(path: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
+    done = 0
+    for piece in read_pieces(path):
+        yield piece
+        done += len(piece)
+        progress(done)
 
 
 def _manifest(model: InstalledModel) -> Json:
