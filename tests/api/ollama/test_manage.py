@@ -1,13 +1,16 @@
 """Models are created, copied, pushed, replaced and deleted over `/api`."""
 
+import asyncio
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
 from vmm_adapters.echo import Gate
+from vmm_server.app import App
 
 SHOUT = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
@@ -193,6 +196,19 @@ def test_an_answer_goes_on_while_its_model_is_deleted(start_server: Any, gate: G
     assert first["response"] + "".join(line["response"] for line in rest) == "hello"
     assert rest[-1]["done_reason"] == "stop"
     assert server.client.post("/api/generate", json={"model": "echo", "prompt": "x"}).status_code == 404
+
+
+def test_only_a_client_on_this_machine_pushes_to_it(make_app: Callable[..., App]) -> None:
+    async def push(client: str, name: str) -> httpx.Response:
+        transport = httpx.ASGITransport(make_app(), client=(client, 4))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return await http.post("/api/push", json={"model": name})
+
+    for name in ("127.0.0.1:9/me/x", "http://localhost:9/me/x"):
+        refused = asyncio.run(push("192.0.2.7", name))
+        assert (refused.status_code, "own machine" in refused.json()["error"]) == (400, True)
+        assert asyncio.run(push("127.0.0.1", name)).status_code == 404  # there is no such model
+    assert asyncio.run(push("192.0.2.7", "192.0.2.8:9/me/x")).status_code == 404
 
 
 def test_show_tells_copilot_the_name_it_asked_for(live_server: Any) -> None:

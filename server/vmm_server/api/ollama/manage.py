@@ -14,6 +14,7 @@ from vmm_server.api.ollama.create import check_not_local, create_request
 from vmm_server.api.ollama.progress import progress_reply, then_unload_unused
 from vmm_server.api.ollama.wire_models import CopyBody, CreateBody, NamedModel, PullBody, PushBody, required
 from vmm_server.api.openapi import described
+from vmm_server.api.origins import is_loopback
 from vmm_server.errors import InvalidModelName, InvalidRequest, ModelNotFound
 from vmm_server.models.compiled import delete_compiled
 from vmm_server.models.create import Creator
@@ -61,6 +62,8 @@ class ManageController(Controller):
         """The model's name says which server: `host:port/namespace/model:tag`. Progress as `/api/pull` has it."""
         body = await read_body(request, PushBody)
         name = required(body)
+        if request.client is not None and not is_loopback(request.client.host):
+            await asyncio.to_thread(_check_elsewhere, ModelName.parse(name))
         return progress_reply(lambda: pusher.push(name, insecure=bool(body.insecure)), stream=body.stream)
 
     @post(
@@ -127,6 +130,19 @@ class ManageController(Controller):
         await asyncio.to_thread(registry.remove, name)
         await asyncio.to_thread(delete_compiled, settings.cache_dir, keep=registry.installed())
         return empty()
+
+
+def _check_elsewhere(name: ModelName) -> None:
+    """Raise `InvalidRequest` for a server on this machine's loopback: a client on another must not reach it.
+
+    For a thread: names are looked up.
+    """
+    if is_loopback(name.host.partition(":")[0]):
+        raise InvalidRequest(
+            f"{name.host} is reached on the server's own machine only",
+            param="model",
+            hint=f"run there: vmm push {name}",
+        )
 
 
 def empty() -> Response[bytes]:
