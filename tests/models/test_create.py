@@ -277,10 +277,22 @@ def test_what_cannot_be_imported_is_named_by_its_file_name(store: Store, make_cr
     assert str(store.root) not in caught.value.message
 
 
-def test_one_gguf_a_model(store: Store, creator: Creator) -> None:
-    files = {"1.gguf": put(store, GGUF), "2.gguf": put(store, GGUF + b"2")}
-    with pytest.raises(InvalidRequest, match=r"1\.gguf, 2\.gguf are several GGUF files"):
-        create(creator, "m", files=files)
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"1": GGUF, "2": GGUF + b"2"}, "1, 2 are several GGUF files"),
+        ({"1": GGUF, "README.md": b"?"}, "nothing goes with a GGUF file; leave out README.md"),
+    ],
+)
+def test_one_gguf_a_model(store: Store, creator: Creator, files: dict[str, bytes], message: str) -> None:
+    uploaded = {path: put(store, content) for path, content in files.items()}
+    with pytest.raises(InvalidRequest, match=message):
+        creator.create(CreateRequest("m", files=uploaded))
+
+
+def test_only_gguf_files_are_quantised(store: Store, creator: Creator) -> None:
+    with pytest.raises(InvalidRequest, match="only GGUF files can be quantized"):
+        creator.create(CreateRequest("m", files={"model.onnx": put(store, b"onnx")}, quantize="q8_0"))
 
 
 # Refused before anything happens
@@ -312,6 +324,8 @@ MISSING = f"sha256:{'0' * 64}"
         ({"files": {"a//x": MISSING}}, InvalidRequest, "files"),
         ({"files": {"a\\x": MISSING}}, InvalidRequest, "files"),
         ({"files": {"": MISSING}}, InvalidRequest, "files"),
+        ({"files": {"a": MISSING, "a/b": MISSING}}, InvalidRequest, "files"),
+        ({"files": {"a" * 256: MISSING}}, InvalidRequest, "files"),
         ({"files": {"adapter_model.safetensors": MISSING}}, InvalidRequest, "files"),
         ({"files": {str(index): MISSING for index in range(1025)}}, InvalidRequest, "files"),
     ],
@@ -423,8 +437,18 @@ def test_an_installed_model_of_floats_is_quantised_and_keeps_what_is_on_top(
     assert (child.quantization, child.system, child.parent) == ("Q4_0", "Hi", "a:latest")
     assert child.weights != parent.weights
     assert child.size_bytes < parent.size_bytes / 2
+    create(creator, "bare", files={"w.gguf": put(store, floats)}, quantize="q4_0")
+    assert len({get(store, name).digest for name in ("a", "b", "bare")} | {child.weights, parent.weights}) == 4
     with pytest.raises(InvalidRequest, match="b:latest is Q4_0 already"):
         creator.create(CreateRequest("c", "b", quantize="q8_0"))
+
+
+def test_a_file_that_is_gone_cannot_be_quantised(store: Store, make_creator: MakeCreator, floats: bytes) -> None:
+    creator = make_creator(importer=IMPORTER)
+    create(creator, "a", files={"w.gguf": put(store, floats)})
+    store.blob(get(store, "a").weights).unlink()
+    with pytest.raises(InvalidRequest, match="the file that a:latest was made of is gone"):
+        create(creator, "b", "a", quantize="q4_0")
 
 
 def test_a_quantised_file_is_not_quantised_again(

@@ -13,7 +13,7 @@ from threading import Event
 from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
 from vmm_server.models.blobs import parse_digest
 from vmm_server.models.building import Importer
-from vmm_server.models.creation import CreateRequest, Creation, check_parent
+from vmm_server.models.creation import CreateRequest, Creation, check_parent, find_gguf
 from vmm_server.models.importers.gguf_quantize import parse_quantization
 from vmm_server.models.jobs import Jobs, PullEvent, Report
 from vmm_server.models.names import ModelName
@@ -28,6 +28,8 @@ from vmm_server.prompt.templates import read_template
 __all__ = ["CreateRequest", "Creator"]
 
 MAX_FILES = 1024
+MAX_PART_BYTES = 255
+"""Of a file's or folder's name, as file systems have it."""
 ROLES = ("system", "user", "assistant")
 """Of messages put before a conversation."""
 
@@ -112,24 +114,27 @@ class Creator:
             if role not in ROLES:
                 where = f"messages[{index}].role"
                 raise InvalidRequest(f"{where}: must be one of {', '.join(ROLES)}", param=where)
-        files = self._check_files(request.files)
+        files = _check_files(request.files)
+        if find_gguf(files, self._store) is None and files and request.quantize:
+            raise InvalidRequest("quantize: only GGUF files can be quantized", param="quantize")
         return replace(request, parameters=check_parameters(request.parameters), files=files)
 
-    def _check_files(self, files: Mapping[str, str]) -> dict[str, str]:
-        """The files with their digests as 64 hex digits, all of them in the store."""
-        if len(files) > MAX_FILES:
-            raise InvalidRequest(f"files: {len(files)} files, the limit is {MAX_FILES}", param="files")
-        checked: dict[str, str] = {}
-        for path, told in files.items():
-            parts = PurePosixPath(path).parts
-            if not parts or path != "/".join(parts) or ".." in parts or any(c in path for c in "\\:\0"):
-                raise InvalidRequest(f"files: {path[:100]!r} is no relative path", param="files")
-            digest = checked[path] = parse_digest(told, param=f"files.{path}")
-            if path.endswith("adapter_model.safetensors"):
-                raise UnsupportedParameter(
-                    f"files: {path} is a LoRA adapter, which is not supported", param="files", hint="merge it first"
-                )
-            if not self._store.has_blob(digest):
-                hint = f"send it to /api/blobs/sha256:{digest} first"
-                raise InvalidRequest(f"files: sha256:{digest} ({path}) was not uploaded", param="files", hint=hint)
-        return checked
+
+def _check_files(files: Mapping[str, str]) -> dict[str, str]:
+    """The files with their digests as 64 hex digits. Raises `InvalidRequest` for paths that make no folder."""
+    if len(files) > MAX_FILES:
+        raise InvalidRequest(f"files: {len(files)} files, the limit is {MAX_FILES}", param="files")
+    checked: dict[str, str] = {}
+    for path, digest in files.items():
+        parts = PurePosixPath(path).parts
+        is_plain = parts and path == "/".join(parts) and ".." not in parts and not any(c in path for c in "\\:\0")
+        if not is_plain or any(len(part.encode()) > MAX_PART_BYTES for part in parts):
+            raise InvalidRequest(f"files: {path[:100]!r} is no relative path", param="files")
+        if any("/".join(parts[:depth]) in files for depth in range(1, len(parts))):
+            raise InvalidRequest(f"files: {path[:100]!r} lies in a folder that is a file", param="files")
+        if path.endswith("adapter_model.safetensors"):
+            raise UnsupportedParameter(
+                f"files: {path} is a LoRA adapter, which is not supported", param="files", hint="merge it first"
+            )
+        checked[path] = parse_digest(digest, param=f"files.{path}")
+    return checked

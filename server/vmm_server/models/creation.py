@@ -17,7 +17,7 @@ from vmm_server.errors import ImportFailed, InvalidRequest, ModelNotFound
 from vmm_server.models.building import FolderBuilder, Importer, Runnable
 from vmm_server.models.disk import store_errors, sync_file, sync_folder
 from vmm_server.models.importers.gguf_quantize import parse_quantization, quantize_gguf
-from vmm_server.models.importers.gguf_reader import MAGIC
+from vmm_server.models.importers.gguf_reader import MAGIC, GGUFFile
 from vmm_server.models.installer import describe_model
 from vmm_server.models.jobs import Report
 from vmm_server.models.manifests import Manifest
@@ -112,6 +112,7 @@ class Creation:
             check_parent(self._request, manifest)
             runnable = self._import_gguf(blobs[0], str(parent))
             made = describe_model(parent, runnable, source=model.source, card=None)
+            has_more = model.digest != model.weights
             model = replace(
                 model,
                 digest=made.digest,
@@ -120,6 +121,7 @@ class Creation:
                 size_bytes=made.size_bytes,
                 quantization=made.quantization,
             )
+            model = replace(model, digest=_digest(model)) if has_more else model
             blobs = runnable.blobs
         else:
             self._report(f"using existing layer sha256:{model.weights}")
@@ -127,28 +129,13 @@ class Creation:
 
     def _from_files(self) -> _Base:
         files = self._request.files
-        ggufs = [path for path, digest in files.items() if self._is_gguf(path, digest)]
-        if len(ggufs) > 1:
-            raise InvalidRequest(
-                f"files: {', '.join(ggufs)} are several GGUF files; a model is made of one",
-                param="files",
-                hint="join the parts of a split model first: llama-gguf-split --merge FIRST-PART OUTPUT",
-            )
-        if ggufs:
-            label = ggufs[0]
-            runnable = self._import_gguf(files[label], label)
+        gguf = find_gguf(files, self._store)
+        if gguf:
+            runnable = self._import_gguf(files[gguf], gguf)
         else:
-            label = "the uploaded files"
-            if self._request.quantize:
-                raise InvalidRequest("quantize: only GGUF files can be quantized", param="quantize")
-            runnable = self._import_folder(dict(files), label)
-        source = f"{UPLOADED}{ggufs[0] if ggufs else ', '.join(sorted(files))[:200]}"
+            runnable = self._import_folder(dict(files), "the uploaded files")
+        source = f"{UPLOADED}{gguf or ', '.join(sorted(files))[:200]}"
         return _Base(describe_model(self._name, runnable, source=source, card=None), runnable.blobs)
-
-    def _is_gguf(self, path: str, digest: str) -> bool:
-        """By its first bytes: clients leave out the ending, or name a file by its digest."""
-        with store_errors(f"read {path}", self._store.root), self._store.blob(digest).open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
 
     def _import_gguf(self, digest: str, label: str) -> Runnable:
         self._report("parsing GGUF")
@@ -177,13 +164,13 @@ class Creation:
         def report(status: str) -> None:
             self._report("converting model" if status == "importing" else status)
 
-        builder = FolderBuilder(self._store, self._importer, label, report, self._transfer, self._cancelled)
+        builder = FolderBuilder(self._store, self._importer, label, report, self._step, self._cancelled)
         runnable = build(builder)
         kind = "using existing" if runnable.folder in before else "creating new"
         self._report(f"{kind} layer sha256:{runnable.digest}")
         return runnable
 
-    def _transfer(self, status: str) -> Step:
+    def _step(self, status: str) -> Step:
         shown = "converting model" if status == "importing" else status
 
         def progress(completed: int, total: int | None) -> None:
@@ -196,19 +183,22 @@ class Creation:
 
     def _quantize(self, digest: str, wanted: str, label: str) -> str:
         """The digest of a blob that is this one, quantised."""
-        kind = parse_quantization(wanted)
-        source = self._store.blob(digest)
-        self._store.ensure_free(source.stat().st_size, f"{label} as {kind.name}")
-        transfer = self._transfer(f"quantizing model to {kind.name}")
+        kind, source = parse_quantization(wanted), self._store.blob(digest)
+        if not source.exists():
+            raise InvalidRequest(f"quantize: the file that {label} was made of is gone", param="quantize")
+        step = self._step(f"quantizing model to {kind.name}")
         aside = self._store.blobs_dir / f"sha256-{digest}.{secrets.token_hex(8)}.partial"
 
         def progress(completed: int, total: int) -> None:
-            transfer.check()
-            transfer.progress(completed, total)
+            step.check()
+            step.progress(completed, total)
 
         try:
             with store_errors(f"write {label} as {kind.name}", self._store.root):
+                step.reserve(source.stat().st_size)
                 made = quantize_gguf(source, aside, kind, progress)
+                self._report("verifying conversion")
+                GGUFFile(aside).close()
                 sync_file(aside)
                 aside.replace(self._store.blob(made))
                 sync_folder(aside.parent)
@@ -216,8 +206,38 @@ class Creation:
             raise type(error)(error.message.replace(str(source), label), hint=error.hint) from error
         finally:
             aside.unlink(missing_ok=True)
-        self._report("verifying conversion")
         return made
+
+
+def find_gguf(files: Mapping[str, str], store: Store) -> str | None:
+    """Which of the uploaded files (path → 64 hex digits) is the GGUF file that the model is made of, if one is.
+
+    Its first bytes say so: clients leave out the ending. Raises `InvalidRequest` for files that are not there, and for
+    files that cannot be made one model of.
+    """
+    ggufs = []
+    for path, digest in files.items():
+        try:
+            with store.blob(digest).open("rb") as file:
+                start = file.read(len(MAGIC))
+        except FileNotFoundError as error:
+            raise InvalidRequest(
+                f"files: sha256:{digest} ({path}) was not uploaded",
+                param="files",
+                hint=f"send it to /api/blobs/sha256:{digest} first",
+            ) from error
+        if start == MAGIC:
+            ggufs.append(path)
+    if len(ggufs) > 1:
+        raise InvalidRequest(
+            f"files: {', '.join(ggufs)[:300]} are several GGUF files; a model is made of one",
+            param="files",
+            hint="join the parts of a split model first: llama-gguf-split --merge FIRST-PART OUTPUT",
+        )
+    if ggufs and len(files) > 1:
+        others = ", ".join(path for path in files if path not in ggufs)
+        raise InvalidRequest(f"files: nothing goes with a GGUF file; leave out {others[:300]}", param="files")
+    return ggufs[0] if ggufs else None
 
 
 def check_parent(request: CreateRequest, parent: Manifest) -> None:

@@ -97,7 +97,7 @@ class Installer:
         """A name nobody chose must not replace another model."""
         name = derive_name(listing.name)
         manifest = self._store.manifest(name)
-        if manifest and manifest.model.source != self._plan.source.uri:
+        if manifest and (manifest.model.source != self._plan.source.uri or manifest.model.parent):
             message = f"{name} is already installed, from {manifest.model.source}"
             raise InvalidRequest(message, param="name", hint="choose another name with --name")
         return name

@@ -93,13 +93,17 @@ class GGUFFile:
             self._file.close()
             raise
 
+    def close(self) -> None:
+        """Close the file; what was read of it stays."""
+        self._file.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self.close()
 
     def read_rows(self, tensor: TensorEntry, start: int, stop: int) -> NDArray[np.uint8]:
         """The bytes of rows `start` to `stop` (a row is the last dimension): uint8 `[stop - start, row bytes]`."""
