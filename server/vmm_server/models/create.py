@@ -13,10 +13,11 @@ from threading import Event
 from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
 from vmm_server.models.blobs import parse_digest
 from vmm_server.models.building import Importer
-from vmm_server.models.creation import CreateRequest, Creation, check_parent, find_gguf
+from vmm_server.models.creation import Creation, find_gguf
 from vmm_server.models.importers.gguf_quantize import parse_quantization
 from vmm_server.models.jobs import Jobs, PullEvent, Report
 from vmm_server.models.names import ModelName
+from vmm_server.models.on_top import CreateRequest, check_parent
 from vmm_server.models.parameters import check_parameters
 from vmm_server.models.plan import make_plan
 from vmm_server.models.pull import IMPORTER, Puller

@@ -5,14 +5,12 @@ one name the second waits. Only the manifest, written last, makes the model exis
 """
 
 import hashlib
-import json
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from vmm_adapters.card import SamplingDefaults
 from vmm_server.errors import ImportFailed, InvalidRequest, ModelNotFound
 from vmm_server.models.building import FolderBuilder, Importer, Runnable
 from vmm_server.models.disk import store_errors, sync_file, sync_folder
@@ -20,42 +18,15 @@ from vmm_server.models.importers.gguf_quantize import parse_quantization, quanti
 from vmm_server.models.importers.gguf_reader import MAGIC, GGUFFile
 from vmm_server.models.installer import describe_model
 from vmm_server.models.jobs import Report
-from vmm_server.models.manifests import Manifest
 from vmm_server.models.names import ModelName
-from vmm_server.models.parameters import to_sampling
+from vmm_server.models.on_top import CreateRequest, check_parent, digest_of, put_on_top
 from vmm_server.models.sources import Listing, Step
 from vmm_server.models.store import UPLOADED, InstalledModel, Store
-from vmm_server.prompt.formats.detect import find_format
-from vmm_server.prompt.go_template import GoTemplate
-from vmm_server.prompt.templates import read_template
 
-FLOAT_FILES = ("F16", "BF16", "F32")
-"""`InstalledModel.quantization` of GGUF files that can be quantised."""
 _SAFETENSORS_HINT = (
     "safetensors are converted for encoders only; take a text model as a GGUF file (convert_hf_to_gguf.py of llama.cpp "
     "makes one) or as an onnxruntime-genai folder"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class CreateRequest:
-    """What is to be made. A field left empty keeps what the parent has."""
-
-    name: str
-    from_: str | None = None
-    """An installed model, or what `Puller.pull` takes."""
-    files: Mapping[str, str] = field(default_factory=dict)
-    """Uploaded files: path → `sha256:<hex>`."""
-    adapters: Mapping[str, str] = field(default_factory=dict)
-    template: str | None = None
-    licenses: tuple[str, ...] = ()
-    """Texts."""
-    system: str | None = None
-    parameters: Mapping[str, object] = field(default_factory=dict)
-    """By Ollama's names; each replaces the parent's of that name."""
-    messages: tuple[tuple[str, str], ...] = ()
-    """(role, content)"""
-    quantize: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +92,7 @@ class Creation:
                 size_bytes=made.size_bytes,
                 quantization=made.quantization,
             )
-            model = replace(model, digest=_digest(model)) if has_more else model
+            model = replace(model, digest=digest_of(model)) if has_more else model
             blobs = runnable.blobs
         else:
             self._report(f"using existing layer sha256:{model.weights}")
@@ -238,73 +209,3 @@ def find_gguf(files: Mapping[str, str], store: Store) -> str | None:
         others = ", ".join(path for path in files if path not in ggufs)
         raise InvalidRequest(f"files: nothing goes with a GGUF file; leave out {others[:300]}", param="files")
     return ggufs[0] if ggufs else None
-
-
-def check_parent(request: CreateRequest, parent: Manifest) -> None:
-    """Raise `InvalidRequest` for what cannot be made of this model."""
-    model, blobs = parent.model, parent.blobs
-    _check_task(request, model)
-    if not request.quantize:
-        return
-    if model.format != "gguf" or len(blobs) != 1:
-        raise InvalidRequest(f"quantize: {model.name} has no GGUF file that could be quantized", param="quantize")
-    if model.quantization not in FLOAT_FILES:
-        raise InvalidRequest(
-            f"quantize: {model.name} is {model.quantization} already; only F16, BF16 and F32 can be quantized",
-            param="quantize",
-        )
-
-
-def _check_task(request: CreateRequest, model: InstalledModel) -> None:
-    given = {"system": request.system, "template": request.template, "messages": request.messages}
-    param = next((param for param, value in given.items() if value), None)
-    if param and not model.generates:
-        raise InvalidRequest(f"{param}: {model.title} makes no text", param=param)
-
-
-def put_on_top(base: InstalledModel, request: CreateRequest, name: ModelName, *, now: datetime) -> InstalledModel:
-    """The base under a new name, with what the request sets in place of the base's own. Raises `InvalidRequest`."""
-    _check_task(request, base)
-    parameters = {**base.parameters, **request.parameters}
-    num_ctx = parameters.get("num_ctx")
-    model = replace(
-        base,
-        name=str(name),
-        aliases=(),
-        modified_at=now,
-        system=request.system or base.system,
-        template=request.template or base.template,
-        capabilities=_capabilities(base.capabilities, request.template),
-        parameters=parameters,
-        sampling=SamplingDefaults.model_validate(base.sampling.model_dump() | to_sampling(request.parameters)),
-        num_ctx=num_ctx if isinstance(num_ctx, int) else None,
-        messages=request.messages or base.messages,
-        license_texts=tuple(dict.fromkeys((*base.license_texts, *request.licenses))),
-    )
-    is_changed = any((request.system, request.template, request.parameters, request.messages, request.licenses))
-    return replace(model, digest=_digest(model)) if is_changed else model
-
-
-def _capabilities(base: tuple[str, ...], source: str | None) -> tuple[str, ...]:
-    """A template adds what it has places for. None takes away: tools that have no place in it are told in words."""
-    if not source:
-        return base
-    template = read_template(source)
-    format = find_format(template, ())
-    shown = {"tools": format.tools_in_template, "thinking": format.reasoning is not None}
-    shown["insert"] = isinstance(template, GoTemplate) and template.inserts
-    return (*base, *[name for name, is_shown in shown.items() if is_shown and name not in base])
-
-
-def _digest(model: InstalledModel) -> str:
-    """sha256 of the weights' digest and of all that is put on top, as JSON with sorted keys."""
-    on_top = {
-        "weights": model.weights,
-        "system": model.system,
-        "template": model.template,
-        "parameters": model.parameters,
-        "sampling": model.sampling.model_dump(mode="json"),
-        "messages": model.messages,
-        "licenses": model.license_texts,
-    }
-    return hashlib.sha256(json.dumps(on_top, sort_keys=True).encode()).hexdigest()
