@@ -92,6 +92,19 @@ def test_a_created_models_template_replaces_its_folders(has_own: bool, installed
     with_parts(body)
 
 
+def test_a_default_is_for_a_model_without_a_template(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        completion, answer = await said(parts, chat(HI, default_template="{{ .Prompt }}"))
+        assert (completion.prompt_text, answer[:3]) == ("Hi", "jkl")
+        with pytest.raises(UnsupportedCapability, match="does not support chat"):
+            await parts.inference.generate(chat(HI))
+        completion, _ = await said(parts, chat(HI, default_template="{{ .Prompt }}", template=GO))
+        assert completion.prompt_text == "<|user|>Hi<|end|><|assistant|>"
+
+    installed(without=("chat_template.jinja",))
+    with_parts(body)
+
+
 def test_tools_are_told_by_a_go_template_that_has_a_place_for_them(installed: Any, with_parts: Any) -> None:
     call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 

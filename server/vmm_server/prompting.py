@@ -258,6 +258,8 @@ def _without_thinking(reading: Reading, template: Template) -> str | None:
 def _template(prompt: ChatPrompt, name: str, model: InstalledModel, ready: ReadyModel) -> tuple[Template, ChatFormat]:
     """The request's own template, else the created model's, else its folder's, and how a model writes under it."""
     source = prompt.template or model.template
+    if source is None and ready.template is None:
+        source = prompt.default_template
     if source is not None:
         template = ready.templates.read(source)
         words = {"tool_format": model.tool_format, "reasoning_format": model.reasoning_format}

@@ -82,6 +82,8 @@ class ChatPrompt:
     messages: tuple[Message, ...]
     template: str | None = None
     """Replaces the model's own for this request: Jinja, or Go's language (`prompt.templates`)."""
+    default_template: str | None = None
+    """For a model that has no template; without this one it does not chat."""
     template_variables: Mapping[str, object] = field(default_factory=dict)
     context: tuple[int, ...] = ()
     """Token ids of an earlier exchange, put before the rendered messages (Ollama's `context`)."""

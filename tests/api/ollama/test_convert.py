@@ -11,6 +11,7 @@ from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import SamplingParams
 from vmm_server.api.body import parse_body
 from vmm_server.api.ollama.convert import (
+    COMPLETION,
     chat_request,
     check_chat_model,
     check_generate_model,
@@ -46,7 +47,13 @@ def chat(*messages: object, **fields: object) -> GenerateRequest:
 def test_a_bare_request_has_ollamas_defaults() -> None:
     assert generate() == GenerateRequest(
         model="m",
-        prompt=ChatPrompt((Message("user", "hi"),), param="prompt", thinking_param="think", truncate=True),
+        prompt=ChatPrompt(
+            (Message("user", "hi"),),
+            default_template=COMPLETION,
+            param="prompt",
+            thinking_param="think",
+            truncate=True,
+        ),
         sampling=SamplingParams(temperature=0.8, top_p=0.9, top_k=40, repetition_window=64),
         unset=frozenset(SamplingDefaults.model_fields),
     )
@@ -136,6 +143,7 @@ def test_system_context_and_a_jinja_template_arrive() -> None:
     assert generate(system="be brief", context=[1, 2], template=template, think=False).prompt == ChatPrompt(
         (Message("system", "be brief"), Message("user", "hi")),
         template=template,
+        default_template=COMPLETION,
         context=(1, 2),
         param="prompt",
         thinking=False,

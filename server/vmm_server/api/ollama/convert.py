@@ -24,6 +24,8 @@ from vmm_server.requests import (
 MAX_TOP_LOGPROBS = 20
 THINK_LEVELS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}
 """Ollama's words for an effort, and the ones that templates know."""
+COMPLETION = "{{ if .System }}{{ .System }}\n\n{{ end }}{{ .Prompt }}"
+"""The template of a model that has none, which goes on with what it is given."""
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -40,6 +42,7 @@ def generate_request(body: GenerateBody, *, thinks: bool = False) -> GenerateReq
     prompt = ChatPrompt(
         (*system, Message("user", body.prompt or "")),
         template=body.template or None,
+        default_template=COMPLETION,
         context=tuple(body.context or ()),
         param="prompt",
         thinking=_thinking(body, thinks),
