@@ -21,6 +21,7 @@ def run(base_url: str, *command: str | Path, cwd: Path = ROOT) -> str:
     """What a command prints, with the server found as its user would have it found."""
     environment = os.environ | {
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LLM_USER_PATH": str(ROOT / ".cache" / "llm"),
         "OLLAMA_HOST": base_url,
         "NO_PROXY": "*",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -68,13 +69,13 @@ def test_a_snippet_gets_a_sensible_answer(language: str, code: str, base_url: st
 def test_a_client_does_what_its_page_says(language: str, code: str, base_url: str, embedding_model: str) -> None:
     code = code.replace(DEFAULT_URL, base_url)
     if language == "js":
-        if not (NODE / "node_modules" / "openai").is_dir():
-            pytest.skip("OpenAI's Node client is not installed: make clients (needs Node and npm)")
+        if not (NODE / "node_modules" / "ollama").is_dir():
+            pytest.skip("the clients for Node are not installed: make clients (needs Node and npm)")
         output = run(base_url, "node", "--input-type=module", "--eval", code, cwd=NODE)
-    elif "import litellm" in code:
+    elif code.startswith(("import litellm", "import llm")):
         python = ROOT / ".venv-clients" / "bin" / "python"
         if not python.exists():
-            pytest.skip("litellm is not installed: make clients")
+            pytest.skip("litellm and llm are not installed: make clients")
         output = run(base_url, python, "-c", code)
     else:
         output = run(base_url, sys.executable, "-c", code)
