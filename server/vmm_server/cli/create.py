@@ -1,10 +1,9 @@
 """`vmm create`: a model of a Modelfile, with the files it names sent to where the model is made."""
 
-import functools
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -89,27 +88,30 @@ def _read(path: Path) -> tuple[Modelfile, Path]:
 def _send(files: Mapping[str, Path], place: Place, progress: PullProgress) -> dict[str, str]:
     """Have the place keep the files it has not; returns their digests."""
     try:
-        sizes = {name: file.stat().st_size for name, file in files.items()}
+        total, done = sum(file.stat().st_size for file in files.values()), 0
         digests: dict[str, str] = {}
-        done = 0
         for name, file in files.items():
             hasher = hashlib.sha256()
             for piece in read_pieces(file):
                 hasher.update(piece)
                 done += len(piece)
-                progress.show(PullEvent("gathering model components", None, sum(sizes.values()), done))
+                progress.show(PullEvent("gathering model components", None, total, done))
             digests[name] = f"sha256:{hasher.hexdigest()}"
         for name, digest in digests.items():
             if not place.has_blob(digest):
-                copied = functools.partial(PullEvent, f"copying {name}", digest, sizes[name])
-                place.put_blob(digest, files[name], functools.partial(_show, progress, copied))
+                _copy(files[name], digest, place, progress)
     except OSError as error:
         raise InvalidRequest(f"FROM: {error.filename}: {error.strerror}", param="from") from error
     return digests
 
 
-def _show(progress: PullProgress, event: Callable[[int], PullEvent], num_bytes: int) -> None:
-    progress.show(event(num_bytes))
+def _copy(file: Path, digest: str, place: Place, progress: PullProgress) -> None:
+    total = file.stat().st_size
+
+    def show(num_bytes: int) -> None:
+        progress.show(PullEvent(f"copying {file.name}", digest, total, num_bytes))
+
+    place.put_blob(digest, file, show)
 
 
 def _request(
