@@ -262,6 +262,8 @@ def test_what_from_means(tmp_path: Path) -> None:
     assert resolve_from(str(tmp_path / "w.gguf"), Path("/")) == (None, {"w.gguf": tmp_path / "w.gguf"})
     source, files = resolve_from("folder", tmp_path)
     assert (source, sorted(files)) == (None, ["config.json", "model.safetensors", "sub/b.bin"])
+    (tmp_path / "folder" / "w.gguf").write_bytes(b"")
+    assert resolve_from("folder", tmp_path) == (None, {"w.gguf": tmp_path / "folder" / "w.gguf"})
     for name in ("llama3.2", "hf.co/org/repo:Q8_0", "file:./w.gguf", "x" * 5000):
         assert resolve_from(name, tmp_path) == (name, {})
     for name in ("./gone", "../gone", "/gone/x", "~/gone", "gone.gguf", "empty"):

@@ -19,7 +19,7 @@ from vmm_server.models.sources import is_uri
 
 _DIGEST = re.compile(r"@?(sha256[:-][0-9a-fA-F]{64})")
 _LOOKS_LIKE_A_PATH = re.compile(r"[./~\\]|.*\.(gguf|safetensors|onnx)$", re.IGNORECASE)
-_SKIPPED = re.compile(r"(^|/)\.|(^|/)pytorch_model[^/]*\.bin$|\.(pth|pt|h5|msgpack|md|py)$")
+_SKIPPED = re.compile(r"(^|/)\.|(^|/)pytorch_model[^/]*\.bin$|\.(pth|pt|h5|msgpack|md|py)$|(^|/)Modelfile$")
 """Of a folder: what is hidden, weights that are never read, and texts about the model."""
 
 
@@ -68,6 +68,7 @@ def resolve_from(text: str, folder: Path) -> tuple[str | None, dict[str, Path]]:
         return None, {path.name: path}
     names = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
     files = {name: file for name, file in names.items() if not _SKIPPED.search(name)}
+    files = {name: file for name, file in files.items() if name.endswith(".gguf")} or files  # which has all in it
     if not files:
         raise InvalidRequest(f"FROM: there is no model in {path}", param="from", hint="name a file, or another folder")
     return None, files
