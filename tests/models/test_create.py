@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import runpy
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -277,6 +278,19 @@ def test_what_cannot_be_imported_is_named_by_its_file_name(store: Store, make_cr
     assert str(store.root) not in caught.value.message
 
 
+def test_safetensors_of_an_encoder_are_imported(store: Store, make_creator: MakeCreator, tmp_path: Path) -> None:
+    encoders = runpy.run_path(str(Path(__file__).parents[1] / "data" / "encoder_reference" / "tiny_encoders.py"))
+    folder: Path = encoders["write_encoder"](tmp_path / "repository", encoders["MODELS"]["bert"])
+    encoders["write_sentence_transformer"](folder)
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    files = {path.relative_to(folder).as_posix(): put(store, path.read_bytes()) for path in paths}
+    events = create(make_creator(importer=IMPORTER), "m", files=files, parameters={"num_ctx": 8})
+    assert statuses(events)[0] == "converting model"
+    model = get(store, "m")
+    assert (model.capabilities, model.format, model.num_ctx) == (("embedding",), "safetensors", 8)
+    assert list(store.blobs_dir.iterdir()) == [], "the folder has all of it"
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -367,21 +381,22 @@ def test_of_two_that_create_one_name_the_second_waits(
     assert {model.name for model in store.installed()} == {"a:latest", "m:latest"}
 
 
-def test_a_parent_that_is_deleted_meanwhile_does_not_take_the_files_along(
-    store: Store, install: Install, make_creator: MakeCreator, make_importer: Callable[..., Importer]
-) -> None:
-    """Between the import and the manifest nothing refers to the files."""
-    install("a:latest")
-    digest = put(store, GGUF)
+class Hasty(Store):
+    """Somebody else deletes the parent just before the child's manifest is written."""
 
-    async def main() -> None:
-        async with aclosing(make_creator().create(CreateRequest("m", files={"w.gguf": digest}))) as events:
-            async for event in events:
-                if event.status.startswith("creating new layer"):
-                    await asyncio.to_thread(store.remove, ModelName.parse("a"))
+    def install(self, model: InstalledModel, **made_of: Any) -> InstalledModel:
+        Store(self.root).remove(ModelName.parse("a"))
+        return super().install(model, **made_of)
 
-    asyncio.run(main())
-    assert (get(store, "m").folder / "model.onnx").read_bytes() == GGUF
+
+def test_a_parent_that_is_deleted_meanwhile_leaves_its_files(store: Store, install: Install) -> None:
+    install("a:latest", blobs=("1" * 64,))
+    hasty = Hasty(store.root)
+    registry = Registry(hasty)
+    create(Creator(hasty, registry, Puller(hasty, registry)), "b", "a")
+    assert [model.name for model in store.installed()] == ["b:latest"]
+    get(store, "b")
+    assert store.blob("1" * 64).exists()
 
 
 def test_a_client_that_goes_away_stops_the_import(store: Store, make_creator: MakeCreator) -> None:

@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +13,8 @@ import pytest
 
 from vmm_adapters.card import SamplingDefaults
 from vmm_server.errors import InvalidModelName, InvalidRequest, ModelLoadFailed, ModelNotFound, SourceError
-from vmm_server.models.pull import PullEvent
+from vmm_server.models.create import CreateRequest, Creator
+from vmm_server.models.pull import Puller, PullEvent
 from vmm_server.models.push import Pusher
 from vmm_server.models.registry import Registry
 from vmm_server.models.store import InstalledModel, Store
@@ -267,3 +269,64 @@ def test_leaving_early_stops_the_push(store: Store, install: Install) -> None:
 
     install("far/me/m:latest")
     assert asyncio.run(main())
+
+
+class OtherStore:
+    """The same routes over a store of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = Store(root)
+        registry = Registry(self.store)
+        self._creator = Creator(self.store, registry, Puller(self.store, registry))
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        digest = request.url.path.rpartition("/")[2]
+        if request.method == "HEAD":
+            return httpx.Response(200 if self.store.has_blob(digest) else 404)
+        if digest != "create":
+            assert isinstance(request.stream, httpx.AsyncByteStream)
+            return httpx.Response(201 if await self.store.put_blob(digest, aiter(request.stream)) else 200)
+        body = json.loads(await request.aread())
+        asked = CreateRequest(
+            body["model"],
+            files=body["files"],
+            template=body.get("template"),
+            system=body.get("system"),
+            parameters=body.get("parameters", {}),
+            messages=tuple((message["role"], message["content"]) for message in body.get("messages", ())),
+            licenses=tuple(body.get("license", ())),
+        )
+        lines = [json.dumps({"status": event.status}) async for event in self._creator.create(asked)]
+        return httpx.Response(200, text="\n".join(lines))
+
+
+@pytest.mark.parametrize("quantize", [None, "q8_0"])
+def test_a_pushed_model_is_the_same_model(
+    store: Store, tmp_path: Path, write_tiny: Callable[..., Path], quantize: str | None
+) -> None:
+    registry = Registry(store)
+    creator = Creator(store, registry, Puller(store, registry))
+    content = write_tiny("qwen3", quantization="F16").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+
+    async def sent() -> AsyncIterator[bytes]:
+        yield content
+
+    async def main() -> Store:
+        await store.put_blob(digest, sent())
+        given: dict[str, Any] = {"system": "Hi", "parameters": {"seed": 1, "stop": ["x"]}, "licenses": ("L",)}
+        request = CreateRequest("far/me/m", files={"w": digest}, messages=(("user", "x"),), quantize=quantize, **given)
+        async for _ in creator.create(request):
+            pass
+        other = OtherStore(tmp_path / "other")
+        async for _ in Pusher(store, registry, transport=httpx.MockTransport(other)).push("far/me/m"):
+            pass
+        return other.store
+
+    other = asyncio.run(main())
+    [here], [there] = store.installed(), other.installed()
+    assert there.name == "me/m:latest"
+    assert (there.digest, there.weights) == (here.digest, here.weights)
+    assert (there.system, there.parameters, there.messages) == (here.system, here.parameters, here.messages)
+    files = [path.relative_to(here.folder) for path in here.folder.rglob("*") if path.is_file()]
+    assert all((there.folder / path).read_bytes() == (here.folder / path).read_bytes() for path in files)
