@@ -216,6 +216,19 @@ def test_an_idle_model_leaves_when_its_keep_alive_is_over_and_a_leased_one_stays
     with_pool(body)
 
 
+def test_centuries_are_for_ever(machine: Machine, model: Callable[..., InstalledModel], with_pool: Any) -> None:
+    async def body(pool: ModelPool) -> None:
+        reaper = asyncio.create_task(pool.run())
+        (await pool.acquire(model("a"), KeepAlive(1e15))).release()
+        await asyncio.sleep(0)
+        assert pool.loaded()[0].expires_at(pool.now()) - datetime.now(UTC) > timedelta(days=36500)
+        assert not reaper.done()
+        reaper.cancel()
+        await asyncio.gather(reaper, return_exceptions=True)
+
+    with_pool(body)
+
+
 def test_the_clock_starts_when_the_last_lease_is_returned(
     machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
 ) -> None:
