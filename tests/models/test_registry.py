@@ -136,6 +136,20 @@ def test_remove_by_name_and_by_alias(store: Store, install: Install) -> None:
         registry.remove("short")
 
 
+def test_copy_by_name_and_by_alias(store: Store, install: Install) -> None:
+    install("a:1b", aliases=("a:latest",))
+    registry = Registry(store)
+    registry.copy("A", "Mine")
+    registry.copy("mine", "host:1/me/other:2")
+    assert {model.name for model in registry.installed()} == {"a:1b", "Mine:latest", "host:1/me/other:2"}
+    assert registry.resolve("a").name == "a:1b"
+    with pytest.raises(ModelNotFound):
+        registry.copy("no-such", "b")
+    for names in (("a b", "b"), ("a", "b c"), ("a", "b@sha256:" + "0" * 64)):
+        with pytest.raises(InvalidModelName):
+            registry.copy(*names)
+
+
 def test_a_damaged_manifest_can_be_removed(store: Store, install: Install) -> None:
     install("a:1b")
     path = store.root / "manifests" / "a@1b.json"
