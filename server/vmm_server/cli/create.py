@@ -19,7 +19,7 @@ from vmm_server.models.sources import is_uri
 
 _DIGEST = re.compile(r"@?(sha256[:-][0-9a-fA-F]{64})")
 _LOOKS_LIKE_A_PATH = re.compile(r"[./~\\]|.*\.(gguf|safetensors|onnx)$", re.IGNORECASE)
-_SKIPPED = re.compile(r"(^|/)\.|(^|/)pytorch_model[^/]*\.bin$|\.(pth|pt|h5|msgpack|md|py)$|(^|/)(Modelfile|vmm_import\.json)$")
+_SKIPPED = re.compile(r"(^|/)(\.|pytorch_model[^/]*\.bin$|Modelfile$|vmm_import\.json$)|\.(pth|pt|h5|msgpack|md|py)$")
 """Of a folder: what is hidden, weights that are never read, and texts about the model."""
 
 
