@@ -30,6 +30,13 @@ def test_parameters_go_with_the_next_question(fake: FakeClient, conversation: Co
     assert fake.fields == [{"model": "m", "options": {"temperature": 1, "num_ctx": 4096, "stop": ["END", "###"]}}]
 
 
+@pytest.mark.parametrize("line", ["nonsense 1", "num_predict many", "seed 1 2"])
+def test_a_parameter_that_is_none_is_refused_at_once(conversation: Conversation, line: str) -> None:
+    with pytest.raises(InvalidRequest, match=line.split()[0]):
+        run(conversation, f"/set parameter {line}")
+    assert conversation.session.options == {}
+
+
 def test_the_system_message_is_replaced(fake: FakeClient, conversation: Conversation) -> None:
     run(conversation, "/set system Be kind.", "/set system Be  brief,\nand clear.")
     conversation.answer("one")
@@ -72,7 +79,7 @@ def test_switches(conversation: Conversation, capsys: pytest.CaptureFixture[str]
     assert (session.word_wrap, session.verbose, reader.keeps_history) == (False, True, False)
     reader = run(conversation, "/set wordwrap", "/set quiet", "/set history")
     assert (session.word_wrap, session.verbose, reader.keeps_history) == (True, False, True)
-    assert "Set nohistory.\n" in capsys.readouterr().out
+    assert "Set nohistory\n" in capsys.readouterr().out
 
 
 def test_verbose_prints_the_timings(conversation: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +144,7 @@ def test_show_prints_what_the_server_knows(
     assert capsys.readouterr().out.endswith("Be brief.\n")
     run(conversation, "/set parameter seed 1", "/show parameters")
     words = " ".join(capsys.readouterr().out.split())
-    assert words == "Set parameter to seed 1. of the model: stop END set here: seed 1"
+    assert words == "Set parameter seed 1 of the model: stop END set here: seed 1"
     run(conversation, "/show info")
     out = capsys.readouterr().out
     for fact in ("llama", "135M", "Q4_1", "2048", "completion", "Apache-2.0"):

@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from vmm_server.cli import main
+from vmm_server.cli.client import Client
+from vmm_server.cli.conversation import Conversation, Session
 
 DEAD = "127.0.0.1:9"  # the discard port: nobody listens
 
@@ -176,6 +178,21 @@ def test_run_of_an_empty_prompt_loads(own: Server, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == ""
     assert main(["ps", "--host", own.url]) == 0
     assert "59 minutes from now" in capsys.readouterr().out
+
+
+def test_a_conversation_is_saved_as_a_model(running: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    with Client(running.url) as client:
+        conversation = Conversation(client, Session("echo", system="Be kind.", options={"num_predict": 3}))
+        conversation.answer("Hello")
+        conversation.save("mine")
+        shown = client.show("mine")
+        assert [message["content"] for message in shown["messages"]] == ["Hello", "Hel"]
+        assert shown["system"] == "Be kind."
+        conversation.load("mine")
+        conversation.session.options = {}
+        conversation.answer("Goodbye")
+        client.delete("mine")
+    assert capsys.readouterr().out == "Hel\nGoo\n"
 
 
 def test_ps_and_stop(own: Server, capsys: pytest.CaptureFixture[str]) -> None:

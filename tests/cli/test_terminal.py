@@ -72,7 +72,7 @@ def test_a_chat_at_a_terminal(terminal: Terminal, home: Path) -> None:
     terminal.type("Hello there\r")
     terminal.read_until(r"Hello there\n\n.*>>> ")
     terminal.type("/set nohistory\r")
-    terminal.read_until(r"Set nohistory\.\n.*>>> ")
+    terminal.read_until(r"Set nohistory\n.*>>> ")
     words = "one two three four five six seven eight nine ten"
     terminal.type(f"{BRACKETED_PASTE[0]}{words}\nlast{BRACKETED_PASTE[1]}\r")
     shown = terminal.read_until(r"last\n\n.*>>> ")

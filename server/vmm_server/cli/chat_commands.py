@@ -7,6 +7,7 @@ import click
 from vmm_server.cli.conversation import Conversation, parse_option, read_format
 from vmm_server.cli.terminal import LineReader
 from vmm_server.errors import InvalidRequest
+from vmm_server.models.parameters import check_parameters
 
 HELP = {
     "": '''/set            change how the model is asked
@@ -97,7 +98,7 @@ def _set(setting: str, values: list[str], text: str, conversation: Conversation,
     session = conversation.session
     match setting, values:
         case "parameter", [name, _, *_]:
-            session.options[name] = parse_option(name, values[1:])
+            session.options |= check_parameters({name: parse_option(name, values[1:])})
         case "system", [_, *_]:
             session.system = text
         case "format", [_, *_]:
@@ -114,7 +115,7 @@ def _set(setting: str, values: list[str], text: str, conversation: Conversation,
             return
         case _:
             raise InvalidRequest(f"there is no /set {setting}", hint="/? set lists what there is")
-    click.echo(f"Set {setting}{' to ' + text if text else ''}.")
+    click.echo(f"Set {setting}{' ' if text else ''}{text}")
 
 
 def _check_thinking(conversation: Conversation) -> None:
