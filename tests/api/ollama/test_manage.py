@@ -4,12 +4,14 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from vmm_adapters.echo import Gate
+from vmm_adapters.echo import Gate, write_echo_model
 from vmm_server.app import App
 
 SHOUT = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -182,6 +184,22 @@ def test_models_on_the_same_weights_share_an_engine_that_outlives_each_of_them(s
     assert len(names(server, "ps")) == 1
     server.client.request("DELETE", "/api/delete", json={"model": "mario"}).raise_for_status()
     assert names(server, "ps") == set()
+
+
+def test_the_engine_of_a_model_that_was_replaced_goes(start_server: Any, tmp_path: Path) -> None:
+    server = start_server()
+    echo = server.parts.registry.resolve("echo")
+    write_echo_model(tmp_path / "other")
+    changes: dict[str, Any] = {"name": "other:latest", "digest": "d" * 64, "weights": "", "folder": tmp_path / "other"}
+    server.parts.store.install(replace(echo, aliases=(), **changes))
+    assert create(server, **{"from": "echo"}).status_code == 200
+    server.client.post("/api/generate", json={"model": "mario", "keep_alive": -1}).raise_for_status()
+    server.client.request("DELETE", "/api/delete", json={"model": "echo"}).raise_for_status()
+    assert names(server, "ps") == {"mario:latest"}
+    assert create(server, **{"from": "other"}).status_code == 200
+    assert names(server, "ps") == set()
+    body = {"model": "mario", "prompt": "hi", "stream": False}
+    assert server.client.post("/api/generate", json=body).json()["response"] == "hi"
 
 
 def test_an_answer_goes_on_while_its_model_is_deleted(start_server: Any, gate: Gate) -> None:
