@@ -12,7 +12,7 @@ import pytest
 from vmm_server.errors import DigestMismatch, InvalidRequest, StoreError
 from vmm_server.models.blobs import parse_digest
 from vmm_server.models.disk import store_errors
-from vmm_server.models.store import STALE_AFTER_S, Store
+from vmm_server.models.store import ABANDONED_AFTER_S, STALE_AFTER_S, Store
 
 CONTENT = bytes(range(256)) * 9000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -167,3 +167,26 @@ def test_what_is_asked_for_stays_for_a_creation(store: Store) -> None:
     assert store.has_blob(DIGEST)
     store.collect()
     assert store.blob(DIGEST).exists()
+
+
+def test_what_a_killed_upload_left_goes_after_a_day(store: Store, backdate: Callable[[Path, float], None]) -> None:
+    async def main() -> list[Path]:
+        begun = asyncio.Event()
+
+        async def stalls() -> AsyncIterator[bytes]:
+            yield CONTENT
+            begun.set()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(store.put_blob(DIGEST, stalls()))
+        await begun.wait()
+        paths = list(store.blobs_dir.iterdir())
+        for age_s in (ABANDONED_AFTER_S - 60, ABANDONED_AFTER_S + 60):
+            backdate(paths[0], age_s)
+            store.collect()
+            paths += store.blobs_dir.iterdir()
+        task.cancel()
+        return paths
+
+    first, kept = asyncio.run(main())
+    assert first == kept

@@ -13,6 +13,7 @@ from vmm_server.errors import DigestMismatch, InvalidRequest
 from vmm_server.models.disk import store_errors
 
 _DIGEST = re.compile(r"(?:sha256[:-])?([0-9a-f]{64})", re.IGNORECASE)
+_UNFINISHED = re.compile(r"sha256-[0-9a-f]{64}\.[0-9a-f]{16}\.partial")
 _PIECE_BYTES = 1 << 20
 """Written at a time: a thread for every chunk of a socket would cost more than the writing."""
 
@@ -23,6 +24,11 @@ def parse_digest(text: str, *, param: str = "digest") -> str:
     if match is None:
         raise InvalidRequest("invalid digest format", param=param, hint="sha256: and 64 hexadecimal digits")
     return match[1].lower()
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether this is a file that `receive` writes, or was writing when its process died."""
+    return _UNFINISHED.fullmatch(path.name) is not None
 
 
 async def receive(chunks: AsyncIterable[bytes], folder: Path, digest: str) -> Path:

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmm_server.errors import ModelLoadFailed, StoreError
-from vmm_server.models.blobs import parse_digest, receive
+from vmm_server.models.blobs import is_unfinished, parse_digest, receive
 from vmm_server.models.disk import FreeBytes, delete_folder, format_bytes, free_bytes, store_errors, sync_folder
 from vmm_server.models.locks import Locks
 from vmm_server.models.manifests import FileState, InstalledModel, Manifest, Manifests, UnreadableManifest
@@ -37,6 +37,8 @@ UPLOADED = "upload:"
 """The source of a model created of files that a client sent starts with this; their names follow."""
 STALE_AFTER_S = 7 * 24 * 3600.0
 """How long the leftovers of an interrupted pull are kept for a resume."""
+ABANDONED_AFTER_S = 24 * 3600.0
+"""The same of an upload that nothing more came of; none is ever resumed."""
 
 
 class Store:
@@ -231,7 +233,8 @@ class Store:
                 return  # it may refer to anything
             kept = {path for manifest in manifests for path in self._references(manifest)}
             for path in (*self.blobs_dir.iterdir(), *self.models_dir.iterdir()):
-                if path in kept or time.time() - _mtime(path) < STALE_AFTER_S:
+                stale_after_s = ABANDONED_AFTER_S if is_unfinished(path) else STALE_AFTER_S
+                if path in kept or time.time() - _mtime(path) < stale_after_s:
                     continue
                 logger.info("deleting %s, which no model uses", path)
                 if path.is_dir():
