@@ -113,15 +113,20 @@ def test_generate_takes_a_system_message_a_template_and_raw_text(client: Any, sc
 
 
 def test_an_empty_prompt_loads_and_unloads(client: Any, model: str) -> None:
+    digest = {entry.model: entry.digest for entry in client.list().models}[DEFAULT]
+
+    def loaded() -> list[Any]:
+        return [entry for entry in client.ps().models if entry.digest == digest]
+
     assert client.generate(model=model).done_reason == "load"
-    (loaded,) = [entry for entry in client.ps().models if entry.name == DEFAULT]
-    assert loaded.size
-    assert loaded.context_length
-    assert isinstance(loaded.expires_at, datetime)
+    (entry,) = loaded()
+    assert entry.size
+    assert entry.context_length
+    assert isinstance(entry.expires_at, datetime)
     assert client.generate(model=model, keep_alive=0).done_reason == "unload"
-    assert DEFAULT not in [entry.name for entry in client.ps().models]
+    assert not loaded()
     assert client.chat(model=model, messages=[], keep_alive="10m").done_reason == "load"
-    assert DEFAULT in [entry.name for entry in client.ps().models]
+    assert loaded()
 
 
 def test_num_predict_and_stop_end_an_answer(client: Any, model: str, scripted: str) -> None:
