@@ -91,7 +91,20 @@ def chi_square_per_degree(observed: NDArray[np.int64], probabilities: Array) -> 
         SamplingParams(repetition_penalty=9.0, repetition_window=0),
         SamplingParams(logit_bias={1: 2.5, 3: -100.0}, top_k=8),
     ],
-    ids=["plain", "temperature", "top_k", "top_p", "min_p", "typical_p", "all", "all and typical", "penalties", "window", "no window", "bias"],
+    ids=[
+        "plain",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "all",
+        "all and typical",
+        "penalties",
+        "window",
+        "no window",
+        "bias",
+    ],
 )
 def test_draws_follow_the_reference(params: SamplingParams, vocab_size: int) -> None:
     logits = np.random.default_rng(7).normal(0, 2.5, vocab_size).astype(np.float32)
