@@ -23,7 +23,7 @@ Shape = TypeVar("Shape", bound=Wire)
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
+class Choice:
     """What a request says of its tools."""
 
     none: bool = False
@@ -32,7 +32,8 @@ class _Choice:
     """Names that may be called, each with the request field that says so; `None`: all."""
 
 
-_WORDS = {"none": _Choice(none=True), "auto": _Choice(), "required": _Choice(required=True)}
+CHOICES = {"none": Choice(none=True), "auto": Choice(), "required": Choice(required=True)}
+"""What the words of `tool_choice` say."""
 
 
 def tool_use(wire: ChatCompletionRequest) -> ToolUse | None:
@@ -44,9 +45,9 @@ def tool_use(wire: ChatCompletionRequest) -> ToolUse | None:
         raise InvalidRequest("functions: the older name of tools, which are there too", param="functions")
     choice, older = _tool_choice(wire.tool_choice), _function_call(wire.function_call)
     if not wire.tools:
-        _check_no_choice(choice, "tool_choice", "tools")
+        check_no_choice(choice, "tool_choice", "tools")
     if not wire.functions:
-        _check_no_choice(older, "function_call", "functions")
+        check_no_choice(older, "function_call", "functions")
     if wire.tools and not choice.none:
         tools = [_tool(one, f"tools[{index}]") for index, one in enumerate(wire.tools)]
         return _together(tools, choice, parallel=wire.parallel_tool_calls is not False, param="tools")
@@ -56,17 +57,18 @@ def tool_use(wire: ChatCompletionRequest) -> ToolUse | None:
     return None
 
 
-def _together(tools: list[Tool], choice: _Choice, *, parallel: bool, param: str) -> ToolUse:
+def _together(tools: list[Tool], choice: Choice, *, parallel: bool, param: str) -> ToolUse:
     return make_tool_use(tools, required=choice.required, allowed=choice.allowed, parallel=parallel, param=param)
 
 
-def _check_no_choice(choice: _Choice, field: str, tools: str) -> None:
+def check_no_choice(choice: Choice, field: str, tools: str) -> None:
+    """Raise `InvalidRequest` for a choice where there are no tools."""
     if choice.required or choice.allowed is not None:
         raise InvalidRequest(f"{field}: there are no {tools} to choose from", param=field)
 
 
 def _tool(wire: ToolDefinition, where: str) -> Tool:
-    _check_type(wire.type, where)
+    check_type(wire.type, where)
     if wire.function is None:
         raise InvalidRequest(f"{where}.function: field required", param=f"{where}.function")
     return _function(wire.function, f"{where}.function")
@@ -76,43 +78,44 @@ def _function(wire: FunctionDefinition, where: str) -> Tool:
     return make_tool(wire.name, wire.description, wire.parameters, strict=bool(wire.strict), where=where)
 
 
-def _tool_choice(value: object) -> _Choice:
+def _tool_choice(value: object) -> Choice:
     if value is None or isinstance(value, str):
         return _word(value, "tool_choice")
     wire = _parsed(value, ToolChoice, "tool_choice")
     if wire.type != "allowed_tools":
-        return _Choice(required=True, allowed=_named(wire, "tool_choice"))
+        return Choice(required=True, allowed=_named(wire, "tool_choice"))
     if wire.allowed_tools is None:
         raise InvalidRequest("tool_choice.allowed_tools: field required", param="tool_choice.allowed_tools")
     allowed: dict[str, str] = {}
     for index, tool in enumerate(wire.allowed_tools.tools):
         allowed |= _named(tool, f"tool_choice.allowed_tools.tools[{index}]")
-    return _Choice(required=wire.allowed_tools.mode == "required", allowed=allowed)
+    return Choice(required=wire.allowed_tools.mode == "required", allowed=allowed)
 
 
-def _function_call(value: object) -> _Choice:
+def _function_call(value: object) -> Choice:
     if value is None or isinstance(value, str):
         return _word(value, "function_call")
-    return _Choice(required=True, allowed={_parsed(value, FunctionName, "function_call").name: "function_call.name"})
+    return Choice(required=True, allowed={_parsed(value, FunctionName, "function_call").name: "function_call.name"})
 
 
-def _word(value: str | None, field: str) -> _Choice:
+def _word(value: str | None, field: str) -> Choice:
     if value is None:
-        return _WORDS["auto"]
-    words = [word for word in _WORDS if field == "tool_choice" or word != "required"]
+        return CHOICES["auto"]
+    words = [word for word in CHOICES if field == "tool_choice" or word != "required"]
     if value not in words:
         raise InvalidRequest(f"{field}: {value[:100]!r} is none of {', '.join(words)}", param=field)
-    return _WORDS[value]
+    return CHOICES[value]
 
 
 def _named(wire: NamedTool, where: str) -> dict[str, str]:
-    _check_type(wire.type, where)
+    check_type(wire.type, where)
     if wire.function is None:
         raise InvalidRequest(f"{where}.function: field required", param=f"{where}.function")
     return {wire.function.name: f"{where}.function.name"}
 
 
-def _check_type(kind: str, where: str) -> None:
+def check_type(kind: str, where: str) -> None:
+    """Raise `UnsupportedParameter` for a tool that is no function."""
     if kind != "function":
         param = f"{where}.type"
         raise UnsupportedParameter(f"{param}: {kind[:100]!r} is not supported, only functions are", param=param)

@@ -1,28 +1,16 @@
 """`tools` and `tool_choice` as this route has them, flat → `ToolUse`. Pure."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 
 from pydantic import ValidationError
 
 from vmm_server.api.body import invalid_request
 from vmm_server.api.openai.responses.wire import FunctionTool, NamedTool, PromptFields, ToolChoice
+from vmm_server.api.openai.tools import CHOICES, Choice, check_no_choice, check_type
 from vmm_server.api.tools import make_tool, make_tool_use
-from vmm_server.errors import InvalidRequest, UnsupportedParameter
+from vmm_server.errors import InvalidRequest
 from vmm_server.requests import ChatPrompt, GenerateRequest, Tool, ToolUse
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """What a request says of its tools."""
-
-    none: bool = False
-    required: bool = False
-    allowed: Mapping[str, str] | None = None
-    """Names that may be called, each with the request field that says so; `None`: all."""
-
-
-_WORDS = {"none": _Choice(none=True), "auto": _Choice(), "required": _Choice(required=True)}
 
 
 def tool_use(wire: PromptFields) -> ToolUse | None:
@@ -32,8 +20,8 @@ def tool_use(wire: PromptFields) -> ToolUse | None:
     """
     tools = [_tool(one, f"tools[{index}]") for index, one in enumerate(wire.tools or ())]
     choice = _tool_choice(wire.tool_choice)
-    if not tools and (choice.required or choice.allowed is not None):
-        raise InvalidRequest("tool_choice: there are no tools to choose from", param="tool_choice")
+    if not tools:
+        check_no_choice(choice, "tool_choice", "tools")
     if not tools or choice.none:
         return None
     parallel = wire.parallel_tool_calls is not False
@@ -61,43 +49,37 @@ def with_loose_tools(request: GenerateRequest, names: Collection[str]) -> Genera
 
 
 def _tool(wire: FunctionTool, where: str) -> Tool:
-    _check_type(wire.type, where)
+    check_type(wire.type, where)
     if not wire.name:
         message = f"{where}.name: field required; on this route it stands beside the type, in no function"
         raise InvalidRequest(message, param=f"{where}.name")
     return make_tool(wire.name, wire.description, wire.parameters, strict=is_strict(wire), where=where)
 
 
-def _tool_choice(value: object) -> _Choice:
+def _tool_choice(value: object) -> Choice:
     if value is None:
-        return _WORDS["auto"]
+        return CHOICES["auto"]
     if isinstance(value, str):
-        if value not in _WORDS:
-            raise InvalidRequest(f"tool_choice: {value[:100]!r} is none of {', '.join(_WORDS)}", param="tool_choice")
-        return _WORDS[value]
+        if value not in CHOICES:
+            raise InvalidRequest(f"tool_choice: {value[:100]!r} is none of {', '.join(CHOICES)}", param="tool_choice")
+        return CHOICES[value]
     try:
         wire = ToolChoice.model_validate(value)
     except ValidationError as error:
         raise invalid_request(error, "tool_choice") from error
     if wire.type != "allowed_tools":
-        return _Choice(required=True, allowed=_named(wire, "tool_choice"))
+        return Choice(required=True, allowed=_named(wire, "tool_choice"))
     for field in ("mode", "tools"):
         if not getattr(wire, field):
             raise InvalidRequest(f"tool_choice.{field}: field required", param=f"tool_choice.{field}")
     allowed: dict[str, str] = {}
     for index, tool in enumerate(wire.tools or ()):
         allowed |= _named(tool, f"tool_choice.tools[{index}]")
-    return _Choice(required=wire.mode == "required", allowed=allowed)
+    return Choice(required=wire.mode == "required", allowed=allowed)
 
 
 def _named(wire: NamedTool, where: str) -> dict[str, str]:
-    _check_type(wire.type, where)
+    check_type(wire.type, where)
     if wire.name is None:
         raise InvalidRequest(f"{where}.name: field required", param=f"{where}.name")
     return {wire.name: f"{where}.name"}
-
-
-def _check_type(kind: str, where: str) -> None:
-    if kind != "function":
-        param = f"{where}.type"
-        raise UnsupportedParameter(f"{param}: {kind[:100]!r} is not supported, only functions are", param=param)
