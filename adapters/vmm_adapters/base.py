@@ -1,13 +1,13 @@
 """The contract a runtime is bound to. Implementations are found through `catalog`, never imported by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmm_adapters.types import Batch, EncoderInput, EncoderOptions, RunnerOptions
+from vmm_adapters.types import Batch, EncoderInput, EncoderOptions, RunnerOptions, TextOutput, TextRequest
 
 
 class CausalLMRunner(Protocol):
@@ -56,6 +56,56 @@ class RunnerFactory(Protocol):
     """What `catalog` names: loads a folder into a runner. May take seconds; raises `AdapterError`."""
 
     def __call__(self, folder: Path, options: RunnerOptions) -> CausalLMRunner: ...
+
+
+class TextBackend(Protocol):
+    """A text model that schedules itself: requests in, tokens out. Used from one thread at a time.
+
+    Whoever uses it gives it `max_sequences` requests at most and calls `step` while any is unfinished.
+    """
+
+    max_sequences: int
+    """Requests that it computes at the same time."""
+    vocab_size: int
+    """Token ids are below it."""
+    context_length: int
+    """Tokens of a prompt and its answer."""
+    device: str
+    """Where it runs, in words: `CPU`, `CUDA.0`."""
+    memory_bytes: int
+    """Weights and KV cache, as allocated or as best known."""
+    lacks: Mapping[str, str]
+    """Fields of `SamplingParams`, or `guidance`, that it cannot honour → why, for the error. A request that sets one
+    of them (to other than its default) is never given to it."""
+
+    def add(self, request: TextRequest) -> None:
+        """Take a request. Raises `AdapterError` when it cannot ever be answered; nothing is then kept of it."""
+        ...
+
+    def step(self) -> Sequence[TextOutput]:
+        """Compute for milliseconds and say what came of it; may be nothing.
+
+        Raises `AdapterError` when the runtime failed: every request it had is then lost.
+        """
+        ...
+
+    def abort(self, request_id: int) -> None:
+        """Forget a request; nothing is said of it any more. One that is not there (any more) is no error."""
+        ...
+
+    def warm_up(self) -> None:
+        """Run once, so that no request pays for what the first run prepares."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. Idempotent; no other method may be called afterwards."""
+        ...
+
+
+class TextBackendFactory(Protocol):
+    """What `catalog` names: loads a folder into a backend. May take seconds; raises `AdapterError`."""
+
+    def __call__(self, folder: Path, options: RunnerOptions) -> TextBackend: ...
 
 
 class Encoder(Protocol):

@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from vmm_adapters.base import CausalLMRunner, Encoder, EncoderFactory, RunnerFactory
+from vmm_adapters.base import CausalLMRunner, Encoder, EncoderFactory, RunnerFactory, TextBackend, TextBackendFactory
 from vmm_adapters.errors import RuntimeMissing
 from vmm_adapters.types import EncoderOptions, RunnerOptions
 
@@ -14,6 +14,9 @@ CAUSAL_LM: dict[str, str] = {
     "openvino": "vmm_adapters.openvino.runner:load_runner",
 }
 """Adapters that implement `CausalLMRunner`, as `module:factory`."""
+
+TEXT_BACKENDS: dict[str, str] = {}
+"""Adapters that implement `TextBackend`, as `module:factory`."""
 
 ENCODERS: dict[str, str] = {
     "echo": "vmm_adapters.echo_encoder:load_encoder",
@@ -45,6 +48,12 @@ def load_causal_lm(adapter: str, folder: Path, options: RunnerOptions) -> Causal
     else whatever `AdapterError` the adapter raises.
     """
     load = cast(RunnerFactory, _import(adapter, CAUSAL_LM[adapter]))
+    return load(folder, options)
+
+
+def load_text_backend(adapter: str, folder: Path, options: RunnerOptions) -> TextBackend:
+    """Load `folder` with the named adapter, which schedules by itself. Raises as `load_causal_lm` does."""
+    load = cast(TextBackendFactory, _import(adapter, TEXT_BACKENDS[adapter]))
     return load(folder, options)
 
 

@@ -5,6 +5,7 @@ AdapterError
 ├── UnsupportedModel   the runtime is there but cannot run this file
 ├── OutOfMemory        the device has no room for the model or its KV blocks
 └── RuntimeFailed      the runtime raised while loading or computing
+    └── DeviceLost     the device is gone: nothing will run on it any more
 
 A concrete adapter wraps every call into its runtime in `runtime_errors()`, so nothing above it ever sees
 an OpenVINO or ONNX Runtime exception.
@@ -37,6 +38,10 @@ class OutOfMemory(AdapterError):
 
 class RuntimeFailed(AdapterError):
     """The runtime raised; its own words are in the message."""
+
+
+class DeviceLost(RuntimeFailed):
+    """The device was removed, reset or hung; every later call would fail too."""
 
 
 @contextmanager

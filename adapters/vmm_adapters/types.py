@@ -4,6 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmm_adapters.errors import AdapterError
 
 
 class FinishReason(StrEnum):
@@ -88,6 +94,53 @@ class Batch:
     def num_logits(self) -> int:
         """Rows that `CausalLMRunner.execute` returns."""
         return sum(chunk.num_logits for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """What an answer has to match, for a runtime that draws tokens itself."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+    """A JSON schema, a regular expression (Rust's `regex`) or llguidance's Lark."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """One answer, asked of a `TextBackend`."""
+
+    id: int
+    """Unique among the unfinished ones."""
+    token_ids: tuple[int, ...]
+    """The prompt, with its special tokens. Empty where `text` and `images` stand for it."""
+    sampling: SamplingParams
+    """Stop strings are not the backend's: what reads its tokens aborts."""
+    max_length: int
+    """Tokens of the prompt and the answer together."""
+    eos_token_ids: frozenset[int] = frozenset()
+    """Empty: no token ends the answer (`ignore_eos`)."""
+    guidance: Guidance | None = None
+    text: str | None = None
+    """The rendered prompt, of a model that sees."""
+    images: tuple[NDArray[np.uint8], ...] = ()
+    """RGB `[height, width, 3]`, in the order in which the prompt speaks of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextOutput:
+    """What a step of a `TextBackend` gave for one request."""
+
+    id: int
+    token_ids: tuple[int, ...] = ()
+    """Drawn since the last output; the one that ends the answer among them."""
+    finish_reason: FinishReason | None = None
+    """`STOP` or `LENGTH` with the last output; the backend has then forgotten the request."""
+    num_prompt_tokens: int | None = None
+    """Known with the first token: those of a prompt that the backend tokenised itself."""
+    num_cached_tokens: int | None = None
+    """Of the prompt, not computed again. Known with the first token, or with the last."""
+    error: AdapterError | None = None
+    """This request failed and is forgotten; the others go on."""
 
 
 @dataclass(frozen=True, slots=True)
