@@ -1,4 +1,4 @@
-"""What a machine computes on, and which adapters can use it. Plain values: finding them out is `vmm_adapters.probing`'s.
+"""What a machine computes on, and which adapters can use it. Plain values: `vmm_adapters.probing` finds them out.
 
 A device has one name whatever runtime speaks of it: `CPU`, `GPU.0` (Intel's, as OpenVINO numbers them), `NPU`,
 `CUDA.0`, `ROCM.0`, `METAL.0`, `DML.0` for what only DirectML knows. A runtime's own spelling is in `AdapterUse`.
