@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from vmm_server.errors import CorruptFile, UnsupportedArchitecture
-from vmm_server.models.importers.gguf_reader import GGUFFile
+from vmm_server.models.importers.weights_source import KeySource
 
 MAX_LAYERS = 1024
 MAX_HEAD_SIZE = 4096
@@ -140,7 +140,7 @@ class _Keys:
         return float(value)
 
 
-def read_config(file: GGUFFile) -> DecoderConfig:
+def read_config(file: KeySource) -> DecoderConfig:
     """Read and check the decoder's keys. Raises `UnsupportedArchitecture`, or `CorruptFile` naming the key."""
     architecture = file.metadata.get("general.architecture")
     if (kind := file.metadata.get("general.type")) in _NO_MODELS:

@@ -14,11 +14,12 @@ from onnx import TensorProto
 
 from vmm_server.errors import CorruptFile, ImportFailed
 from vmm_server.models.importers.gguf_config import DecoderConfig, RopeConfig
-from vmm_server.models.importers.gguf_reader import GGUFFile, TensorEntry
+from vmm_server.models.importers.gguf_reader import TensorEntry
 from vmm_server.models.importers.gguf_weights import add_matrix, read_vector
 from vmm_server.models.importers.onnx_matrix import Matrix, add_product, add_row_lookup
 from vmm_server.models.importers.onnx_writer import MICROSOFT, ModelWriter, TensorSpec
 from vmm_server.models.importers.rope import inverse_frequencies, rope_magnitude, rope_tables
+from vmm_server.models.importers.weights_source import WeightsSource
 
 MAX_ROPE_TABLE_BYTES = 256 * 1024**2
 """Bounds the context length: 131,072 positions of the largest heads known (256), with two tables."""
@@ -34,7 +35,7 @@ def max_positions(config: DecoderConfig) -> int:
     return min(config.context_length, MAX_ROPE_TABLE_BYTES // position_bytes)
 
 
-def build_decoder(writer: ModelWriter, file: GGUFFile, config: DecoderConfig) -> int:
+def build_decoder(writer: ModelWriter, file: WeightsSource, config: DecoderConfig) -> int:
     """Add the whole decoder to `writer`; returns the vocabulary's size (rows of the embedding).
 
     Raises `CorruptFile` naming a tensor that is missing or of a wrong shape, `ImportFailed` naming one whose type
@@ -44,7 +45,7 @@ def build_decoder(writer: ModelWriter, file: GGUFFile, config: DecoderConfig) ->
 
 
 class _DecoderBuilder:
-    def __init__(self, writer: ModelWriter, file: GGUFFile, config: DecoderConfig) -> None:
+    def __init__(self, writer: ModelWriter, file: WeightsSource, config: DecoderConfig) -> None:
         self._writer, self._file, self._config = writer, file, config
         self._unused = set(file.tensors)
         self._rope_row_order = _rope_row_order(config) if config.traits.interleaved_rope else None
@@ -69,7 +70,7 @@ class _DecoderBuilder:
         if self._unused:
             raise ImportFailed(
                 f"{self._file.path}: has tensors that a {config.family} decoder has no place for, "
-                f"such as {min(self._unused)!r}",
+                f"such as {self._file.file_name(min(self._unused))!r}",
                 hint="this model is a variant that is not supported yet",
             )
         return vocab_size
@@ -78,13 +79,15 @@ class _DecoderBuilder:
         """Look a tensor up; `None` in `shape` takes any size."""
         tensor = self._file.tensors.get(name)
         if tensor is None:
-            raise CorruptFile(f"{self._file.path}: lacks the tensor {name!r}", hint="fetch the file again")
+            raise CorruptFile(
+                f"{self._file.path}: lacks the tensor {self._file.file_name(name)!r}", hint="fetch the file again"
+            )
         if len(tensor.shape) != len(shape) or any(
             wanted not in (None, actual) for wanted, actual in zip(shape, tensor.shape, strict=True)
         ):
             wanted_text = "x".join("any" if size is None else str(size) for size in shape)
             raise CorruptFile(
-                f"{self._file.path}: tensor {name!r} is {'x'.join(map(str, tensor.shape))}, {wanted_text} is expected",
+                f"{self._file.path}: tensor {tensor.name!r} is {'x'.join(map(str, tensor.shape))}, {wanted_text} is expected",
                 hint="its keys and tensors do not belong together: get another file of this model",
             )
         self._unused.discard(name)

@@ -105,6 +105,10 @@ class GGUFFile:
     ) -> None:
         self.close()
 
+    def file_name(self, name: str) -> str:
+        """What the file calls the tensor `name`: just that."""
+        return name
+
     def read_rows(self, tensor: TensorEntry, start: int, stop: int) -> NDArray[np.uint8]:
         """The bytes of rows `start` to `stop` (a row is the last dimension): uint8 `[stop - start, row bytes]`."""
         rows = tensor.num_elements // tensor.shape[-1]

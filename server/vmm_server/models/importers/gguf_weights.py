@@ -19,9 +19,10 @@ from onnx import TensorProto
 
 from vmm_server.errors import CorruptFile, ImportFailed
 from vmm_server.models.importers.gguf_blocks import BLOCK_FORMATS, BlockFormat, Groups
-from vmm_server.models.importers.gguf_reader import GGUFFile, TensorEntry
+from vmm_server.models.importers.gguf_reader import TensorEntry
 from vmm_server.models.importers.onnx_matrix import FloatMatrix, Matrix, PackedMatrix
 from vmm_server.models.importers.onnx_writer import ModelWriter, TensorSpec
+from vmm_server.models.importers.weights_source import WeightsSource
 
 PIECE_ELEMENTS = 1024**2
 """Weights that are taken apart at a time; what bounds the importer's memory."""
@@ -75,7 +76,7 @@ def _narrow(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def add_matrix(
-    writer: ModelWriter, file: GGUFFile, tensor: TensorEntry, name: str, row_order: NDArray[np.intp] | None = None
+    writer: ModelWriter, file: WeightsSource, tensor: TensorEntry, name: str, row_order: NDArray[np.intp] | None = None
 ) -> Matrix:
     """Announce a tensor `[rows, columns]` as initialisers called after `name`; it is read when they are written.
 
@@ -111,7 +112,7 @@ def add_matrix(
     )
 
 
-def block_format(file: GGUFFile, tensor: TensorEntry) -> BlockFormat:
+def block_format(file: WeightsSource, tensor: TensorEntry) -> BlockFormat:
     """The format of a quantised tensor. Raises `ImportFailed` naming it when it is not one that is read."""
     if tensor.type not in BLOCK_FORMATS:
         known = ", ".join(kind.name for kind in (*FLOAT_TYPES, *BLOCK_FORMATS))
@@ -122,7 +123,7 @@ def block_format(file: GGUFFile, tensor: TensorEntry) -> BlockFormat:
     return BLOCK_FORMATS[tensor.type]
 
 
-def read_vector(file: GGUFFile, tensor: TensorEntry) -> NDArray[np.float32]:
+def read_vector(file: WeightsSource, tensor: TensorEntry) -> NDArray[np.float32]:
     """A whole float tensor as float32 `[elements]`: norms, biases, rotary factors. Raises `ImportFailed`."""
     if tensor.type not in FLOAT_TYPES:
         raise ImportFailed(
@@ -142,7 +143,7 @@ def as_floats(raw: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.
 
 
 def _packed_pieces(
-    file: GGUFFile, tensor: TensorEntry, form: BlockFormat, row_order: NDArray[np.intp] | None
+    file: WeightsSource, tensor: TensorEntry, form: BlockFormat, row_order: NDArray[np.intp] | None
 ) -> Iterator[tuple[NDArray[np.generic], ...]]:
     block_bytes = GGML_QUANT_SIZES[tensor.type][1]
     for raw in _read_pieces(file, tensor, row_order):
@@ -157,7 +158,7 @@ def _packed_pieces(
 
 
 def _read_pieces(
-    file: GGUFFile, tensor: TensorEntry, row_order: NDArray[np.intp] | None
+    file: WeightsSource, tensor: TensorEntry, row_order: NDArray[np.intp] | None
 ) -> Iterator[NDArray[np.uint8]]:
     """The tensor's bytes, uint8 `[rows, row bytes]`, about `PIECE_ELEMENTS` weights at a time."""
     rows, columns = tensor.shape
