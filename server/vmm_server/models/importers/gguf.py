@@ -47,7 +47,7 @@ def import_gguf(source: Path, folder: Path, progress: Callable[[int, int], None]
                     f"{source}: has {tokenizer.vocab_size} tokens but embeddings for {vocab_size}",
                     hint="its keys and tensors do not belong together: get another file of this model",
                 )
-            _write_genai_config(folder, config, tokenizer, vocab_size)
+            write_genai_config(folder, config, tokenizer, vocab_size)
             writer.write(folder, progress)
         except OSError as error:
             raise StoreError(
@@ -64,7 +64,7 @@ def _write_tokenizer(file: GGUFFile, folder: Path) -> TokenizerInfo:
         raise type(error)(f"{file.path}: {error.message}", hint=error.hint) from error
 
 
-def _write_genai_config(folder: Path, config: DecoderConfig, tokenizer: TokenizerInfo, vocab_size: int) -> None:
+def write_genai_config(folder: Path, config: DecoderConfig, tokenizer: TokenizerInfo, vocab_size: int) -> None:
     """onnxruntime-genai's configuration (onnxruntime.ai/docs/genai/reference/config.html)."""
     eos = list(tokenizer.eos_token_ids)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos[0] if eos else 0)

@@ -86,8 +86,9 @@ class _DecoderBuilder:
             wanted not in (None, actual) for wanted, actual in zip(shape, tensor.shape, strict=True)
         ):
             wanted_text = "x".join("any" if size is None else str(size) for size in shape)
+            actual_text = "x".join(map(str, tensor.shape))
             raise CorruptFile(
-                f"{self._file.path}: tensor {tensor.name!r} is {'x'.join(map(str, tensor.shape))}, {wanted_text} is expected",
+                f"{self._file.path}: tensor {tensor.name!r} is {actual_text}, {wanted_text} is expected",
                 hint="its keys and tensors do not belong together: get another file of this model",
             )
         self._unused.discard(name)
