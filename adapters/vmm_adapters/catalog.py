@@ -1,11 +1,13 @@
 """Adapter name → what it offers, imported on first use, so that a machine needs only the runtimes it uses."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from vmm_adapters.base import CausalLMRunner, Encoder, EncoderFactory, RunnerFactory, TextBackend, TextBackendFactory
+from vmm_adapters.device import DeviceKind
 from vmm_adapters.errors import RuntimeMissing
 from vmm_adapters.types import EncoderOptions, RunnerOptions
 
@@ -23,6 +25,33 @@ ENCODERS: dict[str, str] = {
     "openvino": "vmm_adapters.openvino.encoder:load_encoder",
 }
 """Adapters that implement `Encoder`, as `module:factory`."""
+
+Form = Literal["onnx", "openvino", "echo"]
+"""How a model lies on disk: an ONNX folder (onnxruntime-genai's, or an encoder's), OpenVINO IR, or the test model."""
+Task = Literal["text", "vision-text", "encode"]
+"""What is asked of a model: text from text, text from text and images, one row of numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """What an adapter is for."""
+
+    tasks: frozenset[Task]
+    forms: frozenset[Form]
+    kinds: frozenset[DeviceKind]
+
+
+_ALL_KINDS = frozenset(DeviceKind)
+_CPU_AND_GPU = frozenset((DeviceKind.CPU, DeviceKind.GPU))
+
+RUNS: dict[str, Runs] = {
+    "openvino": Runs(frozenset(("text", "encode")), frozenset(("onnx", "openvino")), _CPU_AND_GPU),
+    "onnxruntime-genai": Runs(frozenset(("text",)), frozenset(("onnx",)), _ALL_KINDS),
+    "onnxruntime": Runs(frozenset(("encode",)), frozenset(("onnx",)), _ALL_KINDS),
+    "openvino-genai": Runs(frozenset(("text", "vision-text")), frozenset(("openvino",)), _ALL_KINDS),
+    "echo": Runs(frozenset(("text", "encode")), frozenset(("echo",)), _ALL_KINDS),
+}
+"""Adapters, the one that is usually best first."""
 
 DEVICES: dict[str, str] = {
     "echo": "vmm_adapters.echo:list_devices",
