@@ -14,7 +14,7 @@ from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedParamete
 from vmm_server.models.blobs import parse_digest
 from vmm_server.models.building import Importer
 from vmm_server.models.creation import Creation, find_gguf
-from vmm_server.models.importers.gguf_quantize import parse_quantization
+from vmm_server.models.importers.quantization_mix import parse_quantization
 from vmm_server.models.jobs import Jobs, PullEvent, Report
 from vmm_server.models.names import ModelName
 from vmm_server.models.on_top import CreateRequest, check_parent

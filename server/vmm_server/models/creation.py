@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from vmm_server.errors import ImportFailed, InvalidRequest, ModelNotFound
 from vmm_server.models.building import FolderBuilder, Importer, Runnable
 from vmm_server.models.disk import store_errors, sync_file, sync_folder
-from vmm_server.models.importers.gguf_quantize import parse_quantization, quantize_gguf
+from vmm_server.models.importers.gguf_quantize import quantize_gguf
 from vmm_server.models.importers.gguf_reader import MAGIC, GGUFFile
+from vmm_server.models.importers.quantization_mix import mix_name, parse_quantization
 from vmm_server.models.installer import describe_model
 from vmm_server.models.jobs import Report
 from vmm_server.models.names import ModelName
@@ -154,10 +155,10 @@ class Creation:
 
     def _quantize(self, digest: str, wanted: str, label: str) -> str:
         """The digest of a blob that is this one, quantised."""
-        kind, source = parse_quantization(wanted), self._store.blob(digest)
+        mix, source = parse_quantization(wanted), self._store.blob(digest)
         if not source.exists():
             raise InvalidRequest(f"quantize: the file that {label} was made of is gone", param="quantize")
-        step = self._step(f"quantizing model to {kind.name}")
+        step = self._step(f"quantizing model to {mix_name(mix)}")
         aside = self._store.blobs_dir / f"sha256-{digest}.{secrets.token_hex(8)}.partial"
 
         def progress(completed: int, total: int) -> None:
@@ -165,9 +166,9 @@ class Creation:
             step.progress(completed, total)
 
         try:
-            with store_errors(f"write {label} as {kind.name}", self._store.root):
+            with store_errors(f"write {label} as {mix_name(mix)}", self._store.root):
                 step.reserve(source.stat().st_size)
-                made = quantize_gguf(source, aside, kind, progress)
+                made = quantize_gguf(source, aside, mix, progress)
                 self._report("verifying conversion")
                 GGUFFile(aside).close()
                 sync_file(aside)

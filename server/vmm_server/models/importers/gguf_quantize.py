@@ -1,8 +1,4 @@
-"""A GGUF file of floats → one of 4, 5 or 8 bits: the same keys and tensors, its matrices quantised by gguf's own code.
-
-As in llama.cpp's quantiser (llama-quant.cpp) vectors stay as they are, and the matrix that makes logits gets 8 bits:
-errors in it hurt most.
-"""
+"""A GGUF file of floats → one of 4 to 8 bits: the same keys and tensors, its matrices quantised."""
 
 import hashlib
 import struct
@@ -11,37 +7,25 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, LlamaFileType
 from numpy.typing import NDArray
 
 from vmm_server.errors import CorruptFile, InvalidRequest
 from vmm_server.models.importers.gguf_reader import MAGIC, GGUFFile, TensorEntry
 from vmm_server.models.importers.gguf_weights import FLOAT_TYPES, PIECE_ELEMENTS, as_floats
+from vmm_server.models.importers.k_quants import MAX_WEIGHT, quantize_rows
+from vmm_server.models.importers.quantization_mix import target_types
 
-_KINDS = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 _QUANTIZATION_VERSION = 2
 """Of the blocks' layouts (ggml.h, GGML_QNT_VERSION)."""
 _REPLACED = ("general.file_type", "general.quantization_version")
 
 
-def parse_quantization(text: str) -> GGMLQuantizationType:
-    """The type that `quantize` names, in any case. Raises `InvalidRequest` naming those that can be made."""
-    if text.upper() in _KINDS:
-        return GGMLQuantizationType[text.upper()]
-    known = ", ".join(kind.lower() for kind in _KINDS)
-    raise InvalidRequest(
-        f"quantize: {text[:100]!r} cannot be made here; {known} can",
-        param="quantize",
-        hint="models of other types, such as q4_K_M, can be pulled or uploaded as GGUF files and run as they are",
-    )
-
-
-def quantize_gguf(source: Path, target: Path, kind: GGMLQuantizationType, progress: Callable[[int, int], None]) -> str:
-    """Write the model in `source` to `target` with matrices of type `kind`; the sha256 of what was written.
+def quantize_gguf(source: Path, target: Path, wanted: LlamaFileType, progress: Callable[[int, int], None]) -> str:
+    """Write the model in `source` to `target` with the matrices that `wanted` asks for; the sha256 of what was written.
 
     `progress` gets (bytes read, bytes in all). Raises `InvalidRequest` (param `quantize`) for a file that is quantised
-    already, `CorruptFile` for one with weights that are no numbers, and `OSError`.
+    already, `CorruptFile` for one with weights that are no numbers or too large for any scale, and `OSError`.
     """
     with GGUFFile(source) as file:
         for tensor in file.tensors.values():
@@ -51,11 +35,12 @@ def quantize_gguf(source: Path, target: Path, kind: GGMLQuantizationType, progre
                     "quantized",
                     param="quantize",
                 )
-        kinds = {name: _target_kind(file, tensor, kind) for name, tensor in file.tensors.items()}
+        targets = target_types({name: tensor.shape for name, tensor in file.tensors.items()}, wanted)
+        kinds = {name: targets[name] or tensor.type for name, tensor in file.tensors.items()}
         with target.open("wb") as raw:
             writer = _HashedFile(raw)
             alignment = file.metadata.get("general.alignment", 32)
-            _write_header(writer, file, kinds, kind, int(str(alignment)))
+            _write_header(writer, file, kinds, wanted, int(str(alignment)))
             done, total = 0, sum(tensor.size_bytes for tensor in file.tensors.values())
             for tensor in file.tensors.values():
                 for piece in _pieces(file, tensor):
@@ -86,20 +71,11 @@ class _HashedFile:
         return self._hash.hexdigest()
 
 
-def _target_kind(file: GGUFFile, tensor: TensorEntry, kind: GGMLQuantizationType) -> GGMLQuantizationType:
-    """Matrices whose rows are whole blocks are quantised; the one that makes logits not below 8 bits."""
-    is_matrix = len(tensor.shape) == 2 and tensor.name.endswith(".weight")
-    if not is_matrix or tensor.shape[-1] % GGML_QUANT_SIZES[kind][0]:
-        return tensor.type
-    logits = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
-    return GGMLQuantizationType.Q8_0 if tensor.name == logits else kind
-
-
 def _write_header(
     writer: _HashedFile,
     file: GGUFFile,
     kinds: dict[str, GGMLQuantizationType],
-    kind: GGMLQuantizationType,
+    wanted: LlamaFileType,
     alignment: int,
 ) -> None:
     """Keys are copied as they lie in the file, but for those that say how it is quantised."""
@@ -109,7 +85,7 @@ def _write_header(
         for start, stop in kept:
             source.seek(start)
             writer.write(source.read(stop - start))
-    values = (LlamaFileType[f"MOSTLY_{kind.name}"], _QUANTIZATION_VERSION)
+    values = (wanted, _QUANTIZATION_VERSION)
     for key, value in zip(_REPLACED, values, strict=True):
         writer.write(_text(key) + struct.pack("<II", GGUFValueType.UINT32, value))
     offset = 0
@@ -140,8 +116,8 @@ def _converted(piece: NDArray[np.uint8], tensor: TensorEntry, kind: GGMLQuantiza
     if kind is tensor.type:
         return piece.tobytes()
     floats = as_floats(piece, tensor.type)
-    if not np.isfinite(floats).all():
-        raise CorruptFile(f"{source}: tensor {tensor.name!r} has weights that are not numbers")
-    with np.errstate(all="ignore"):  # a block of zeros has no scale to divide by
-        blocks: NDArray[np.uint8] = quants.quantize(floats, kind)
-    return blocks.tobytes()
+    if not (np.abs(floats) <= MAX_WEIGHT).all():
+        raise CorruptFile(
+            f"{source}: tensor {tensor.name!r} has weights that are not numbers, or beyond {MAX_WEIGHT:.0f}"
+        )
+    return quantize_rows(kind, floats).tobytes()
