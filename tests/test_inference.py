@@ -1,4 +1,5 @@
 import asyncio
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import FinishReason, SamplingParams
+from vmm_server.api.answers import open_all
 from vmm_server.app import Parts
 from vmm_server.errors import (
     ContextLengthExceeded,
@@ -16,6 +18,8 @@ from vmm_server.errors import (
     UnsupportedCapability,
 )
 from vmm_server.inference import Completion, Inference
+from vmm_server.models.loading import load_model
+from vmm_server.models.pool import ModelPool
 from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
@@ -205,6 +209,26 @@ def test_a_folder_that_changed_since_it_was_installed_is_not_run(
 
     installed()
     (tmp_path / "echo-latest" / "genai_config.json").unlink()
+    with_parts(body)
+
+
+def test_generations_beside_one_another_wait_for_their_model_once(installed: Any, with_parts: Any) -> None:
+    class Pool(ModelPool):
+        num_acquired = 0
+
+        async def acquire(self, *asked: Any) -> Any:
+            self.num_acquired += 1
+            return await super().acquire(*asked)
+
+    async def body(parts: Parts) -> None:
+        pool = Pool(parts.settings, functools.partial(load_model, settings=parts.settings))
+        async with open_all(Inference(parts.registry, pool), [chat("a"), chat("b"), chat("c")]) as completions:
+            assert [await read(completion) for completion in completions] == ["a", "b", "c"]
+            assert pool.num_acquired == 1
+        assert pool.loaded()[0].num_leases == 0
+        await pool.aclose()
+
+    installed()
     with_parts(body)
 
 

@@ -18,7 +18,8 @@ from vmm_server.cl100k import Cl100k
 from vmm_server.encoder_inputs import Inputs, embedding_inputs, pair_inputs, text_inputs
 from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown, UnsupportedCapability
 from vmm_server.models.encoders import ReadyEncoder
-from vmm_server.models.pool import Lease, ModelPool
+from vmm_server.models.leases import Lease
+from vmm_server.models.pool import ModelPool
 from vmm_server.models.registry import Registry
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import EmbeddingRequest, KeepAlive, RerankRequest

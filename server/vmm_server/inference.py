@@ -23,8 +23,9 @@ from vmm_server.engine.grammar import CompiledGrammar
 from vmm_server.engine.stream import Delta, Usage
 from vmm_server.errors import InvalidRequest, ShuttingDown, UnsupportedCapability
 from vmm_server.models.encoders import ReadyEncoder
+from vmm_server.models.leases import Lease
 from vmm_server.models.loading import ReadyModel
-from vmm_server.models.pool import Lease, ModelPool
+from vmm_server.models.pool import ModelPool
 from vmm_server.models.registry import Registry
 from vmm_server.models.store import InstalledModel
 from vmm_server.prompt.answer import AnswerReader
@@ -77,6 +78,10 @@ class Completion:
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self._deltas
+
+    def lease_again(self) -> Lease[ReadyModel]:
+        """A second lease of the model that this runs on."""
+        return self._lease.again()
 
     async def aclose(self) -> None:
         """Abort if unfinished and return the lease. Idempotent."""
@@ -156,13 +161,16 @@ class Inference:
         self._idle.set()
         self.draining = False
 
-    async def generate(self, request: GenerateRequest) -> Completion:
-        """Start a generation.
+    async def generate(self, request: GenerateRequest, *, beside: Completion | None = None) -> Completion:
+        """Start a generation; `beside` one of the same model that runs already, it need not wait for the model.
 
         Raises, before anything is sent: `InvalidRequest` and its children, `ModelNotFound`, `ModelLoadFailed`,
         `Overloaded`, `ShuttingDown`.
         """
-        model, lease = await self._acquire(request)
+        if beside is None:
+            model, lease = await self._acquire(request)
+        else:
+            model, lease = beside.model, beside.lease_again()
         leased_at = self._clock()
         request = _with_num_ctx(request, model)
         try:

@@ -387,6 +387,77 @@ def test_a_request_waits_so_long_and_no_longer(
     with_pool(body, memory_budget=600 * MB, kv_cache_size=100 * MB, load_timeout_s=0.02)
 
 
+def test_a_load_that_has_waited_goes_before_new_requests_for_the_models_in_its_way(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        small = await pool.acquire(model("small", 50), None)
+        machine.now += 1
+        held = await pool.acquire(model("held", 300), None)
+        waiting = asyncio.create_task(pool.acquire(model("next", 300), None))
+        await until(lambda: any("held by" in why for why in why_not_yet(pool)))
+        machine.now += 4.9
+        (await pool.acquire(model("held", 300), None)).release()  # the load is patient, for a time
+        machine.now += 0.05
+        small.release()
+        small = await pool.acquire(model("small", 50), None)  # since when `held` is the least recently used
+        machine.now += 0.1
+        aside = [asyncio.create_task(pool.acquire(model("held", 300), None)) for _ in range(2)]
+        (await pool.acquire(model("small", 50), None)).release()  # is not in its way
+        held.again().release()  # a request that has begun need not wait
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in (waiting, *aside))
+        with pytest.raises(Overloaded):
+            await pool.acquire(model("held", 300), None)
+        held.release()
+        (await waiting).release()
+        for task in aside:
+            (await task).release()
+        small.release()
+        assert [name for name, _ in machine.loads].count("held:latest") == 2
+
+    with_pool(body, memory_budget=600 * MB, kv_cache_size=64 * MB, max_sequences=1, max_queue=1)
+
+
+def test_requests_that_stand_aside_go_on_when_the_load_is_given_up(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        held = await pool.acquire(model("held"), None)
+        waiting = asyncio.create_task(pool.acquire(model("next"), None))
+        await until(lambda: any("held by" in why for why in why_not_yet(pool)))
+        machine.now += 5
+        aside = asyncio.create_task(pool.acquire(model("held"), None))
+        await asyncio.sleep(0)
+        assert not aside.done()
+        waiting.cancel()
+        again = await aside
+        assert again.loaded is held.loaded
+        assert names(pool) == {"held:latest"}
+
+    with_pool(body, max_loaded_models=1)
+
+
+def test_standing_aside_has_an_end(machine: Machine, model: Callable[..., InstalledModel], with_pool: Any) -> None:
+    async def body(pool: ModelPool) -> None:
+        held = None
+        while held is None:
+            with suppress(LoadTimeout):  # a load that was too slow goes on
+                held = await pool.acquire(model("held"), None)
+        waiting = [asyncio.create_task(pool.acquire(model("next"), None))]
+        await until(lambda: any("held by" in why for why in why_not_yet(pool)))
+        machine.now += 5
+        aside = asyncio.create_task(pool.acquire(model("held"), None))
+        await asyncio.sleep(0)
+        waiting.append(asyncio.create_task(pool.acquire(model("next"), None)))  # the load outlives it
+        with pytest.raises(LoadTimeout, match=r"waited 0\.02 s for 'held:latest': it has to make room"):
+            await aside
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(error, LoadTimeout) for error in ended)
+
+    with_pool(body, max_loaded_models=1, load_timeout_s=0.02)
+
+
 def test_a_load_that_has_begun_goes_on_when_all_have_left(
     machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
 ) -> None:

@@ -6,7 +6,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm_server.models.room import Limits, Need, find_room, may_find_room, no_room
+from vmm_server.models.room import Limits, Need, find_room, in_the_way, may_find_room, no_room
 
 MB = 1 << 20
 
@@ -98,3 +98,14 @@ def test_the_refusal_names_what_is_needed_what_there_is_and_who_holds_it() -> No
         "held by busy:latest (100 MB, in use), kept:latest (200 MB, pinned)"
     )
     assert no_room([], need, Limits(100 * MB)) == "it needs 301 MB, 100 of 100 MB are free"
+
+
+@given(tenants(), needs, limits)
+def test_who_is_in_the_way_is_enough_and_no_more_than_needed(models: list[Model], need: Need, limits: Limits) -> None:
+    leaving = in_the_way(models, need, limits)
+    assert not any(model.is_pinned for model in leaving)
+    staying = [model for model in models if model not in leaving]
+    assert fits(staying, need.least_bytes, limits) == may_find_room(models, need, limits)
+    if leaving:
+        assert not fits([*staying, leaving[-1]], need.least_bytes, limits)
+        assert all(model.last_used >= leaving[-1].last_used for model in staying if not model.is_pinned)

@@ -38,9 +38,17 @@ async def gather(completion: Completion) -> Gathered:
 
 @asynccontextmanager
 async def open_all(inference: Inference, requests: Sequence[GenerateRequest]) -> AsyncIterator[list[Completion]]:
-    """Start every request, or none; all are closed on exit."""
+    """Start every request of one model, or none; all are closed on exit.
+
+    They share the first one's model: the others must not wait for it while the first one holds it.
+    """
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(await inference.generate(request)) for request in requests]
+        completions: list[Completion] = []
+        for request in requests:
+            beside = completions[0] if completions else None
+            completion = await inference.generate(request, beside=beside)
+            completions.append(await stack.enter_async_context(completion))
+        yield completions
 
 
 async def gather_all(completions: Sequence[Completion]) -> list[Gathered]:

@@ -3,8 +3,9 @@
 A request takes a `Lease`; a model with a lease is never unloaded. When the last lease is returned its keep-alive clock
 starts; the pool's one background task unloads what has expired. Requests for a cold model share one load. Loads take
 turns, in the order of asking: the one whose turn it is makes room under the memory budget and `max_loaded_models` by
-unloading idle models (`room.find_room`), waits while the models in its way are in use, and then loads. Whoever waits
-for a load has its lease at the moment it ends, so that the next load cannot take the model away again.
+unloading idle models (`room.find_room`), waits while the models in its way are in use, and then loads. One that has
+waited long has `Precedence` over new requests for those models. Whoever waits for a load has its lease at the moment
+it ends, so that the next load cannot take the model away again.
 
 All state is touched on the event loop only; loading and closing, which block, run in threads, in tasks of the pool's
 own: a client that leaves cancels neither. A load that nobody waits for any more is given up while it waits for room;
@@ -16,13 +17,13 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from vmm_server.errors import LoadTimeout, ModelLoadFailed, Overloaded, ShuttingDown
+from vmm_server.models.leases import Lease, LoadedModel
 from vmm_server.models.loading import LoadKey, ModelLoader, ReadyModel, load_key
-from vmm_server.models.ready import Ready
+from vmm_server.models.pending import NobodyWaits, PendingLoad
+from vmm_server.models.precedence import Precedence
 from vmm_server.models.room import Limits, Need, find_room, may_find_room, no_room
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import KeepAlive
@@ -31,91 +32,12 @@ from vmm_server.settings import Settings
 logger = logging.getLogger(__name__)
 
 Held = TypeVar("Held")
-
 _KV_SHARE = 8
 """A model's KV blocks get at most this fraction (1/n) of the budget: several models and their weights must fit."""
 _MIN_KV_BYTES = 64 * 1024**2
-_FOREVER = datetime(2318, 1, 1, tzinfo=UTC)
-"""`expires_at` of a model that stays for ever; a far date is what Ollama's clients expect."""
 
 
-@dataclass(slots=True, eq=False)
-class LoadedModel:
-    """One model in memory."""
-
-    model: InstalledModel
-    """The last one asked for, of those that share what is loaded."""
-    ready: Ready
-    keep_alive: KeepAlive
-    last_used: float
-    num_leases: int = 0
-    is_pinned: bool = False
-    """A request wants it to stay for ever. (A server's default of for ever only means that time does not unload it.)"""
-
-    @property
-    def name(self) -> str:
-        """The model's."""
-        return self.model.name
-
-    @property
-    def size_bytes(self) -> int:
-        """Weights and KV blocks."""
-        return self.ready.memory_bytes
-
-    def keep(self, keep_alive: KeepAlive | None) -> None:
-        """Stay as long as a request says; one that says nothing leaves it as it is."""
-        if keep_alive is not None:
-            self.keep_alive = keep_alive
-            self.is_pinned = keep_alive.seconds is None
-
-    def expires_in_s(self, now: float) -> float | None:
-        """Seconds until it is unloaded if nobody uses it; `None`: never."""
-        if self.keep_alive.seconds is None:
-            return None
-        return (now if self.num_leases else self.last_used) + self.keep_alive.seconds - now
-
-    def expires_at(self, now: float) -> datetime:
-        """The same as a date, for `/api/ps`."""
-        left = self.expires_in_s(now)
-        try:
-            return _FOREVER if left is None else datetime.now(UTC) + timedelta(seconds=left)
-        except OverflowError:  # centuries
-            return _FOREVER
-
-
-@dataclass(slots=True)
-class Lease(Generic[Held]):
-    """A counted hold on a loaded model. `release` it once; a second call does nothing."""
-
-    loaded: LoadedModel
-    ready: Held
-    """What requests are sent to."""
-    load_s: float
-    """Seconds this lease waited for a load; 0 when the model was there."""
-    _release: Callable[[LoadedModel], None]
-    _open: bool = field(default=True, init=False)
-
-    def release(self) -> None:
-        """Give it back; the keep-alive clock starts when it was the last one."""
-        if self._open:
-            self._open = False
-            self._release(self.loaded)
-
-
-@dataclass(slots=True, eq=False)
-class _Load:
-    """A load under way."""
-
-    model: InstalledModel
-    task: asyncio.Task[None] = field(init=False)
-    num_waiting: int = 0
-    loaded: LoadedModel | None = None
-    """Once it is there; it came with a lease for each of those who waited."""
-    why_not_yet: str = "other models are loaded first"
-
-
-class _NobodyWaits(Exception):
-    """A load has been given up."""
+_Load = PendingLoad[LoadedModel]
 
 
 class ModelPool:
@@ -134,7 +56,10 @@ class ModelPool:
         self._room_changed = asyncio.Event()
         """For the load whose turn it is."""
         self._is_closing = False
-        self.budget_bytes = int(settings.memory_budget or _physical_memory_bytes() // 2)
+        budget_bytes = int(settings.memory_budget or _physical_memory_bytes() // 2)
+        self._limits = Limits(budget_bytes, settings.max_loaded_models)
+        self._max_waiting = settings.max_sequences + settings.max_queue
+        self._precedence = Precedence(self._limits, settings.load_timeout_s, self._max_waiting, clock)
 
     @overload
     async def acquire(self, model: InstalledModel, keep_alive: KeepAlive | None) -> Lease[ReadyModel]: ...
@@ -222,17 +147,30 @@ class ModelPool:
             await asyncio.wait(self._leaving.values())
 
     async def _lease(self, model: InstalledModel) -> tuple[LoadedModel, float]:
-        """The model in memory, with a lease that is the caller's, and the seconds its load was waited for."""
+        """The model in memory, with a lease that is the caller's, and the seconds it was waited for."""
+        key, timeout_s = load_key(model), self._settings.load_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s if timeout_s > 0 else None) as deadline:
+                return await self._lend(key, model)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            load = self._loads.get(key)
+            why = load.why_not_yet if load else "it has to make room for a model that has waited for some time"
+            raise LoadTimeout(f"waited {timeout_s:g} s for {model.name!r}: {why}") from None
+
+    async def _lend(self, key: LoadKey, model: InstalledModel) -> tuple[LoadedModel, float]:
+        started, load_s = self._clock(), 0.0
+        while (loaded := self._loaded.get(key)) and self._precedence.stands_aside(loaded, self._loaded.values()):
+            await self._precedence.stand_aside()
+            load_s = self._clock() - started
         if self._is_closing:
             raise ShuttingDown
-        key, started = load_key(model), self._clock()
-        loaded = self._loaded.get(key)
         if loaded is None:
             loaded = await self._wait_for(self._loads.get(key) or self._begin(key, model))
             load_s = self._clock() - started
         else:
             loaded.num_leases += 1
-            load_s = 0.0
         if self._is_closing:
             self._give_back(loaded)
             raise ShuttingDown
@@ -241,28 +179,24 @@ class ModelPool:
         return loaded, load_s
 
     def _begin(self, key: LoadKey, model: InstalledModel) -> _Load:
-        load = self._loads[key] = _Load(model)
+        load = self._loads[key] = PendingLoad(model)
         load.task = asyncio.create_task(self._load_cold(key, load), name=f"load {model.name}")
-        load.task.add_done_callback(lambda task: _log_end(model, task))
+        load.task.add_done_callback(load.log_end)
         return load
 
     async def _wait_for(self, load: _Load) -> LoadedModel:
         """What is loaded, with a lease."""
-        if load.num_waiting >= self._settings.max_sequences + self._settings.max_queue:
+        if load.num_waiting >= self._max_waiting:
             raise Overloaded
         load.num_waiting += 1
-        timeout_s = self._settings.load_timeout_s
         try:
-            async with asyncio.timeout(timeout_s if timeout_s > 0 else None) as deadline:
-                # shielded: one client that gives up must not stop the load that others wait for
-                await asyncio.shield(load.task)
+            # shielded: one client that gives up must not stop the load that others wait for
+            await asyncio.shield(load.task)
         except BaseException:
             load.num_waiting -= 1
             if load.loaded is not None:  # it came at the last moment
                 self._give_back(load.loaded)
             self._notify()
-            if deadline.expired():
-                raise LoadTimeout(f"waited {timeout_s:g} s for {load.model.name!r}: {load.why_not_yet}") from None
             raise
         assert load.loaded is not None
         return load.loaded
@@ -271,7 +205,9 @@ class ModelPool:
         model = load.model
         try:
             async with self._turn:
-                num_bytes = await self._make_room(load)
+                need = self._need(model)
+                with self._precedence.looking(need):
+                    num_bytes = await self._make_room(load, need)
                 load.why_not_yet = "it is still loading"
                 logger.info("loading %s", model.name)
                 ready = await asyncio.to_thread(self._load, model, num_bytes - model.size_bytes)
@@ -284,23 +220,21 @@ class ModelPool:
         self._notify()
         logger.info("loaded %s on %s, %d MB", model.name, ready.placement, ready.memory_bytes >> 20)
 
-    async def _make_room(self, load: _Load) -> int:
+    async def _make_room(self, load: _Load, need: Need) -> int:
         """The bytes the model may take, once there is room for it. Raises `ModelLoadFailed` if there will be none."""
-        limits = Limits(self.budget_bytes, self._settings.max_loaded_models)
-        need = self._need(load.model)
         while True:
             self._room_changed.clear()
             if self._is_closing:
                 raise ShuttingDown
             if not load.num_waiting:
-                raise _NobodyWaits
+                raise NobodyWaits
             if not self._leaving:
                 loaded = self._loaded.values()
-                room = find_room(loaded, need, limits)
+                room = find_room(loaded, need, self._limits)
                 if room is None:
-                    load.why_not_yet = no_room(loaded, need, limits)
-                    if not may_find_room(loaded, need, limits):
-                        raise _does_not_fit(load)
+                    load.why_not_yet = no_room(loaded, need, self._limits)
+                    if not may_find_room(loaded, need, self._limits):
+                        raise load.does_not_fit()
                 elif room.leaving:
                     self._close(room.leaving[0])
                 else:
@@ -310,7 +244,7 @@ class ModelPool:
     def _need(self, model: InstalledModel) -> Need:
         if not model.generates:
             return Need(model.size_bytes, model.size_bytes)
-        kv_bytes = int(self._settings.kv_cache_size or self.budget_bytes // _KV_SHARE)
+        kv_bytes = int(self._settings.kv_cache_size or self._limits.num_bytes // _KV_SHARE)
         least = model.size_bytes + min(kv_bytes, _MIN_KV_BYTES)
         return Need(least, model.size_bytes + kv_bytes)
 
@@ -340,23 +274,6 @@ class ModelPool:
     def _notify(self) -> None:
         self._changed.set()
         self._room_changed.set()
-
-
-def _does_not_fit(load: _Load) -> ModelLoadFailed:
-    return ModelLoadFailed(
-        f"no room for {load.model.name!r}: {load.why_not_yet}",
-        hint="vmm stop unloads a pinned model; memory_budget and max_loaded_models are settings",
-    )
-
-
-def _log_end(model: InstalledModel, task: asyncio.Task[None]) -> None:
-    """Also what nobody waits for any more."""
-    if task.cancelled() or (error := task.exception()) is None:
-        return
-    if isinstance(error, _NobodyWaits | ShuttingDown):
-        logger.info("gave up loading %s: nobody waits for it any more", model.name)
-    else:
-        logger.error("loading %s failed: %s", model.name, error)
 
 
 def _physical_memory_bytes() -> int:

@@ -68,14 +68,20 @@ def find_room(tenants: Collection[AnyTenant], need: Need, limits: Limits) -> Roo
     staying = [tenant for tenant in tenants if tenant.num_leases or tenant.is_pinned]
     if not _fits(staying, need.least_bytes, limits):
         return None
+    idle = [tenant for tenant in tenants if not (tenant.num_leases or tenant.is_pinned)]
     aim = min(need.wanted_bytes, limits.num_bytes - _size(staying))
-    may_leave = [tenant for tenant in tenants if not (tenant.num_leases or tenant.is_pinned)]
-    idle = sorted(may_leave, key=lambda tenant: tenant.last_used)
-    num_leaving = 0
-    while not _fits([*staying, *idle[num_leaving:]], aim, limits):
-        num_leaving += 1
-    left = limits.num_bytes - _size([*staying, *idle[num_leaving:]])
-    return Room(min(need.wanted_bytes, left), tuple(idle[:num_leaving]))
+    leaving = _first_to_leave(idle, staying, aim, limits)
+    left = limits.num_bytes - _size(tenants) + _size(leaving)
+    return Room(min(need.wanted_bytes, left), leaving)
+
+
+def in_the_way(tenants: Collection[AnyTenant], need: Need, limits: Limits) -> tuple[AnyTenant, ...]:
+    """Those that have to leave, whether they are used or not; none, where all but the pinned are not enough."""
+    pinned = [tenant for tenant in tenants if tenant.is_pinned]
+    if not _fits(pinned, need.least_bytes, limits):
+        return ()
+    movable = [tenant for tenant in tenants if not tenant.is_pinned]
+    return _first_to_leave(movable, pinned, need.least_bytes, limits)
 
 
 def may_find_room(tenants: Collection[Tenant], need: Need, limits: Limits) -> bool:
@@ -95,6 +101,17 @@ def no_room(tenants: Collection[Tenant], need: Need, limits: Limits) -> str:
         if tenant.num_leases or tenant.is_pinned
     ]
     return f"{words}; held by {', '.join(held)}" if held else words
+
+
+def _first_to_leave(
+    movable: Collection[AnyTenant], staying: Sequence[Tenant], num_bytes: int, limits: Limits
+) -> tuple[AnyTenant, ...]:
+    """The least recently used, as many as it takes; it fits beside those that stay."""
+    by_use = sorted(movable, key=lambda tenant: tenant.last_used)
+    num_leaving = 0
+    while not _fits([*staying, *by_use[num_leaving:]], num_bytes, limits):
+        num_leaving += 1
+    return tuple(by_use[:num_leaving])
 
 
 def _fits(tenants: Sequence[Tenant], num_bytes: int, limits: Limits) -> bool:

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from vmm_server.api.ollama.render import timestamp
 from vmm_server.models.facts import FileFacts
-from vmm_server.models.pool import LoadedModel
+from vmm_server.models.leases import LoadedModel
 from vmm_server.models.shown import details, model_info, shown
 from vmm_server.models.store import InstalledModel
 

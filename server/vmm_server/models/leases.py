@@ -1,0 +1,84 @@
+"""A model in memory, and who holds it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Generic, TypeVar
+
+from vmm_server.models.ready import Ready
+from vmm_server.models.store import InstalledModel
+from vmm_server.requests import KeepAlive
+
+Held = TypeVar("Held")
+
+_FOREVER = datetime(2318, 1, 1, tzinfo=UTC)
+"""`expires_at` of a model that stays for ever; a far date is what Ollama's clients expect."""
+
+
+@dataclass(slots=True, eq=False)
+class LoadedModel:
+    """One model in memory."""
+
+    model: InstalledModel
+    """The last one asked for, of those that share what is loaded."""
+    ready: Ready
+    keep_alive: KeepAlive
+    last_used: float
+    num_leases: int = 0
+    is_pinned: bool = False
+    """A request wants it to stay for ever. (A server's default of for ever only means that time does not unload it.)"""
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.model.name
+
+    @property
+    def size_bytes(self) -> int:
+        """Weights and KV blocks."""
+        return self.ready.memory_bytes
+
+    def keep(self, keep_alive: KeepAlive | None) -> None:
+        """Stay as long as a request says; one that says nothing leaves it as it is."""
+        if keep_alive is not None:
+            self.keep_alive = keep_alive
+            self.is_pinned = keep_alive.seconds is None
+
+    def expires_in_s(self, now: float) -> float | None:
+        """Seconds until it is unloaded if nobody uses it; `None`: never."""
+        if self.keep_alive.seconds is None:
+            return None
+        return (now if self.num_leases else self.last_used) + self.keep_alive.seconds - now
+
+    def expires_at(self, now: float) -> datetime:
+        """The same as a date, for `/api/ps`."""
+        left = self.expires_in_s(now)
+        try:
+            return _FOREVER if left is None else datetime.now(UTC) + timedelta(seconds=left)
+        except OverflowError:  # centuries
+            return _FOREVER
+
+
+@dataclass(slots=True)
+class Lease(Generic[Held]):
+    """A counted hold on a loaded model. `release` it once; a second call does nothing."""
+
+    loaded: LoadedModel
+    ready: Held
+    """What requests are sent to."""
+    load_s: float
+    """Seconds this lease waited for a load; 0 when the model was there."""
+    _release: Callable[[LoadedModel], None]
+    _open: bool = field(default=True, init=False)
+
+    def again(self) -> "Lease[Held]":
+        """A second one. It is there at once, also where a new request would have to wait."""
+        assert self._open, "this lease is over"
+        self.loaded.num_leases += 1
+        return Lease(self.loaded, self.ready, 0.0, self._release)
+
+    def release(self) -> None:
+        """Give it back; the keep-alive clock starts when it was the last one."""
+        if self._open:
+            self._open = False
+            self._release(self.loaded)

@@ -1,0 +1,72 @@
+"""Who goes first, a load that waits for room or new requests for the models in its way.
+
+New requests do, or models in memory would stand idle for a load that may take its place a moment later; but not for
+ever, or a model with unbroken traffic would keep all others out. So a load's patience ends: then requests for the
+models that have to leave for it stand aside, and those models run empty. No answer under way is cut for it.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from vmm_server.errors import Overloaded
+from vmm_server.models.room import Limits, Need, Tenant, in_the_way
+
+_PATIENCE_S = 5.0
+_PATIENCE_SHARE = 4
+"""Patience is at most this fraction (1/n) of the time that a request waits for its model at all."""
+
+
+@dataclass(slots=True)
+class _Looking:
+    """A load that looks for room."""
+
+    need: Need
+    patient_until: float
+    in_its_way: Collection[Tenant] | None = None
+    """Chosen when patience ends, and not again: it is these that run empty, while others go on."""
+    found: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Precedence:
+    """Knows the one load that looks for room, and who stands aside for it. Belongs to one event loop."""
+
+    def __init__(self, limits: Limits, load_timeout_s: float, max_waiting: int, clock: Callable[[], float]) -> None:
+        self._limits = limits
+        self._patience_s = min(_PATIENCE_S, load_timeout_s / _PATIENCE_SHARE) if load_timeout_s > 0 else _PATIENCE_S
+        self._max_waiting = max_waiting
+        self._num_waiting = 0
+        self._clock = clock
+        self._looking: _Looking | None = None
+
+    @contextmanager
+    def looking(self, need: Need) -> Iterator[None]:
+        """While a load looks for room: one at a time."""
+        looking = self._looking = _Looking(need, self._clock() + self._patience_s)
+        try:
+            yield
+        finally:
+            self._looking = None
+            looking.found.set()
+
+    def stands_aside(self, tenant: Tenant, tenants: Collection[Tenant]) -> bool:
+        """Whether new requests for this one, of all that are in memory, have to wait: see `stand_aside`."""
+        looking = self._looking
+        if looking is None or self._clock() < looking.patient_until:
+            return False
+        if looking.in_its_way is None:
+            looking.in_its_way = in_the_way(tenants, looking.need, self._limits)
+        return any(tenant is other for other in looking.in_its_way)
+
+    async def stand_aside(self) -> None:
+        """Wait until the load has found room, or is given up. Raises `Overloaded` when too many do."""
+        if self._looking is None:
+            return
+        if self._num_waiting >= self._max_waiting:
+            raise Overloaded
+        self._num_waiting += 1
+        try:
+            await self._looking.found.wait()
+        finally:
+            self._num_waiting -= 1
