@@ -1,20 +1,22 @@
 # Everything a developer types; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup dev clients serve test lint fmt bench lock
+.PHONY: help setup dev ort-openvino clients serve test lint fmt bench lock
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 CLIENTS := .venv-clients
+ORT_OPENVINO := .venv-ort-openvino
 NODE := compat_tests/node
 LOCK_INPUTS := pyproject.toml requirements/install.sh requirements/build.txt
 COMPILE := UV_SYSTEM_CERTS=true $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED)-default ## Make .venv and install VMM in it: .venv/bin/vmm
 	@:
 dev: $(INSTALLED)-dev ## The same, with what the tests need
+ort-openvino: $(ORT_OPENVINO)/.installed ## VMM with Intel's build of ONNX Runtime, in .venv-ort-openvino
 clients: $(CLIENTS)/.installed $(NODE)/node_modules/.installed ## Clients that cannot share .venv, for the tests
 
 serve: setup ## Start the server; ARGS="--port 8080" passes flags
@@ -37,8 +39,10 @@ bench: dev ## Measure runner, engine and HTTP side by side; ARGS="--help" lists 
 	$(BIN)/python -m bench $(ARGS)
 
 lock: setup ## Resolve the dependencies anew; ARGS="--upgrade" takes newer versions
-	$(COMPILE) $(ARGS) --extra dev pyproject.toml -o requirements/dev.txt
-	$(COMPILE) $(ARGS) -c requirements/dev.txt pyproject.toml -o requirements/default.txt
+	$(COMPILE) $(ARGS) --extra onnxruntime --extra dev pyproject.toml -o requirements/dev.txt
+	$(COMPILE) $(ARGS) -c requirements/dev.txt --extra onnxruntime pyproject.toml -o requirements/default.txt
+	$(COMPILE) $(ARGS) --override requirements/no-onnxruntime.txt --extra ort-openvino pyproject.toml requirements/ort-openvino.in \
+	  -o requirements/ort-openvino.txt
 	$(COMPILE) $(ARGS) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
 	$(COMPILE) $(ARGS) requirements/clients.in -o requirements/clients.txt
 
@@ -49,6 +53,10 @@ $(INSTALLED)-default: $(LOCK_INPUTS) requirements/default.txt
 $(INSTALLED)-dev: $(LOCK_INPUTS) requirements/default.txt requirements/dev.txt
 	requirements/install.sh dev
 	@touch $(INSTALLED)-default $@
+
+$(ORT_OPENVINO)/.installed: $(LOCK_INPUTS) requirements/ort-openvino.txt
+	requirements/install.sh ort-openvino
+	@touch $@
 
 $(CLIENTS)/.installed: requirements/install.sh requirements/build.txt requirements/clients.txt
 	requirements/install.sh clients

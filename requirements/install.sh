@@ -1,6 +1,7 @@
 #!/bin/sh
 # install.sh [PROFILE [WHEEL]]: installs a profile (`default`, `dev`) into .venv (or $VENV) from its hashed lock
-# file, then this checkout, editable, or the wheel; or `clients`, and nothing of ours, into .venv-clients.
+# file, then this checkout, editable, or the wheel. `ort-openvino`, whose build of ONNX Runtime cannot share an
+# environment with the other's, goes into .venv-ort-openvino; `clients`, with nothing of ours, into .venv-clients.
 # `make setup` runs it.
 #
 # pip, which every Python brings, installs the pinned uv; uv installs the rest. uv reads no pip configuration, so
@@ -9,8 +10,10 @@ set -eu
 cd "$(dirname "$0")/.."
 profile=${1:-default}
 wheel=${2:-}
-venv=${VENV:-.venv}
-[ "$profile" != clients ] || venv=${VENV:-.venv-clients}
+case $profile in
+  clients | ort-openvino) venv=${VENV:-.venv-$profile} ;;
+  *) venv=${VENV:-.venv} ;;
+esac
 
 fail() {
   echo "setup: $1" >&2
@@ -62,6 +65,7 @@ done
 export_unless_set UV_FIND_LINKS "$find_links"
 
 uv() { "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@"; }
-uv --compile-bytecode --require-hashes -r "requirements/$profile.txt"
+# a lock is complete; without its one override (no-onnxruntime.txt) the dependencies of a package may say otherwise
+uv --compile-bytecode --require-hashes --no-deps -r "requirements/$profile.txt"
 if [ "$profile" = clients ]; then exit; fi
 if [ -n "$wheel" ]; then uv --compile-bytecode --no-deps "$wheel"; else uv --no-deps --no-build-isolation --editable .; fi
