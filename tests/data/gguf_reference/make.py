@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from tiny_models import CONTEXT, FFN, HEADS, HIDDEN, KV_HEADS, LAYERS, MODELS, TOKENS, VOCAB, TinyModel, weights
+from tiny_models import CONTEXT, FFN, HEADS, HIDDEN, KV_HEADS, MODELS, TOKENS, VOCAB, TinyModel, weights
 
 
 def reference_logits(model: TinyModel) -> np.ndarray:
@@ -18,7 +18,7 @@ def reference_logits(model: TinyModel) -> np.ndarray:
         vocab_size=VOCAB,
         hidden_size=HIDDEN,
         intermediate_size=FFN,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=model.layers,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
         max_position_embeddings=CONTEXT,

@@ -130,14 +130,28 @@ def test_an_unknown_architecture_is_named_with_those_that_are_known(tmp_path: Pa
     writer.close()
     with pytest.raises(UnsupportedArchitecture, match=repr(architecture)) as caught:
         import_gguf(source, tmp_path)
-    assert "llama, qwen2, qwen3, gemma3" in str(caught.value.hint)
+    assert "llama, qwen2, qwen3, phi3, granite" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "words"),
+    [("gemma2", "soft-capped.*gemma3"), ("qwen3moe", "mixtures"), ("granitehybrid", "granite4")],
+)
+def test_a_family_that_cannot_run_is_refused_with_the_reason(tmp_path: Path, architecture: str, words: str) -> None:
+    source = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(source, architecture)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UnsupportedArchitecture, match=f"'{architecture}' is not supported: .*{words}"):
+        import_gguf(source, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
         ({"expert_count": 8}, "experts"),
-        ({"rope.scaling.type": "longrope"}, "longrope"),
+        ({"rope.scaling.type": "dynamic"}, "rope scaling 'dynamic'"),
         ({"attn_logit_softcapping": 50.0}, "soft-capped"),
         ({"attention.value_length": 8}, "value heads"),
         ({"attention.head_count_kv": [1, 2, 2]}, "differs between layers"),
@@ -161,6 +175,7 @@ def test_a_variant_that_is_not_built_is_refused(convert: Convert, keys: dict[str
         ({"embedding_length": "wide"}, "embedding_length is 'wide'"),
         ({"rope.dimension_count": 15}, "an even number"),
         ({"rope.freq_base": 1.0}, "a number above 1"),
+        ({"rope.scaling.type": "longrope"}, r"lacks the tensor 'rope_factors_short\.weight'"),
         ({"embedding_length": 2}, "attention.key_length is 0"),
         ({"attention.key_length": 2**31}, "attention.key_length is 2147483648"),
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 1e-30}, "no usable rotation"),

@@ -34,7 +34,10 @@ Run = Callable[[Feed], dict[str, Floats]]
 Load = Callable[[Path], Run]
 Convert = Callable[..., tuple[Path, ImportedModel]]
 
-FAMILIES = ["llama", "llama3", "llama_linear", "mistral", "qwen2", "qwen2_yarn", "qwen3", "gemma3"]
+FAMILIES = [
+    *("llama", "llama3", "llama_linear", "mistral", "qwen2", "qwen2_yarn", "qwen3", "gemma", "gemma3"),
+    *("phi3", "phi3_long", "phi3_short", "granite", "smollm3", "olmo2", "olmo3"),
+]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 """OpenVINO otherwise rounds activations to 8 bits where zero points are integers."""
 LLAMA_CPP_PERPLEXITY = 17.505
@@ -95,7 +98,7 @@ def test_every_tiny_model_has_a_reference(tiny_models: ModuleType, reference_log
     assert set(FAMILIES) == set(tiny_models.MODELS) == set(reference_logits)
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "smollm3"])
 def test_the_cache_goes_on_where_the_prompt_ended(
     name: str,
     load: Load,

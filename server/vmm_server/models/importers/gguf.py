@@ -19,7 +19,7 @@ from vmm_server.models.importers.gguf_tokenizer import TokenizerInfo, write_toke
 from vmm_server.models.importers.imported import ImportedModel, guess_capabilities, parameter_size
 from vmm_server.models.importers.onnx_writer import MODEL_FILE, ModelWriter
 
-GENAI_TYPES = {"gemma3": "gemma3_text"}
+GENAI_TYPES = {"gemma3": "gemma3_text", "olmo2": "olmo"}
 """Where onnxruntime-genai has another name for a family than GGUF."""
 _NOT_PARAMETERS = {"rope_freqs.weight"}
 

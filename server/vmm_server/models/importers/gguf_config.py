@@ -5,7 +5,7 @@ Key names are llama.cpp's (gguf-py/gguf/constants.py); what a missing key means 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,16 +31,35 @@ class Family:
     """Every n-th layer attends to everything, the others to a window, where the file does not say."""
     local_rope_base: float | None = None
     """Rotary base of the layers with a window, where it is another and the file does not say."""
+    unscaled_local_rope: bool = False
+    """Layers with a window rotate by the same base, without the file's scaling."""
     head_norms: bool = False
     """Every head of Q and K is normalised before it is rotated."""
+    projection_norms: bool = False
+    """All of Q and all of K is normalised before it is rotated."""
+    pre_norms: bool = True
+    """What attention and MLP take is normalised."""
     post_norms: bool = False
     """What attention and MLP give is normalised before it is added."""
+    fused_projections: bool = False
+    """Q, K and V are one matrix, if the file has no three, and so are the MLP's gate and up, in this order."""
+    unrotated_period: int | None = None
+    """Every n-th layer has no rotary embedding (NoPE)."""
+    optional_rope: bool = False
+    """`rope.scaling.finetuned` tells whether there is any rotary embedding."""
 
 
 FAMILIES = {
     "llama": Family(interleaved_rope=True),  # Mistral models, too, are called llama in GGUF
     "qwen2": Family(),
     "qwen3": Family(head_norms=True),
+    "phi3": Family(fused_projections=True),
+    "granite": Family(interleaved_rope=True, optional_rope=True),
+    "smollm3": Family(interleaved_rope=True, unrotated_period=4),
+    "olmo2": Family(  # and OLMo 3, which has windows
+        window_period=4, unscaled_local_rope=True, projection_norms=True, pre_norms=False, post_norms=True
+    ),
+    "gemma": Family(activation="gelu_tanh", scaled_embedding=True),
     "gemma3": Family(
         activation="gelu_tanh",
         scaled_embedding=True,
@@ -51,6 +70,15 @@ FAMILIES = {
     ),
 }
 
+
+_REFUSED = {
+    "gemma2": "its attention scores are soft-capped, which OpenVINO's attention cannot do; gemma3 needs no such cap",
+    "qwen2moe": "mixtures of experts are not supported",
+    "qwen3moe": "mixtures of experts are not supported",
+    "granitemoe": "mixtures of experts are not supported",
+    "granitehybrid": "state-space layers are not supported; granite4's dense models are `granite`",
+}
+"""Families that people ask for, with what stands in the way."""
 
 _NO_MODELS = {
     "adapter": "a LoRA adapter, which has to be merged into its model first",
@@ -66,10 +94,11 @@ class RopeConfig:
     dimensions: int
     """Of a head, the first ones, that are rotated."""
     base: float
-    scaling: Literal["none", "linear", "yarn"] = "none"
+    scaling: Literal["none", "linear", "yarn", "longrope"] = "none"
     factor: float = 1.0
     original_context_length: int = 0
     attention_factor: float = 1.0
+    """Cosines and sines are multiplied by it."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
 
@@ -96,11 +125,21 @@ class DecoderConfig:
     attention_scale: float
     logit_softcap: float | None
     """Logits are `cap * tanh(logits / cap)`."""
+    embedding_multiplier: float | None = None
+    """Embeddings are multiplied by it, if the model names a number of its own."""
+    residual_scale: float | None = None
+    """What attention and MLP give is multiplied by it before it is added."""
+    logit_divisor: float | None = None
+    """Logits are divided by it."""
+    unrotated_layers: frozenset[int] = frozenset()
+    """Layers without rotary embedding."""
 
     @property
     def embedding_scale(self) -> float | None:
         """What embeddings are multiplied by, if anything."""
-        return math.sqrt(self.hidden_size) if self.traits.scaled_embedding else None
+        if self.traits.scaled_embedding:
+            return math.sqrt(self.hidden_size)
+        return self.embedding_multiplier
 
 
 class _Keys:
@@ -139,6 +178,10 @@ class _Keys:
             raise self.wrong(key, value, "a positive number")
         return float(value)
 
+    def optional(self, key: str) -> float | None:
+        """A positive finite number; `None` if the key is missing or 0."""
+        return self.number(key) if self.get(key) else None
+
 
 def read_config(file: KeySource) -> DecoderConfig:
     """Read and check the decoder's keys. Raises `UnsupportedArchitecture`, or `CorruptFile` naming the key."""
@@ -148,8 +191,9 @@ def read_config(file: KeySource) -> DecoderConfig:
     if not isinstance(architecture, str):
         raise CorruptFile(f"{file.path}: has no general.architecture", hint="get a file made by llama.cpp's converter")
     if architecture not in FAMILIES:
+        reason = f": {_REFUSED[architecture]}" if architecture in _REFUSED else ""
         raise UnsupportedArchitecture(
-            f"{file.path}: architecture {architecture!r} is not supported",
+            f"{file.path}: architecture {architecture!r} is not supported{reason}",
             hint=f"supported architectures: {', '.join(FAMILIES)} (mistral models are llama in GGUF)",
         )
     keys, traits = _Keys(file.path, file.metadata, architecture), FAMILIES[architecture]
@@ -176,11 +220,15 @@ def read_config(file: KeySource) -> DecoderConfig:
         head_size=head_size,
         epsilon=keys.number("attention.layer_norm_rms_epsilon"),
         rope=rope,
-        local_rope=_read_local_rope(keys, traits, rope),
+        local_rope=_read_local_rope(keys, traits, rope) if window else None,
         window=window,
         windowed_layers=_windowed_layers(keys, traits, num_layers) if window else (False,) * num_layers,
         attention_scale=_attention_scale(keys, architecture, num_layers, hidden_size // num_heads, head_size),
-        logit_softcap=keys.number("final_logit_softcapping") if keys.get("final_logit_softcapping") else None,
+        logit_softcap=keys.optional("final_logit_softcapping"),
+        embedding_multiplier=keys.optional("embedding_scale"),
+        residual_scale=keys.optional("residual_scale"),
+        logit_divisor=keys.optional("logit_scale"),
+        unrotated_layers=_unrotated_layers(keys, traits, num_layers),
     )
 
 
@@ -189,9 +237,6 @@ def _refuse_variants(keys: _Keys) -> None:
     for key, what in (
         ("expert_count", "experts"),
         ("attn_logit_softcapping", "soft-capped attention"),
-        ("logit_scale", "scaled logits"),
-        ("embedding_scale", "an embedding scale"),
-        ("residual_scale", "a residual scale"),
         ("attention.clamp_kqv", "clamped projections"),
         ("attention.temperature_length", "attention temperature"),
         ("attention.shared_kv_layers", "layers that share keys and values"),
@@ -211,22 +256,29 @@ def _read_rope(keys: _Keys, head_size: int, context_length: int) -> RopeConfig:
     base = keys.number("rope.freq_base", 10000.0)
     if base <= 1:
         raise keys.wrong("rope.freq_base", base, "a number above 1")
-    scaling = keys.get("rope.scaling.type") or "none"
-    if scaling == "none" and not keys.get("rope.scale_linear"):
-        return RopeConfig(dimensions, base)
-    if scaling in ("none", "linear"):
+    original_context_length = keys.integer("rope.scaling.original_context_length", context_length)
+    rope = RopeConfig(
+        dimensions,
+        base,
+        original_context_length=original_context_length,
+        attention_factor=keys.number("rope.scaling.attn_factor", 1.0),
+    )
+    scaling = keys.get("rope.scaling.type") or "linear"
+    if scaling == "none":
+        return rope
+    if scaling == "longrope":  # all of it is in tensors
+        return replace(rope, scaling="longrope")
+    if scaling == "linear":
         factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
-        return RopeConfig(dimensions, base, "linear", factor)
+        return replace(rope, scaling="linear", factor=factor) if factor != 1 else rope
     if scaling != "yarn":
         raise keys.unsupported(f"rope scaling {scaling!r}")
     if keys.get("rope.scaling.yarn_log_multiplier"):
         raise keys.unsupported("a yarn log multiplier")
-    return RopeConfig(
-        dimensions,
-        base,
-        "yarn",
+    return replace(
+        rope,
+        scaling="yarn",
         factor=keys.number("rope.scaling.factor"),
-        original_context_length=keys.integer("rope.scaling.original_context_length", context_length),
         attention_factor=keys.number("rope.scaling.attn_factor", keys.number("rope.scaling.yarn_attn_factor", 1.0)),
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
@@ -235,9 +287,18 @@ def _read_rope(keys: _Keys, head_size: int, context_length: int) -> RopeConfig:
 
 def _read_local_rope(keys: _Keys, traits: Family, rope: RopeConfig) -> RopeConfig | None:
     """Scaling never applies to the layers with a window (llama.cpp: `rope_freq_scale_train_swa` is 1)."""
-    if traits.local_rope_base is None:
+    default = rope.base if traits.unscaled_local_rope else traits.local_rope_base
+    if default is None:
         return None
-    return RopeConfig(rope.dimensions, keys.number("rope.freq_base_swa", traits.local_rope_base))
+    local = RopeConfig(rope.dimensions, keys.number("rope.freq_base_swa", default))
+    return None if local == replace(rope, original_context_length=0) else local
+
+
+def _unrotated_layers(keys: _Keys, traits: Family, num_layers: int) -> frozenset[int]:
+    if traits.optional_rope and keys.get("rope.scaling.finetuned") is False:
+        return frozenset(range(num_layers))
+    period = traits.unrotated_period
+    return frozenset(range(period - 1, num_layers, period)) if period else frozenset()
 
 
 def _windowed_layers(keys: _Keys, traits: Family, num_layers: int) -> tuple[bool, ...]:

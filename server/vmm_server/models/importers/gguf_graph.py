@@ -23,6 +23,8 @@ from vmm_server.models.importers.weights_source import WeightsSource
 
 MAX_ROPE_TABLE_BYTES = 256 * 1024**2
 """Bounds the context length: 131,072 positions of the largest heads known (256), with two tables."""
+ROPE_FACTORS = "rope_freqs.weight"
+LONG_ROPE_FACTORS, SHORT_ROPE_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 MAX_FREQUENCY = 1000.0
 """Radians a position; 1 is usual for the fastest pair."""
 MAX_MAGNITUDE = 100.0
@@ -121,20 +123,34 @@ class _DecoderBuilder:
     def _rope_tables(self, cosines: str, sines: str, rope: RopeConfig) -> tuple[str, str]:
         """Announce the tables, `[positions, dimensions / 2]`. A file's rotary factors apply where its scaling does."""
         positions = max_positions(self._config)
-        factors = None
-        if rope is self._config.rope and "rope_freqs.weight" in self._file.tensors:
-            entry = self._tensor("rope_freqs.weight", (rope.dimensions // 2,))
-            factors = read_vector(self._file, entry)
+        factors = self._rope_factors(rope) if rope is self._config.rope else None
         with np.errstate(all="ignore"):  # what is no number is refused below
             frequencies, magnitude = inverse_frequencies(rope, factors), rope_magnitude(rope)
         if not (frequencies >= 0).all() or frequencies.max() > MAX_FREQUENCY or not 0 < magnitude < MAX_MAGNITUDE:
             raise CorruptFile(
-                f"{self._file.path}: its rope keys or rope_freqs.weight give no usable rotation",
+                f"{self._file.path}: its rope keys or factors give no usable rotation",
                 hint="fetch the file again, or get one made by llama.cpp's converter",
             )
         specs = [TensorSpec(name, TensorProto.FLOAT, (positions, rope.dimensions // 2)) for name in (cosines, sines)]
         self._writer.stream(specs, lambda: rope_tables(frequencies, magnitude, positions))
         return cosines, sines
+
+    def _rope_factors(self, rope: RopeConfig) -> NDArray[np.float32] | None:
+        """What the pairs' frequencies are divided by, float32 `[dimensions / 2]`.
+
+        LongRoPE (arXiv 2402.13753) has two sets, for texts within the original context and beyond. Cached keys stay
+        rotated as they are and texts share them, so there is one set for all: the one for the model's full context,
+        as llama.cpp chooses (`llama_model::get_rope_factors`).
+        """
+        is_long = self._config.context_length > rope.original_context_length
+        chosen = None
+        for name, applies in ((ROPE_FACTORS, True), (LONG_ROPE_FACTORS, is_long), (SHORT_ROPE_FACTORS, not is_long)):
+            if name in self._file.tensors:
+                entry = self._tensor(name, (rope.dimensions // 2,))
+                chosen = read_vector(self._file, entry) if applies and chosen is None else chosen
+        if chosen is None and rope.scaling == "longrope":
+            self._tensor(LONG_ROPE_FACTORS if is_long else SHORT_ROPE_FACTORS, (rope.dimensions // 2,))
+        return chosen
 
     def _embed(self, ids: str, matrix: Matrix) -> str:
         rows = add_row_lookup(self._writer, "/model/embed_tokens", ids, matrix)
@@ -144,23 +160,29 @@ class _DecoderBuilder:
 
     def _layer(self, layer: int, residual: str, delta: str) -> tuple[str, str]:
         """One block: (residual stream, what is still to be added to it), before and after."""
-        base, block = f"/model/layers.{layer}", f"blk.{layer}"
-        hidden, residual = self._add_and_norm(f"{base}/input_layernorm", f"{block}.attn_norm.weight", residual, delta)
-        delta = self._attention(layer, hidden)
+        base, block, traits = f"/model/layers.{layer}", f"blk.{layer}", self._config.traits
+        hidden, residual = self._input(f"{base}/input_layernorm", f"{block}.attn_norm.weight", residual, delta)
+        post_norm = (f"{base}/post_attention_layernorm", f"{block}.post_attention_norm.weight")
+        delta = self._output(self._attention(layer, hidden), f"{base}/attn", post_norm)
+        norm = f"{base}/{'pre_feedforward' if traits.post_norms else 'post_attention'}_layernorm"
+        hidden, residual = self._input(norm, f"{block}.ffn_norm.weight", residual, delta)
+        post_norm = (f"{base}/post_feedforward_layernorm", f"{block}.post_ffw_norm.weight")
+        return residual, self._output(self._mlp(layer, hidden), f"{base}/mlp", post_norm)
+
+    def _input(self, base: str, weight: str, residual: str, delta: str) -> tuple[str, str]:
+        """(what attention or MLP takes, the residual stream)."""
+        if self._config.traits.pre_norms:
+            return self._add_and_norm(base, weight, residual, delta)
+        total = self._writer.node("Add", [residual, delta], f"{base}/Add") if delta else residual
+        return total, total
+
+    def _output(self, delta: str, base: str, post_norm: tuple[str, str]) -> str:
+        """What attention or MLP gave, as it is added to the residual stream."""
         if self._config.traits.post_norms:
-            delta, _ = self._add_and_norm(
-                f"{base}/post_attention_layernorm", f"{block}.post_attention_norm.weight", delta, ""
-            )
-            norm = f"{base}/pre_feedforward_layernorm"
-        else:
-            norm = f"{base}/post_attention_layernorm"
-        hidden, residual = self._add_and_norm(norm, f"{block}.ffn_norm.weight", residual, delta)
-        delta = self._mlp(layer, hidden)
-        if self._config.traits.post_norms:
-            delta, _ = self._add_and_norm(
-                f"{base}/post_feedforward_layernorm", f"{block}.post_ffw_norm.weight", delta, ""
-            )
-        return residual, delta
+            delta, _ = self._add_and_norm(*post_norm, delta, "")
+        if (scale := self._config.residual_scale) is not None:
+            delta = self._writer.node("Mul", [delta, self._writer.constant(scale)], f"{base}/residual_scale/Mul")
+        return delta
 
     def _add_and_norm(self, base: str, weight: str, residual: str, delta: str) -> tuple[str, str]:
         """RMS-normalise `residual + delta`; returns (normalised, the sum). An empty `delta` adds nothing."""
@@ -186,19 +208,13 @@ class _DecoderBuilder:
 
     def _attention(self, layer: int, hidden: str) -> str:
         config, writer, base, block = self._config, self._writer, f"/model/layers.{layer}/attn", f"blk.{layer}"
-        query_size, kv_size = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
-        order = self._rope_row_order
-        query = self._linear(f"{base}/q_proj", f"{block}.attn_q", hidden, query_size, config.hidden_size, order)
-        key = self._linear(f"{base}/k_proj", f"{block}.attn_k", hidden, kv_size, config.hidden_size, order)
-        value = self._linear(f"{base}/v_proj", f"{block}.attn_v", hidden, kv_size, config.hidden_size)
-        if config.traits.head_norms:
-            query = self._head_norm(f"{base}/q_norm", f"{block}.attn_q_norm.weight", query, query_size)
-            key = self._head_norm(f"{base}/k_norm", f"{block}.attn_k_norm.weight", key, kv_size)
-        windowed = config.windowed_layers[layer]
+        query, key, value = self._query_key_value(base, block, hidden)
+        windowed, rotated = config.windowed_layers[layer], layer not in config.unrotated_layers
+        tables = self._local_tables if windowed else self._tables
         past, present = self._cache(layer)
         attended = writer.node(
             "GroupQueryAttention",
-            [query, key, value, *past, *self._lengths, *(self._local_tables if windowed else self._tables)],
+            [query, key, value, *past, *self._lengths, *(tables if rotated else ())],
             f"{base}/GroupQueryAttention",
             [f"{base}/GroupQueryAttention/output_0", *present],
             domain=MICROSOFT,
@@ -206,10 +222,36 @@ class _DecoderBuilder:
             kv_num_heads=config.num_kv_heads,
             scale=config.attention_scale,
             local_window_size=config.window if windowed and config.window else -1,
-            do_rotary=1,
+            do_rotary=int(rotated),
             rotary_interleaved=0,
         )
-        return self._linear(f"{base}/o_proj", f"{block}.attn_output", attended, config.hidden_size, query_size)
+        return self._linear(
+            f"{base}/o_proj", f"{block}.attn_output", attended, config.hidden_size, config.num_heads * config.head_size
+        )
+
+    def _query_key_value(self, base: str, block: str, hidden: str) -> tuple[str, str, str]:
+        """The projections of `hidden`, float32 `[batch, sequence, heads * head size]` each, normalised."""
+        config, order, width = self._config, self._rope_row_order, self._config.hidden_size
+        query_size, kv_size = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
+        if config.traits.fused_projections and f"{block}.attn_qkv.weight" in self._file.tensors:
+            sizes = (query_size, kv_size, kv_size)
+            fused = self._linear(f"{base}/qkv_proj", f"{block}.attn_qkv", hidden, sum(sizes), width)
+            query, key, value = self._split(f"{base}/qkv_proj/Split", fused, sizes)
+        else:
+            query = self._linear(f"{base}/q_proj", f"{block}.attn_q", hidden, query_size, width, order)
+            key = self._linear(f"{base}/k_proj", f"{block}.attn_k", hidden, kv_size, width, order)
+            value = self._linear(f"{base}/v_proj", f"{block}.attn_v", hidden, kv_size, width)
+        if config.traits.head_norms or config.traits.projection_norms:
+            norm = self._head_norm if config.traits.head_norms else self._projection_norm
+            query = norm(f"{base}/q_norm", f"{block}.attn_q_norm.weight", query, query_size)
+            key = norm(f"{base}/k_norm", f"{block}.attn_k_norm.weight", key, kv_size)
+        return query, key, value
+
+    def _split(self, name: str, value: str, sizes: tuple[int, ...]) -> list[str]:
+        """Cut the last axis into parts."""
+        outputs = [f"{name}/output_{index}" for index in range(len(sizes))]
+        self._writer.node("Split", [value, self._writer.constant(np.array(sizes, np.int64))], name, outputs, axis=-1)
+        return outputs
 
     def _cache(self, layer: int) -> tuple[list[str], list[str]]:
         """Declare a layer's keys and values: (inputs, outputs), float32 `[batch, kv heads, positions, head]`."""
@@ -234,11 +276,20 @@ class _DecoderBuilder:
         value = self._rms_norm(f"{base}/SimplifiedLayerNormalization", value, name)
         return writer.node("Reshape", [value, writer.constant(np.array([0, -1, size], np.int64))], f"{base}/Reshape_2")
 
+    def _projection_norm(self, base: str, weight: str, value: str, size: int) -> str:
+        """RMS-normalise all of Q or K."""
+        name = self._vector(weight, base[1:].replace("/", ".") + ".layernorm.weight", size, self._rope_row_order)
+        return self._rms_norm(f"{base}/SimplifiedLayerNormalization", value, name)
+
     def _mlp(self, layer: int, hidden: str) -> str:
         config, writer, base, block = self._config, self._writer, f"/model/layers.{layer}/mlp", f"blk.{layer}"
-        size = self._tensor(f"{block}.ffn_gate.weight", (None, config.hidden_size)).shape[0]
-        gate = self._linear(f"{base}/gate_proj", f"{block}.ffn_gate", hidden, size, config.hidden_size)
-        up = self._linear(f"{base}/up_proj", f"{block}.ffn_up", hidden, size, config.hidden_size)
+        size = self._tensor(f"{block}.ffn_down.weight", (config.hidden_size, None)).shape[1]
+        if config.traits.fused_projections:
+            fused = self._linear(f"{base}/gate_up_proj", f"{block}.ffn_up", hidden, 2 * size, config.hidden_size)
+            gate, up = self._split(f"{base}/gate_up_proj/Split", fused, (size, size))
+        else:
+            gate = self._linear(f"{base}/gate_proj", f"{block}.ffn_gate", hidden, size, config.hidden_size)
+            up = self._linear(f"{base}/up_proj", f"{block}.ffn_up", hidden, size, config.hidden_size)
         if config.traits.activation == "silu":
             sigmoid = writer.node("Sigmoid", [gate], f"{base}/act_fn/Sigmoid")
             gate = writer.node("Mul", [gate, sigmoid], f"{base}/act_fn/Mul")
@@ -251,8 +302,11 @@ class _DecoderBuilder:
         config, writer, matrix = self._config, self._writer, embedding
         if "output.weight" in self._file.tensors:
             matrix = self._matrix("output.weight", "lm_head", (embedding.rows, config.hidden_size))
-        cap = config.logit_softcap
-        product = add_product(writer, "/lm_head", hidden, matrix, "logits" if cap is None else None)
+        cap, divisor = config.logit_softcap, config.logit_divisor
+        product = add_product(writer, "/lm_head", hidden, matrix, None if cap or divisor else "logits")
+        if divisor is not None:
+            outputs = None if cap else ["logits"]
+            product = writer.node("Div", [product, writer.constant(divisor)], "/lm_head/scale/Div", outputs)
         if cap is not None:
             constant = writer.constant(cap)
             product = writer.node("Div", [product, constant], "/lm_head/softcap/Div")
