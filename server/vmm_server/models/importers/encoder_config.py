@@ -83,3 +83,6 @@ _NAMES: dict[str, dict[str, str]] = {
     "distilbert": {"hidden_size": "dim", "num_layers": "n_layers", "num_heads": "n_heads"},
     "mpnet": _BERT,
 }
+
+FAMILIES = tuple(_NAMES)
+"""Known by transformers' `model_type`."""

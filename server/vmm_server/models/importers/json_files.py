@@ -1,6 +1,7 @@
 """Configuration files of model folders, checked."""
 
 import json
+import math
 from pathlib import Path
 
 from vmm_server.errors import CorruptFile
@@ -36,3 +37,11 @@ def positive(value: object, path: Path, key: str) -> int:
             f"{path}: {key} is {value!r}, a positive number is expected", hint=f"add {key} to {path.name}"
         )
     return value
+
+
+def number(value: object, path: Path, key: str, default: float | None = None) -> float:
+    """A positive finite number; `default` stands in for `None`. Raises `CorruptFile` naming the key."""
+    value = default if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise CorruptFile(f"{path}: {key} is {value!r}, a positive number is expected", hint=f"mend {path.name}")
+    return float(value)

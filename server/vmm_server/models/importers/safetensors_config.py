@@ -1,0 +1,230 @@
+"""config.json of a text model, as transformers writes it, in the words of GGUF.
+
+The families are those that `gguf_config` knows, and it is `gguf_config` that reads the keys made here: a config.json is
+one more way to say the same. What a missing entry means is what the family's configuration class in transformers takes
+it to mean (src/transformers/models/*/configuration_*.py); entries of its version 5 and of those before are read.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
+from vmm_server.models.importers.gguf_config import DecoderConfig, read_config
+from vmm_server.models.importers.json_files import number, positive, read_json_object
+from vmm_server.models.importers.safetensors_rope import rope_keys
+
+QKV = frozenset({"attn_q", "attn_k", "attn_v"})
+_ATTENTION = QKV | {"attn_output"}
+_MLP = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
+_GELU = ("gelu_pytorch_tanh", "gelu_new")
+
+
+@dataclass(frozen=True, slots=True)
+class TextFamily:
+    """What a `model_type` implies, and what its class takes for entries that are missing."""
+
+    architecture: str
+    """GGUF's name."""
+    model_class: str
+    """transformers' class: others of the family are classifiers, or draft heads, or need code of their own."""
+    is_tied: bool = False
+    head_size: int | None = None
+    """`None`: the width divided among the heads."""
+    rope_base: float = 10000.0
+    window: int | None = None
+    window_switch: bool = False
+    """There is a window only if `use_sliding_window` says so, from layer `max_window_layers` on."""
+    window_period: int | None = None
+    """Every n-th layer has no window."""
+    biases: frozenset[str] = frozenset()
+    """Projections with a bias, in GGUF's words, whatever the entries say."""
+    gemma: bool = False
+    """Norms are stored minus one; attention is scaled by `query_pre_attn_scalar`."""
+
+
+FAMILIES = {
+    "llama": TextFamily("llama", "LlamaForCausalLM"),
+    "mistral": TextFamily("llama", "MistralForCausalLM", window=4096),
+    "qwen2": TextFamily("qwen2", "Qwen2ForCausalLM", window=4096, window_switch=True, biases=QKV),
+    "qwen3": TextFamily("qwen3", "Qwen3ForCausalLM", head_size=128, window=4096, window_switch=True),
+    "gemma3_text": TextFamily(
+        "gemma3",
+        "Gemma3ForCausalLM",
+        is_tied=True,
+        head_size=256,
+        rope_base=1e6,
+        window=4096,
+        window_period=6,
+        gemma=True,
+    ),
+}
+"""By transformers' `model_type`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """A checked config.json."""
+
+    path: Path
+    family: TextFamily
+    metadata: Mapping[str, object]
+    """GGUF's keys."""
+    decoder: DecoderConfig
+    is_tied: bool
+    """The embedding makes the logits too; an `lm_head.weight` is not looked at, as in transformers."""
+    biases: frozenset[str]
+    """Projections with a bias, in GGUF's words."""
+    rope_factors: NDArray[np.float32] | None
+    """What rotary frequencies are divided by: Llama 3's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    path: Path
+    metadata: Mapping[str, object]
+
+
+def read_text_config(folder: Path) -> TextConfig:
+    """Read a folder's config.json.
+
+    Raises `UnsupportedArchitecture` naming the family or variant, `ImportFailed` for quantised weights, `CorruptFile`
+    naming the entry.
+    """
+    path = folder / "config.json"
+    config = read_json_object(path)
+    family = _family(config, path)
+    _refuse_variants(config, family, path)
+    prefix = f"{family.architecture}."
+    rope, factors = rope_keys(config, path, head_size(config, family, path), family.rope_base)
+    keys = _sizes(config, family, path) | _attention(config, family, path) | rope
+    metadata = {"general.architecture": family.architecture} | {prefix + key: value for key, value in keys.items()}
+    decoder = read_config(_Keys(path, metadata))
+    return TextConfig(
+        path=path,
+        family=family,
+        metadata=metadata,
+        # GGUF files of llama have the rows of Q and K permuted; these are as they were trained
+        decoder=replace(decoder, traits=replace(decoder.traits, interleaved_rope=False)),
+        is_tied=_flag(config, "tie_word_embeddings", path, default=family.is_tied),
+        biases=_biases(config, family, path),
+        rope_factors=factors,
+    )
+
+
+def head_size(config: Mapping[str, object], family: TextFamily, path: Path) -> int:
+    """Of queries, keys and values."""
+    if (given := config.get("head_dim")) is not None:
+        return positive(given, path, "head_dim")
+    if family.head_size is not None:
+        return family.head_size
+    width, heads = (positive(config.get(key), path, key) for key in ("hidden_size", "num_attention_heads"))
+    return width // heads
+
+
+def _family(config: Mapping[str, object], path: Path) -> TextFamily:
+    kind, classes = config.get("model_type"), config.get("architectures")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise UnsupportedArchitecture(
+            f"{path}: the text model family {kind!r} is not supported in safetensors",
+            hint=f"supported: {', '.join(FAMILIES)}; look for a GGUF file of the model",
+        )
+    family = FAMILIES[kind]
+    if classes and classes != [family.model_class]:
+        raise UnsupportedArchitecture(
+            f"{path}: architectures {classes!r} of {kind!r} are not supported, only {family.model_class}",
+            hint="look for a GGUF file of the model",
+        )
+    return family
+
+
+def _refuse_variants(config: Mapping[str, object], family: TextFamily, path: Path) -> None:
+    """Entries that change what the weights are or what the decoder computes in ways that are not built."""
+    if quantized := config.get("quantization_config") or config.get("compression_config"):
+        method = quantized.get("quant_method", "an unnamed method") if isinstance(quantized, dict) else quantized
+        raise ImportFailed(
+            f"{path}: the weights are quantised by {method}, which is not read",
+            hint="take the model's unquantised safetensors (quantize: q4_K_M makes them small), or a GGUF file",
+        )
+    activation = config.get("hidden_activation") or config.get("hidden_act") or ("silu", _GELU[0])[family.gemma]
+    if activation not in (_GELU if family.gemma else ("silu",)):
+        raise UnsupportedArchitecture(f"{path}: hidden_act {activation!r} is not supported")
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedArchitecture(f"{path}: attention that is not causal is not supported")
+
+
+def _sizes(config: Mapping[str, object], family: TextFamily, path: Path) -> dict[str, object]:
+    def size(key: str) -> int:
+        return positive(config.get(key), path, key)
+
+    heads = size("num_attention_heads")
+    has_groups = config.get("num_key_value_heads") is not None or family.model_class != "LlamaForCausalLM"
+    head = head_size(config, family, path)
+    return {
+        "block_count": size("num_hidden_layers"),
+        "context_length": size("max_position_embeddings"),
+        "embedding_length": size("hidden_size"),
+        "feed_forward_length": size("intermediate_size"),
+        "vocab_size": size("vocab_size"),
+        "attention.head_count": heads,
+        "attention.head_count_kv": size("num_key_value_heads") if has_groups else heads,
+        "attention.key_length": head,
+        "attention.value_length": head,
+        "rope.dimension_count": head,
+    }
+
+
+def _attention(config: Mapping[str, object], family: TextFamily, path: Path) -> dict[str, object]:
+    keys: dict[str, object] = {
+        "attention.layer_norm_rms_epsilon": number(config.get("rms_norm_eps"), path, "rms_norm_eps", 1e-6)
+    }
+    if family.gemma:
+        scalar = number(config.get("query_pre_attn_scalar"), path, "query_pre_attn_scalar", 256.0)
+        keys["attention.scale"] = 1.0 / math.sqrt(scalar)
+        for entry in ("final_logit_softcapping", "attn_logit_softcapping"):
+            if config.get(entry) is not None:
+                keys[entry] = number(config[entry], path, entry)
+    windowed = _windowed_layers(config, family, path)
+    if any(windowed):
+        keys["attention.sliding_window"] = positive(config.get("sliding_window", family.window), path, "sliding_window")
+        keys["attention.sliding_window_pattern"] = windowed
+    return keys
+
+
+def _windowed_layers(config: Mapping[str, object], family: TextFamily, path: Path) -> list[bool]:
+    """Which layers see a window only."""
+    num_layers = positive(config.get("num_hidden_layers"), path, "num_hidden_layers")
+    is_on = _flag(config, "use_sliding_window", path, default=False) if family.window_switch else True
+    if not is_on or config.get("sliding_window", family.window) is None:
+        return [False] * num_layers
+    types = config.get("layer_types")
+    if types is not None:
+        if not isinstance(types, list) or len(types) != num_layers:
+            raise CorruptFile(f"{path}: layer_types is no list with an entry for each of {num_layers} layers")
+        if unknown := [kind for kind in types if kind not in ("sliding_attention", "full_attention")]:
+            raise UnsupportedArchitecture(f"{path}: layers of type {unknown[0]!r} are not supported")
+        return [kind == "sliding_attention" for kind in types]
+    if family.window_switch:
+        first = config.get("max_window_layers", 28)
+        return [layer >= first if isinstance(first, int) else False for layer in range(num_layers)]
+    if family.window_period is None:
+        return [True] * num_layers
+    period = positive(config.get("sliding_window_pattern", family.window_period), path, "sliding_window_pattern")
+    return [(layer + 1) % period != 0 for layer in range(num_layers)]
+
+
+def _biases(config: Mapping[str, object], family: TextFamily, path: Path) -> frozenset[str]:
+    attention = _ATTENTION if _flag(config, "attention_bias", path, default=False) else frozenset()
+    mlp = _MLP if _flag(config, "mlp_bias", path, default=False) else frozenset()
+    return family.biases or attention | mlp
+
+
+def _flag(config: Mapping[str, object], key: str, path: Path, *, default: bool) -> bool:
+    value = default if config.get(key) is None else config[key]
+    if not isinstance(value, bool):
+        raise CorruptFile(f"{path}: {key} is {value!r}, true or false is expected", hint="fetch it again")
+    return value

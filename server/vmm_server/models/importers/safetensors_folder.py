@@ -1,0 +1,70 @@
+"""A folder of safetensors, whatever model it holds: config.json tells whether it writes text or is an encoder."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from gguf.constants import LlamaFileType
+
+from vmm_server.errors import InvalidRequest, UnsupportedArchitecture
+from vmm_server.models.importers.encoder import check_encoder, import_encoder
+from vmm_server.models.importers.encoder_config import FAMILIES as ENCODER_FAMILIES
+from vmm_server.models.importers.imported import ImportedModel
+from vmm_server.models.importers.json_files import read_json_object
+from vmm_server.models.importers.safetensors_config import FAMILIES, read_text_config
+from vmm_server.models.importers.safetensors_decoder import import_decoder
+
+Convert = Callable[[Path, Path, Callable[[int, int], None]], ImportedModel]
+
+
+def _no_progress(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+def check_safetensors(folder: Path) -> None:
+    """Say from the configuration alone whether the weights could be imported. Raises `ImportFailed` and its kinds."""
+    if is_text_model(folder):
+        read_text_config(folder)
+    else:
+        check_encoder(folder)
+
+
+def import_safetensors(
+    source: Path,
+    folder: Path,
+    progress: Callable[[int, int], None] = _no_progress,
+    *,
+    quantize: LlamaFileType | None = None,
+) -> ImportedModel:
+    """Write the model in the folder `source` into the empty `folder`: see `import_decoder` and `import_encoder`.
+
+    Raises `InvalidRequest` for an encoder that is to be quantised.
+    """
+    if is_text_model(source):
+        return import_decoder(source, folder, progress, quantize=quantize)
+    if quantize is not None:
+        raise InvalidRequest("quantize: encoders cannot be quantized, only models that write text", param="quantize")
+    return import_encoder(source, folder, progress)
+
+
+def quantizing(mix: LlamaFileType) -> Convert:
+    """`import_safetensors` that quantises."""
+    return partial(import_safetensors, quantize=mix)
+
+
+def is_text_model(folder: Path) -> bool:
+    """Whether config.json is a text model's; sentence-transformers' modules.json makes an encoder of any.
+
+    Raises `UnsupportedArchitecture` for a family that is known as neither, `CorruptFile`.
+    """
+    path = folder / "config.json"
+    family = read_json_object(path).get("model_type")
+    if (folder / "modules.json").is_file() or family in ENCODER_FAMILIES:
+        return False
+    if family not in FAMILIES:
+        raise UnsupportedArchitecture(
+            f"{path}: the model family {family!r} is not supported in safetensors",
+            hint=f"supported: {', '.join(FAMILIES)}; of encoders {', '.join(ENCODER_FAMILIES)}. "
+            "Look for a GGUF file of the model",
+        )
+    return True

@@ -1,0 +1,103 @@
+"""Rotary position embedding as config.json tells it, in the words of GGUF.
+
+transformers 5 writes `rope_parameters`, of one kind of layer or by kinds; before it was `rope_theta` and, of longer
+contexts, `rope_scaling` (src/transformers/modeling_rope_utils.py).
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmm_server.errors import CorruptFile, UnsupportedArchitecture
+from vmm_server.models.importers.json_files import number
+
+_KINDS = ("full_attention", "sliding_attention")
+
+
+def rope_keys(
+    config: Mapping[str, object], path: Path, head_size: int, base: float
+) -> tuple[dict[str, object], NDArray[np.float32] | None]:
+    """GGUF's keys (without the architecture), and Llama 3's factors, float32 `[head_size / 2]`, if it has them.
+
+    `base` stands in for a missing `rope_theta`. Raises `CorruptFile`, `UnsupportedArchitecture`, naming the entry.
+    """
+    rope = _entry(config, "rope_scaling", path) or _entry(config, "rope_parameters", path)
+    local: Mapping[str, object] = {}
+    if any(kind in rope for kind in _KINDS):
+        rope, local = (_entry(rope, kind, path) for kind in _KINDS)
+    given = dict(config) | dict(rope)  # `rope_theta` and the like stand in either
+    if given.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise UnsupportedArchitecture(f"{path}: partial_rotary_factor is not supported")
+    if (kind := _type(local)) != "default":
+        raise UnsupportedArchitecture(f"{path}: rope_type {kind!r} of layers with a window is not supported")
+    theta = number(given.get("rope_theta"), path, "rope_theta", base)
+    keys: dict[str, object] = {"rope.freq_base": theta}
+    if (local_theta := local.get("rope_theta", config.get("rope_local_base_freq"))) is not None:
+        keys["rope.freq_base_swa"] = number(local_theta, path, "rope_local_base_freq")
+    kind = _type(rope)
+    if kind == "default":
+        return keys, None
+    if kind not in ("linear", "yarn", "llama3"):
+        raise UnsupportedArchitecture(
+            f"{path}: rope_type {kind!r} is not supported", hint="default, linear, yarn and llama3 are"
+        )
+    factor = number(rope.get("factor"), path, "rope_scaling.factor")
+    if kind == "linear":
+        return keys | {"rope.scaling.type": "linear", "rope.scaling.factor": factor}, None
+    given.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
+    length = number(given["original_max_position_embeddings"], path, "original_max_position_embeddings")
+    if kind == "llama3":
+        low, high = (
+            number(rope.get(key), path, f"rope_scaling.{key}") for key in ("low_freq_factor", "high_freq_factor")
+        )
+        if low >= high:
+            raise CorruptFile(f"{path}: rope_scaling.low_freq_factor is not below high_freq_factor")
+        return keys, _llama3_factors(theta, head_size, factor, low, high, length)
+    return keys | _yarn(rope, path, factor, length), None
+
+
+def _yarn(rope: Mapping[str, object], path: Path, factor: float, length: float) -> dict[str, object]:
+    if rope.get("truncate") is False:
+        raise UnsupportedArchitecture(f"{path}: yarn with truncate: false is not supported")
+    if factor < 1:
+        raise CorruptFile(f"{path}: rope_scaling.factor is {factor}, at least 1 is expected")
+    usual = 1 + 0.1 * math.log(factor)  # what GGUF multiplies its factor with
+    magnitude = usual
+    if rope.get("attention_factor") is not None:
+        magnitude = number(rope["attention_factor"], path, "rope_scaling.attention_factor")
+    elif rope.get("mscale") and rope.get("mscale_all_dim"):
+        over, under = (number(rope[key], path, f"rope_scaling.{key}") for key in ("mscale", "mscale_all_dim"))
+        magnitude = (1 + 0.1 * over * math.log(factor)) / (1 + 0.1 * under * math.log(factor))
+    return {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": factor,
+        "rope.scaling.original_context_length": int(length),
+        "rope.scaling.attn_factor": magnitude / usual,
+        "rope.scaling.yarn_beta_fast": number(rope.get("beta_fast") or None, path, "rope_scaling.beta_fast", 32.0),
+        "rope.scaling.yarn_beta_slow": number(rope.get("beta_slow") or None, path, "rope_scaling.beta_slow", 1.0),
+    }
+
+
+def _llama3_factors(
+    theta: float, head_size: int, factor: float, low: float, high: float, length: float
+) -> NDArray[np.float32]:
+    """What each pair's frequency is divided by: nothing above `high` turns over the original context, `factor` below
+    `low`, and between them a ramp of what is multiplied."""
+    turns = length * theta ** (-np.arange(0, head_size, 2) / head_size) / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    factors: NDArray[np.float32] = (1 / (kept + (1 - kept) / factor)).astype(np.float32)
+    return factors
+
+
+def _entry(config: Mapping[str, object], key: str, path: Path) -> Mapping[str, object]:
+    value = config.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise CorruptFile(f"{path}: {key} is {str(value)[:100]!r}, an object is expected", hint="fetch it again")
+    return value or {}
+
+
+def _type(rope: Mapping[str, object]) -> object:
+    return rope.get("rope_type") or rope.get("type") or "default"
