@@ -17,7 +17,9 @@ CAUSAL_LM: dict[str, str] = {
 }
 """Adapters that implement `CausalLMRunner`, as `module:factory`."""
 
-TEXT_BACKENDS: dict[str, str] = {}
+TEXT_BACKENDS: dict[str, str] = {
+    "echo-backend": "vmm_adapters.echo_backend:load_backend",
+}
 """Adapters that implement `TextBackend`, as `module:factory`."""
 
 ENCODERS: dict[str, str] = {

@@ -16,6 +16,7 @@ with `RuntimeFailed` or changes the answer.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Semaphore
@@ -215,13 +216,20 @@ def decode(tokens: NDArray[np.int32]) -> bytes:
     return b"".join((*pieces, tokens[start:].astype(np.uint8).tobytes()))
 
 
+def encode(text: str) -> list[int]:
+    """The tokens of a text, special tokens by their names."""
+    pieces = re.split("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")", text)
+    specials = {token: _FIRST_SPECIAL + index for index, token in enumerate(SPECIAL_TOKENS)}
+    return [token for piece in pieces for token in ([specials[piece]] if piece in specials else piece.encode())]
+
+
 def list_devices() -> tuple[str, ...]:
     """It computes on the CPU."""
     return ("CPU",)
 
 
-def load_runner(folder: Path, options: RunnerOptions) -> EchoRunner:
-    """Load what `write_echo_model` wrote. Raises `UnsupportedModel` for any other model, `OutOfMemory`."""
+def read_sizes(folder: Path) -> tuple[int, int]:
+    """Context length and block size of what `write_echo_model` wrote. Raises `UnsupportedModel` for any other model."""
     try:
         model = json.loads((folder / "genai_config.json").read_text("utf-8"))["model"]
         kind, context_length, block_size = model["type"], model["context_length"], model.get("block_size", 16)
@@ -229,6 +237,12 @@ def load_runner(folder: Path, options: RunnerOptions) -> EchoRunner:
         raise UnsupportedModel(f"{folder.name} is not an echo model: {error}") from error
     if kind != "echo":
         raise UnsupportedModel(f"the echo adapter cannot run a {kind!r} model")
+    return context_length, block_size
+
+
+def load_runner(folder: Path, options: RunnerOptions) -> EchoRunner:
+    """Load what `write_echo_model` wrote. Raises `UnsupportedModel` for any other model, `OutOfMemory`."""
+    context_length, block_size = read_sizes(folder)
     affordable = options.kv_cache_bytes // (block_size * _BYTES_PER_POSITION)
     useful = options.max_sequences * -(-context_length // block_size)
     if affordable == 0:
@@ -245,7 +259,7 @@ def write_echo_model(folder: Path, *, context_length: int = 512, block_size: int
     """Write a model folder that `load_runner` and `tokenizers` read. Existing files are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {
-        "tokenizer.json": _tokenizer(),
+        "tokenizer.json": tokenizer_json(),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": "<|end|>",
@@ -269,7 +283,7 @@ def write_echo_model(folder: Path, *, context_length: int = 512, block_size: int
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
 
 
-def _tokenizer() -> dict[str, object]:
+def tokenizer_json() -> dict[str, object]:
     """A byte-level BPE without merges, as `tokenizer.json`: the token id of a byte is the byte."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
