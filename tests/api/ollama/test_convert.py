@@ -98,6 +98,14 @@ def test_an_option_that_asks_for_no_penalties_is_asked_for() -> None:
     assert not generate(options={"repeat_last_n": 0}).unset & {"repetition_penalty", "presence_penalty"}
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({"top_logprobs": 2}, None), ({"logprobs": False, "top_logprobs": 2}, None), ({"logprobs": True}, 0)],
+)
+def test_top_logprobs_count_where_logprobs_are_asked_for(fields: dict[str, object], expected: int | None) -> None:
+    assert generate(**fields).sampling.logprobs == expected
+
+
 def test_integral_floats_are_integers() -> None:
     request = generate(options={"num_ctx": 8192.0, "num_predict": 5.0, "top_k": 2.0})
     assert (request.num_ctx, request.sampling.max_tokens, request.sampling.top_k) == (8192, 5, 2)
@@ -311,6 +319,13 @@ def test_a_tool_loop_arrives() -> None:
         thinking_param="think",
         truncate=True,
     )
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"type": "", "properties": None, "required": None}])
+def test_a_tool_without_parameters_may_say_so_as_gos_clients_do(parameters: object) -> None:
+    request = chat({"role": "user", "content": "x"}, tools=[{"function": {"name": "f", "parameters": parameters}}])
+    assert isinstance(request.prompt, ChatPrompt)
+    assert request.prompt.tools == ToolUse((Tool("f"),))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from vmm_server.api.ollama.options import context_limit, kept_tokens, sampling_params, unset_params
+from vmm_server.api.ollama.schemas import closed
 from vmm_server.api.ollama.wire import ChatBody, ChatMessage, GenerateBody, GenerationFields, Options, WireTool
 from vmm_server.api.tools import make_tool, make_tool_use
 from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedCapability, UnsupportedParameter
@@ -130,8 +131,9 @@ def _tool_use(tools: Sequence[WireTool]) -> ToolUse | None:
 def _tool(wire: WireTool, where: str) -> Tool:
     if wire.type not in (None, "", "function"):
         raise UnsupportedParameter(f"{where}.type: {wire.type!r} is not supported", param=f"{where}.type")
-    function = wire.function
-    return make_tool(function.name, function.description, function.parameters, where=f"{where}.function")
+    function, unset = wire.function, (None, "")  # as Go's clients send `properties` and `type` that were not set
+    parameters = {name: value for name, value in (function.parameters or {}).items() if value not in unset}
+    return make_tool(function.name, function.description, parameters, where=f"{where}.function")
 
 
 def _message(model: str, wire: ChatMessage, index: int) -> Message:
@@ -157,11 +159,10 @@ def _message(model: str, wire: ChatMessage, index: int) -> Message:
 
 def _request(body: GenerationFields, prompt: TextPrompt | ChatPrompt | InsertPrompt) -> GenerateRequest:
     options = body.options or Options()
-    wants_logprobs = bool(body.logprobs or body.top_logprobs)
     return GenerateRequest(
         model=body.model,
         prompt=prompt,
-        sampling=sampling_params(options, num_logprobs=(body.top_logprobs or 0) if wants_logprobs else None),
+        sampling=sampling_params(options, num_logprobs=(body.top_logprobs or 0) if body.logprobs else None),
         unset=unset_params(options),
         keep_alive=body.keep_alive,
         constraint=_constraint(body.format),
@@ -176,6 +177,6 @@ def _constraint(wanted: object) -> Constraint | None:
     if wanted == "json":
         return JsonObject("format")
     if isinstance(wanted, dict):
-        return JsonSchema(json.dumps(wanted), "format")
+        return JsonSchema(json.dumps(closed(wanted)), "format")
     text = json.dumps(wanted)[:100]
     raise InvalidRequest(f'format: {text} is neither "json" nor a JSON schema', param="format")

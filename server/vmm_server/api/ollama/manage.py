@@ -1,7 +1,8 @@
 """Routes under `/api` that change what is installed: pull, push, create, copy, delete."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from typing import Any
 
 from litestar import Controller, MediaType, Request, Response, delete, post
@@ -15,12 +16,12 @@ from vmm_server.api.ollama.progress import progress_reply, then_unload_unused
 from vmm_server.api.ollama.wire_models import CopyBody, CreateBody, NamedModel, PullBody, PushBody, required
 from vmm_server.api.openapi import described
 from vmm_server.api.origins import is_loopback
-from vmm_server.errors import InvalidModelName, InvalidRequest, ModelNotFound
+from vmm_server.errors import ImportFailed, InvalidModelName, InvalidRequest, ModelNotFound
 from vmm_server.models.compiled import delete_compiled
 from vmm_server.models.create import Creator
 from vmm_server.models.names import ModelName
 from vmm_server.models.pool import ModelPool
-from vmm_server.models.pull import Puller
+from vmm_server.models.pull import Puller, PullEvent
 from vmm_server.models.push import Pusher
 from vmm_server.models.registry import Registry
 from vmm_server.settings import Settings
@@ -83,7 +84,12 @@ class ManageController(Controller):
         """Progress as `/api/pull` has it. What has the name already is replaced."""
         body = await read_body(request, CreateBody)
         asked = create_request(body)
-        return progress_reply(lambda: then_unload_unused(creator.create(asked), pool, registry), stream=body.stream)
+
+        def start() -> AsyncGenerator[PullEvent]:
+            events = creator.create(asked)
+            return then_unload_unused(_of_uploads(events) if asked.files else events, pool, registry)
+
+        return progress_reply(start, stream=body.stream)
 
     @post(
         "/copy",
@@ -130,6 +136,16 @@ class ManageController(Controller):
         await asyncio.to_thread(registry.remove, name)
         await asyncio.to_thread(delete_compiled, settings.cache_dir, keep=registry.installed())
         return empty()
+
+
+async def _of_uploads(events: AsyncGenerator[PullEvent]) -> AsyncGenerator[PullEvent]:
+    """The same events; uploaded files that make no model are the request's mistake: `InvalidRequest`."""
+    async with aclosing(events):
+        try:
+            async for event in events:
+                yield event
+        except ImportFailed as error:
+            raise InvalidRequest(error.message, param="files", hint=error.hint) from error
 
 
 def _check_elsewhere(name: ModelName) -> None:
