@@ -232,6 +232,14 @@ def test_phi3_strips_the_space_after_its_special_tokens(build: Build) -> None:
     space, x = (BYTE_CHARACTERS.index(character) for character in "Ġx")
     assert build(metadata)[0].encode("<|user|> x").ids == [256, space, x]
     assert build(metadata | {"general.name": "Phi-3 mini"})[0].encode("<|user|> x").ids == [256, x]
+    # Phi-4's vocabulary is no SentencePiece, and keeps it; Phi-3.5's name does not tell
+    assert build(metadata | {"general.architecture": "phi3"})[0].encode("<|user|> x").ids == [256, space, x]
+    pieces = sentencepiece({"▁": -1.0, "▁x": -2.0, "x": -3.0, "<|user|>": 0.0}, add_space_prefix=False)
+    pieces["tokenizer.ggml.token_type"][-1] = 3
+    old, new = (build(pieces | {"general.architecture": name})[0] for name in ("llama", "phi3"))
+    user, spaced, bare = (old.token_to_id(text) for text in ("<|user|>", "▁x", "x"))
+    assert old.encode("<|user|> x", add_special_tokens=False).ids == [user, spaced]
+    assert new.encode("<|user|> x", add_special_tokens=False).ids == [user, bare]
 
 
 def test_the_folder_says_what_the_file_says(tmp_path: Path) -> None:

@@ -196,7 +196,12 @@ def _chat_template(metadata: Mapping[str, object]) -> str | None:
 
 
 def _is_phi3(metadata: Mapping[str, object]) -> bool:
-    """Phi-3 takes the white space after its special tokens away; nothing but the model's name tells (llama.cpp)."""
+    """Phi-3 takes the white space after its special tokens away, and no key says so.
+
+    llama.cpp goes by the model's name alone and misses Phi-3.5; Phi-4, of the same architecture, has no SentencePiece.
+    """
+    if metadata.get("general.architecture") == "phi3":
+        return metadata.get("tokenizer.ggml.model") == "llama"
     name = metadata.get("general.name")
     return isinstance(name, str) and any(part in name.lower() for part in _PHI3_NAMES)
 
