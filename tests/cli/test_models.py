@@ -62,9 +62,9 @@ def _environment(monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path) ->
 
 
 @pytest.fixture(params=["store", "server"])
-def place(request: pytest.FixtureRequest, url: str) -> list[str]:
+def place(request: pytest.FixtureRequest, url: str, home: Path) -> list[str]:
     """The flags that say where to work."""
-    return [] if request.param == "store" else ["--host", url]
+    return ["--home", str(home)] if request.param == "store" else ["--host", url]
 
 
 @pytest.fixture
@@ -191,32 +191,79 @@ def test_what_goes_wrong_is_told_on_stderr(
     assert error in told
 
 
-def test_a_modelfile_on_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_modelfile_on_standard_input(vmm: Vmm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"FROM echo\nSYSTEM Hi")))
-    assert main(["create", "piped", "-f", "-"]) == 0
-    assert main(["show", "piped", "--system"]) == 0
-    assert capsys.readouterr().out == "Hi\n"
+    vmm("create", "piped", "-f", "-")
+    assert vmm("show", "piped", "--system") == "Hi\n"
 
 
 def test_a_push_to_another_server(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path) -> None:
     with embedded_server(read_settings(home=str(tmp_path / "there"))) as there:
         name = f"{there.removeprefix('http://')}/library/echo:pushed"
-        for flags in ([], ["--host", url]):
+        for flags in (["--home", str(home)], ["--host", url]):
             assert main(["cp", "echo", name, *flags]) == 0
             assert main(["push", name, *flags]) == 0, capsys.readouterr().err
             assert main(["show", "echo:pushed", "--host", there]) == 0
             assert main(["rm", "echo:pushed", "--host", there]) == 0
 
 
-def test_what_the_variable_names_is_asked_if_it_is_not_here(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("variable", "value", "server"),
+    [
+        ("VMM_PORT", "9", "127.0.0.1:9"),
+        ("OLLAMA_HOST", "127.0.0.1:9", "127.0.0.1:9"),
+        ("OLLAMA_HOST", "http://vmm.invalid:9", "vmm.invalid:9"),
+        ("vmm.toml", "port = 9", "127.0.0.1:9"),
+    ],
+)
+def test_a_server_that_is_named_is_asked_wherever_it_is(
+    variable: str,
+    value: str,
+    server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    home: Path,
 ) -> None:
     monkeypatch.delenv("VMM_PORT")
-    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    if variable == "vmm.toml":
+        (tmp_path / "vmm.toml").write_text(value)
+        monkeypatch.setenv("VMM_HOME", str(tmp_path))
+    else:
+        monkeypatch.setenv(variable, value)
+    for words in (["list"], ["show", "echo"], ["cp", "echo", "x"], ["rm", "x"], ["pull", "x"], ["push", "a.b/c/x"]):
+        assert main(words) == 1
+        told = capsys.readouterr().err
+        assert f"error: no server answers at http://{server}\n" in told
+        assert f"hint: start it with: vmm serve; without {variable}, or with --home, " in told
+    assert main(["list", "--home", str(home)]) == 0, "a flag wins"
+
+
+def test_a_server_of_this_machine_that_is_named_has_its_own_models(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VMM_HOME", str(tmp_path))
+    monkeypatch.setenv("VMM_PORT", url.rpartition(":")[2])
     assert main(["list"]) == 0
-    monkeypatch.setenv("OLLAMA_HOST", "http://vmm.invalid:9")
-    assert main(["list"]) == 1
-    assert "no server answers at http://vmm.invalid:9" in capsys.readouterr().err
+    assert "echo:latest" in capsys.readouterr().out
+    monkeypatch.delenv("VMM_PORT")
+    assert main(["list"]) == 0
+    assert "echo:latest" not in capsys.readouterr().out
+
+
+def test_files_of_this_machine_are_pulled_by_any_server(vmm: Vmm, tmp_path: Path) -> None:
+    tiny = runpy.run_path(str(DATA / "gguf_reference" / "tiny_models.py"))
+    (tmp_path / "Tiny Llama").mkdir()
+    path = tmp_path / "Tiny Llama" / "My Tiny.gguf"
+    tiny["write_gguf"](path, tiny["MODELS"]["llama"])
+    vmm("pull", f"file:{path}")
+    vmm("pull", "file:./Tiny Llama/My Tiny.gguf", "--name", "org/mine:1")
+    (tmp_path / "Modelfile").write_text(f"FROM file:{path}\nSYSTEM Hi")
+    vmm("create", "made")
+    names = [line.split()[0] for line in vmm("list").splitlines()]
+    assert {"my-tiny:latest", "org/mine:1", "made:latest"} < set(names)
+    assert vmm("show", "made", "--system") == "Hi\n"
+    vmm("pull", "file:./gone.gguf", code=1)
 
 
 @pytest.mark.parametrize("word", ["signin", "signout"])
@@ -235,15 +282,13 @@ EXAMPLES = re.findall(r"```modelfile\n(.*?)```", (ROOT / "docs" / "modelfile.md"
 
 
 @pytest.mark.parametrize("text", EXAMPLES, ids=lambda text: text.partition("\n")[2][:20])
-def test_the_examples_of_the_documentation(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_the_documentation(text: str, vmm: Vmm, tmp_path: Path) -> None:
     tiny = runpy.run_path(str(DATA / "gguf_reference" / "tiny_models.py"))
     tiny["write_gguf"](tmp_path / "my-model.Q4_K_M.gguf", tiny["MODELS"]["llama"])
     (tmp_path / "Modelfile").write_text(text)
-    assert main(["cp", "echo", "smollm2:135m"]) == 0
-    assert main(["create", "example"]) == 0, capsys.readouterr().err
-    capsys.readouterr()
-    assert main(["show", "example", "--modelfile"]) == 0
-    shown, said = parse_modelfile(capsys.readouterr().out), parse_modelfile(text)
+    vmm("cp", "echo", "smollm2:135m")
+    vmm("create", "example")
+    shown, said = parse_modelfile(vmm("show", "example", "--modelfile")), parse_modelfile(text)
     assert shown.system == said.system
     assert shown.messages == said.messages
     assert shown.parameters.items() >= said.parameters.items()

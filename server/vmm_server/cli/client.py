@@ -32,8 +32,12 @@ def server_url(address: str | None, settings: Settings) -> str:
 class Client:
     """One server. Methods raise `VMMError` with the server's own words, or `ModelNotFound`."""
 
-    def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self, url: str, *, hint: str = "start one with: vmm serve", transport: httpx.BaseTransport | None = None
+    ) -> None:
+        """`hint` is said when no server answers."""
         self.url = url
+        self._hint = hint
         # answers may take as long as they like; a proxy is for other machines
         timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
         self._http = httpx.Client(
@@ -96,14 +100,14 @@ class Client:
 
     def has_blob(self, digest: str) -> bool:
         """Whether the server has the file of this `sha256:<hex>`."""
-        with _transport_errors(self.url):
+        with _transport_errors(self.url, self._hint):
             response = self._http.head(f"/api/blobs/{digest}")
         return response.status_code != 404 and _checked(response, "").is_success
 
     def put_blob(self, digest: str, content: Iterator[bytes], size_bytes: int) -> None:
         """Send the file of this `sha256:<hex>`."""
         headers = {"content-length": str(size_bytes)}
-        with _transport_errors(self.url):
+        with _transport_errors(self.url, self._hint):
             response = self._http.post(f"/api/blobs/{digest}", content=content, headers=headers)
         _checked(response, "")
 
@@ -128,7 +132,7 @@ class Client:
         self.close()
 
     def _models(self, path: str) -> list[dict[str, Any]]:
-        with _transport_errors(self.url):
+        with _transport_errors(self.url, self._hint):
             response = self._http.get(path)
         models: list[dict[str, Any]] = _checked(response, "").json()["models"]
         return models
@@ -138,7 +142,7 @@ class Client:
         return answer
 
     def _send(self, method: str, path: str, body: Mapping[str, object], model: str) -> httpx.Response:
-        with _transport_errors(self.url):
+        with _transport_errors(self.url, self._hint):
             response = self._http.request(method, path, json=body)
         return _checked(response, model)
 
@@ -147,7 +151,8 @@ class Client:
             yield PullEvent(event["status"], event.get("digest"), event.get("total"), event.get("completed"))
 
     def _stream(self, path: str, body: Mapping[str, object]) -> Iterator[dict[str, Any]]:
-        with _transport_errors(self.url), self._http.stream("POST", path, json={**body, "stream": True}) as response:
+        asked = self._http.stream("POST", path, json={**body, "stream": True})
+        with _transport_errors(self.url, self._hint), asked as response:
             if response.is_error:
                 response.read()
             _checked(response, str(body.get("from") or body["model"]))
@@ -159,12 +164,12 @@ class Client:
 
 
 @contextmanager
-def _transport_errors(url: str) -> Iterator[None]:
+def _transport_errors(url: str, hint: str) -> Iterator[None]:
     """Turn httpx's connection errors into one line with the mend."""
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise VMMError(f"no server answers at {url}", hint="start one with: vmm serve") from error
+        raise VMMError(f"no server answers at {url}", hint=hint) from error
     except httpx.TransportError as error:
         raise VMMError(f"the connection to {url} broke: {error or type(error).__name__}") from error
 

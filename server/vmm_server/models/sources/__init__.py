@@ -14,6 +14,7 @@ __all__ = [
     "SourceFile",
     "Step",
     "Transfer",
+    "is_local",
     "is_uri",
     "make_client",
     "parse_source",
@@ -27,6 +28,11 @@ def is_uri(reference: str) -> bool:
     return reference.startswith(_SCHEMES)
 
 
+def is_local(reference: str) -> bool:
+    """Whether this is the URI of a file or a folder."""
+    return reference.startswith("file:")
+
+
 def parse_source(uri: str, retry: RetryPolicy) -> Source:
     """The source a URI names. Raises `InvalidRequest` saying what is wrong with it."""
     if uri.startswith("pypi:"):
@@ -35,6 +41,6 @@ def parse_source(uri: str, retry: RetryPolicy) -> Source:
         return HubSource.parse(uri, retry)
     if uri.startswith(("https:", "http:")):
         return HttpsSource.parse(uri, retry)
-    if uri.startswith("file:"):
+    if is_local(uri):
         return LocalSource.parse(uri)
     raise invalid_uri(uri, f"a source starts with one of {' '.join(_SCHEMES)}")
