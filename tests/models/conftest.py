@@ -366,6 +366,19 @@ def tiny_models() -> ModuleType:
 
 
 @pytest.fixture
+def write_folder(tmp_path: Path, tiny_models: ModuleType) -> Callable[..., Path]:
+    """`write_folder("llama", **tiny_folders.write_folder's other arguments)`: the path of a folder of safetensors."""
+    written = runpy.run_path(str(Path(__file__).parents[1] / "data" / "gguf_reference" / "tiny_folders.py"))
+
+    def write(name: str, tensors: object = None, **changes: object) -> Path:
+        model = tiny_models.MODELS[name]
+        folder: Path = tmp_path / f"{name}-folder"
+        return written["write_folder"](folder, model, tensors or tiny_models.weights(model), **changes)
+
+    return write
+
+
+@pytest.fixture
 def write_tiny(tmp_path: Path, tiny_models: ModuleType) -> Callable[..., Path]:
     """`write_tiny("llama", quantization="Q4_0", **write_gguf's other arguments)`: the path of a new file."""
 

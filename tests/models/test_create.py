@@ -262,10 +262,10 @@ def test_several_files_make_a_folder_that_is_run_as_it_is(store: Store, creator:
     assert model.source == "upload:genai_config.json, model.onnx, sub/x.txt"
 
 
-def test_safetensors_of_a_text_model_are_refused_with_what_to_do(store: Store, make_creator: MakeCreator) -> None:
-    config = json.dumps({"model_type": "llama", "hidden_size": 8}).encode()
+def test_safetensors_of_an_unknown_family_are_refused_with_what_to_do(store: Store, make_creator: MakeCreator) -> None:
+    config = json.dumps({"model_type": "mamba", "hidden_size": 8}).encode()
     files = {"config.json": put(store, config), "model.safetensors": put(store, b"w")}
-    with pytest.raises(ImportFailed, match="the uploaded files/config") as caught:
+    with pytest.raises(ImportFailed, match="the uploaded files/config.*'mamba'") as caught:
         create(make_creator(importer=IMPORTER), "m", files=files)
     assert caught.value.hint is not None
     assert "GGUF" in caught.value.hint
@@ -304,8 +304,8 @@ def test_one_gguf_a_model(store: Store, creator: Creator, files: dict[str, bytes
         creator.create(CreateRequest("m", files=uploaded))
 
 
-def test_only_gguf_files_are_quantised(store: Store, creator: Creator) -> None:
-    with pytest.raises(InvalidRequest, match="only GGUF files can be quantized"):
+def test_what_has_no_float_weights_is_not_quantised(store: Store, creator: Creator) -> None:
+    with pytest.raises(InvalidRequest, match="only GGUF files and safetensors can be quantized"):
         creator.create(CreateRequest("m", files={"model.onnx": put(store, b"onnx")}, quantize="q8_0"))
 
 

@@ -417,7 +417,7 @@ def test_what_a_repository_offers(
     [
         (":Q2_K", SourceNotFound, "one-Q4_K_M.gguf, one-Q8_0.gguf"),
         ("/none.gguf", SourceNotFound, "README.md"),
-        ("/plain", SourceNotFound, "safetensors have to be converted"),
+        ("/plain", SourceNotFound, "safetensors need config.json and tokenizer.json"),
         ("/split", ImportFailed, "there is one-Q4_K_M.gguf, one-Q8_0.gguf"),
         ("/split/big-00001-of-00002.gguf", ImportFailed, "is one part of a split GGUF"),
         ("/x.onnx", ImportFailed, "or a folder"),

@@ -7,15 +7,17 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from gguf.constants import LlamaFileType
 from pydantic import TypeAdapter, ValidationError
 
 from vmm_server.errors import ImportFailed
 from vmm_server.models.disk import delete_folder, publish_folder, store_errors
 from vmm_server.models.importers.imported import ImportedModel
+from vmm_server.models.importers.quantization_mix import mix_name
 from vmm_server.models.sources import Listing, Step
 from vmm_server.models.sources.base import hash_file
 from vmm_server.models.store import Store
@@ -40,9 +42,17 @@ class Importer:
     converters: Mapping[str, Convert]
     """Of the formats that are not run as they are."""
     check_config: Callable[[Path], None]
-    """Raises `ImportFailed` when a folder's config.json alone shows that its safetensors cannot be converted."""
+    """Raises `ImportFailed` when a folder's small files alone show that its safetensors cannot be converted."""
     version: str
     """Part of an imported folder's name: a new version imports anew, what is installed stays as it is."""
+    quantizers: Mapping[str, Callable[[LlamaFileType], Convert]] = field(default_factory=dict)
+    """Of the formats whose weights can be quantised while they are converted."""
+
+    def quantizing(self, mix: LlamaFileType) -> "Importer":
+        """One that does so, and keeps what it makes apart."""
+        converters = {format_: quantizer(mix) for format_, quantizer in self.quantizers.items()}
+        version = f"{self.version}-{mix_name(mix).lower()}"
+        return replace(self, converters={**self.converters, **converters}, version=version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +94,11 @@ class FolderBuilder:
             size_bytes = path.stat().st_size
             self._store.ensure_free(size_bytes, self._uri)
             return self._import(path, hash_file(path, self._transfer(status), total=size_bytes), format_)
-        imported = None if format_ in self._importer.converters else self._importer.describe_folder(path)
+        imported = None
+        if format_ not in self._importer.converters:
+            imported = self._importer.describe_folder(path)
+        elif format_ == "safetensors":
+            self._importer.check_config(path)  # before gigabytes are read for nothing
         files = sorted(found for found in path.rglob("*") if found.is_file())
         total, done, digests = sum(file.stat().st_size for file in files), 0, {}
         for file in files:
@@ -128,10 +142,10 @@ class FolderBuilder:
             self._store.release_blob(fetched)  # all that is needed of it is in the folder
         return runnable
 
-    def check_config(self, digest: str) -> None:
-        """Raise `ImportFailed` when config.json (a blob) shows that the weights beside it could not be converted."""
+    def check_config(self, digests: Mapping[str, str]) -> None:
+        """Raise `ImportFailed` when small files (path → blob) show that the weights beside them cannot be converted."""
         with self._scratch() as folder, self._named(folder):
-            self._link({"config.json": digest}, folder)
+            self._link(digests, folder)
             self._importer.check_config(folder)
 
     def imported_folder(self, digest: str, format_: str) -> Path:
@@ -186,7 +200,7 @@ class FolderBuilder:
         imported = self._build(folder, checked, lambda: self._importer.describe_folder(folder))
         return Runnable(folder, imported, digest, self._importer.detect_format(folder))
 
-    def _link(self, digests: dict[str, str], folder: Path) -> None:
+    def _link(self, digests: Mapping[str, str], folder: Path) -> None:
         """Put fetched files into `folder`, under their paths."""
         for path, digest in digests.items():
             target = folder / path

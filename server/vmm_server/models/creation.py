@@ -7,7 +7,7 @@ one name the second waits. Only the manifest, written last, makes the model exis
 import hashlib
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -24,10 +24,7 @@ from vmm_server.models.on_top import CreateRequest, check_parent, digest_of, put
 from vmm_server.models.sources import Listing, Step
 from vmm_server.models.store import UPLOADED, InstalledModel, Store
 
-_SAFETENSORS_HINT = (
-    "safetensors are converted for encoders only; take a text model as a GGUF file (convert_hf_to_gguf.py of llama.cpp "
-    "makes one) or as an onnxruntime-genai folder"
-)
+SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,27 +113,33 @@ class Creation:
         return self._built(label, lambda builder: builder.import_fetched(Listing(label, None), {label: digest}))
 
     def _import_folder(self, digests: dict[str, str], label: str) -> Runnable:
-        if not any(path.endswith(".safetensors") for path in digests):
+        if not has_safetensors(digests):
             return self._built(label, lambda builder: builder.link_folder(digests))
 
         def convert(builder: FolderBuilder) -> Runnable:
             if "config.json" in digests:
-                try:
-                    builder.check_config(digests["config.json"])
-                except ImportFailed as error:
-                    raise type(error)(error.message, hint=_SAFETENSORS_HINT) from error
-            return builder.import_fetched(Listing(label, None, is_folder=True), digests)
+                builder.check_config({path: each for path, each in digests.items() if not path.endswith(SAFETENSORS)})
+            runnable = builder.import_fetched(Listing(label, None, is_folder=True), digests)
+            if not self._request.quantize:
+                return runnable
+            weights = f"{runnable.digest} {self._request.quantize.lower()}"
+            return replace(runnable, digest=hashlib.sha256(weights.encode()).hexdigest())
 
-        return self._built(label, convert)
+        importer = self._importer
+        if self._request.quantize:
+            importer = importer.quantizing(parse_quantization(self._request.quantize))
+        return self._built(label, convert, importer)
 
-    def _built(self, label: str, build: Callable[[FolderBuilder], Runnable]) -> Runnable:
+    def _built(
+        self, label: str, build: Callable[[FolderBuilder], Runnable], importer: Importer | None = None
+    ) -> Runnable:
         """A folder of the store that can be run; `label` is what messages call the files."""
         before = set(self._store.models_dir.iterdir())
 
         def report(status: str) -> None:
             self._report("converting model" if status == "importing" else status)
 
-        builder = FolderBuilder(self._store, self._importer, label, report, self._step, self._cancelled)
+        builder = FolderBuilder(self._store, importer or self._importer, label, report, self._step, self._cancelled)
         runnable = build(builder)
         kind = "using existing" if runnable.folder in before else "creating new"
         self._report(f"{kind} layer sha256:{runnable.digest}")
@@ -179,6 +182,11 @@ class Creation:
         finally:
             aside.unlink(missing_ok=True)
         return made
+
+
+def has_safetensors(files: Iterable[str]) -> bool:
+    """Whether there are weights to convert among these paths."""
+    return any(path.endswith(SAFETENSORS) for path in files)
 
 
 def find_gguf(files: Mapping[str, str], store: Store) -> str | None:

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from vmm_server.errors import ImportFailed
 from vmm_server.models.importers.gguf_reader import GGUFFile
+from vmm_server.models.importers.safetensors_config import read_text_config
 from vmm_server.models.store import InstalledModel, Store
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class FileFacts:
     template: str = ""
     """The folder's chat template."""
     metadata: Mapping[str, object] = field(default_factory=dict)
-    """GGUF's keys; empty for a model of another kind."""
+    """GGUF's keys, or a config.json's in the same words; empty for a model of another kind."""
     tensors: tuple[TensorFact, ...] = ()
 
 
@@ -60,7 +61,7 @@ class FactsReader:
         path = self._source_file(model)
         try:
             if path is None:
-                return FileFacts(template, tensors=_onnx_tensors(model.folder) if verbose else ())
+                return FileFacts(template, _config_metadata(model), _onnx_tensors(model.folder) if verbose else ())
             if not verbose:
                 return FileFacts(template, self._metadata(path))
             with GGUFFile(path) as file:
@@ -106,6 +107,14 @@ def read_folder_template(folder: Path) -> str:
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
     return found if isinstance(found, str) else ""
+
+
+def _config_metadata(model: InstalledModel) -> Mapping[str, object]:
+    """What config.json says of a text model that came as safetensors."""
+    if model.format != "safetensors" or not model.generates:
+        return {}
+    metadata = read_text_config(model.folder).metadata
+    return {name: _shortened(value) for name, value in metadata.items()}
 
 
 def _metadata_of(file: GGUFFile) -> dict[str, object]:

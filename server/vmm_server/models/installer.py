@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,7 +120,7 @@ class Installer:
         digests: dict[str, str] = {}
         for file, size_bytes in zip(files, listed, strict=True):
             if _WEIGHTS.search(file.path) and "config.json" in digests:
-                self._builder.check_config(digests["config.json"])  # before gigabytes are fetched for nothing
+                self._builder.check_config(_small(digests))  # before gigabytes are fetched for nothing
             digests[file.path] = self._fetch_blob(file, size_bytes, listing.revision)
         self._report("verifying sha256 digest")  # each was verified as it arrived
         if listing.is_folder and not any(map(_WEIGHTS.search, digests)):
@@ -189,6 +189,10 @@ class Installer:
 
     def _describe(self, name: ModelName, runnable: Runnable) -> InstalledModel:
         return describe_model(name, runnable, source=self._plan.source.uri, card=self._plan.card)
+
+
+def _small(digests: Mapping[str, str]) -> dict[str, str]:
+    return {path: digest for path, digest in digests.items() if not _WEIGHTS.search(path)}
 
 
 def describe_model(name: ModelName, runnable: Runnable, *, source: str, card: ModelCard | None) -> InstalledModel:

@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator
 
 from vmm_server.models.building import Importer
 from vmm_server.models.importers import describe_folder, detect_format
-from vmm_server.models.importers.encoder import check_encoder, import_encoder
 from vmm_server.models.importers.gguf import import_gguf
+from vmm_server.models.importers.safetensors_folder import check_safetensors, import_safetensors, quantizing
 from vmm_server.models.installer import Installer
 from vmm_server.models.jobs import Jobs, PullEvent, Report
 from vmm_server.models.plan import make_plan
@@ -21,9 +21,10 @@ IMPORTER_VERSION = "1"
 IMPORTER = Importer(
     detect_format,
     describe_folder,
-    converters={"gguf": import_gguf, "safetensors": import_encoder},
-    check_config=check_encoder,
+    converters={"gguf": import_gguf, "safetensors": import_safetensors},
+    check_config=check_safetensors,
     version=IMPORTER_VERSION,
+    quantizers={"safetensors": quantizing},
 )
 
 

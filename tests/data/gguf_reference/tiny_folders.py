@@ -3,28 +3,28 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-VOCAB, HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, CONTEXT = 96, 64, 96, 3, 4, 2, 64
+VOCAB, HIDDEN, FFN, HEADS, KV_HEADS, CONTEXT = 96, 64, 96, 4, 2, 64
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
 def write_folder(
     folder: Path,
-    model_class: str,
-    config: Mapping[str, object],
+    model: Any,
     tensors: Mapping[str, NDArray[np.float32]],
     *,
-    tied: bool = False,
     dtype: str = "F32",
     shards: int = 1,
+    config: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write a whole folder and return it; an entry of `config` that is `None` is left out."""
+    """Write a whole folder of a `TinyModel` and return it; `config` replaces entries, `None` leaves one out."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config_of(model_class, config, tied=tied))
+    write_json(folder / "config.json", config_of(model, config or {}))
     write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": [1]})
     if shards == 1:
         write_safetensors(folder / "model.safetensors", tensors, dtype)
@@ -41,22 +41,23 @@ def write_folder(
     return folder
 
 
-def config_of(model_class: str, config: Mapping[str, object], *, tied: bool) -> dict[str, object]:
+def config_of(model: Any, changes: Mapping[str, object]) -> dict[str, object]:
     """config.json's content."""
-    kind = model_class.removesuffix("ForCausalLM").lower()
+    kind = model.model_class.removesuffix("ForCausalLM").lower()
     whole = {
-        "architectures": [model_class],
+        "architectures": [model.model_class],
         "model_type": {"gemma3": "gemma3_text"}.get(kind, kind),
         "vocab_size": VOCAB,
         "hidden_size": HIDDEN,
         "intermediate_size": FFN,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": model.layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": tied,
-        **config,
+        "tie_word_embeddings": model.tied,
+        **model.config,
+        **changes,
     }
     return {key: value for key, value in whole.items() if value is not None}
 

@@ -62,7 +62,7 @@ def test_what_is_nothing_known_is_refused(tmp_path: Path) -> None:
         detect_format(other)
     with pytest.raises(CorruptFile, match=r"b\.gguf.*is empty"):
         detect_format(empty)
-    with pytest.raises(ImportFailed, match=r"neither genai_config\.json nor openvino_model\.xml"):
+    with pytest.raises(ImportFailed, match=r"neither safetensors, genai_config\.json, openvino_model\.xml nor"):
         detect_format(tmp_path)
     with pytest.raises(ImportFailed, match="No such file"):
         detect_format(tmp_path / "none")

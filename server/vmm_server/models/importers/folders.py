@@ -13,16 +13,21 @@ from typing import Literal
 
 from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
 from vmm_server.models.importers.encoder_folder import describe_encoder, find_graph
-from vmm_server.models.importers.encoder_weights import FILE as SAFETENSORS_FILE
 from vmm_server.models.importers.gguf_reader import MAGIC
 from vmm_server.models.importers.imported import ImportedModel, guess_capabilities, parameter_size
 from vmm_server.models.importers.json_files import positive, read_json_object
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
+from vmm_server.models.importers.safetensors_weights import FILE, INDEX
 
 Format = Literal["gguf", "onnx", "openvino", "safetensors"]
-"""`safetensors` is an encoder's folder; it and `gguf` have to be imported."""
+"""`safetensors` is a folder of transformers, of a text model or an encoder; it and `gguf` have to be imported."""
 
-_HINT = "name a GGUF file, an onnxruntime-genai folder, an OpenVINO IR folder or an encoder's ONNX folder"
+_HINT = (
+    "name a GGUF file, a folder of safetensors, an onnxruntime-genai folder, an OpenVINO IR folder or an encoder's "
+    "ONNX folder"
+)
+_SAFETENSORS = (FILE, INDEX)
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _IR_FILES = ("openvino_model.xml", "openvino_language_model.xml")
 _FAMILIES = {"gemma3_text": "gemma3"}
 """Where onnxruntime-genai or transformers have another name for a family than GGUF."""
@@ -40,12 +45,9 @@ def detect_format(path: Path) -> Format:
             return "openvino"
         if (path / "config.json").is_file() and find_graph(path):
             return "onnx"
-        if (path / "config.json").is_file() and (path / SAFETENSORS_FILE).is_file():
+        if (path / "config.json").is_file() and any((path / name).is_file() for name in _SAFETENSORS):
             return "safetensors"
-        raise ImportFailed(
-            f"{path}: holds neither genai_config.json nor openvino_model.xml nor an encoder's model.onnx",
-            hint=_HINT,
-        )
+        raise ImportFailed(_nothing_in(path), hint=_HINT)
     try:
         with path.open("rb") as file:
             start = file.read(len(MAGIC))
@@ -59,6 +61,16 @@ def detect_format(path: Path) -> Format:
         f"{path}: is no GGUF file (it starts with {start!r})",
         hint=_HINT,
     )
+
+
+def _nothing_in(folder: Path) -> str:
+    if any(folder.glob("*.safetensors")) and not (folder / "config.json").is_file():
+        return f"{folder}: holds safetensors but no config.json, which says what they are"
+    if any(folder.glob("*.safetensors")):
+        return f"{folder}: holds safetensors but none called {' or '.join(_SAFETENSORS)}"
+    if pickled := sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLED):
+        return f"{folder}: {pickled[0]} is pickled, and is never read: such files can run code; safetensors are read"
+    return f"{folder}: holds neither safetensors, genai_config.json, openvino_model.xml nor an encoder's model.onnx"
 
 
 def describe_folder(folder: Path) -> ImportedModel:

@@ -2,7 +2,8 @@
 
 GGUF files come first, and go by their quantization, which stands at the end of their names or is the name of their
 folder. As with Ollama, a repository without one means Q4_K_M where there is that, else something reasonable; a whole
-file name does as well as a quantization (huggingface.co/docs/hub/ollama).
+file name does as well as a quantization (huggingface.co/docs/hub/ollama). Then come folders that can be run as they
+are, then safetensors; pickled weights are never taken.
 """
 
 import re
@@ -11,6 +12,9 @@ from pathlib import PurePosixPath
 
 from vmm_server.errors import ImportFailed, SourceNotFound
 from vmm_server.models.importers.encoder_folder import encoder_files
+from vmm_server.models.importers.safetensors_tokenizer import FILES, TOKENIZER
+from vmm_server.models.importers.safetensors_weights import FILE as SAFETENSORS_FILE
+from vmm_server.models.importers.safetensors_weights import INDEX
 
 _FINE = (
     *("Q4_K_M", "Q4_K_L", "Q4_K_XL", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0"),
@@ -25,6 +29,8 @@ _FOLDER_MARKS = ("genai_config.json", "openvino_model.xml")
 """A folder that holds one of these can be run as it is."""
 _NOT_NEEDED = re.compile(r"\..*|.*\.(md|png|jpe?g|gif|pdf|safetensors|pt|pth|gguf|py)|pytorch_model.*\.bin")
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
+_SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+_PICKLED = re.compile(r"(?i)(.*/)?[^/]*\.(bin|pt|pth|ckpt)")
 _SHOWN = 12
 
 
@@ -48,10 +54,14 @@ def choose_files(
     if weights or quantization:
         return [chooser.weights(weights)], None
     folders = sorted({_parent(each) for each in below if PurePosixPath(each).name in _FOLDER_MARKS})
-    encoder = [] if folders else encoder_files([each.removeprefix(prefix) for each in below])
+    relative = [each.removeprefix(prefix) for each in below]
+    encoder = [] if folders else encoder_files(relative)
     if encoder and not (generates and "modules.json" not in encoder):
         return [prefix + each for each in encoder], prefix
-    folder = chooser.folder(folders)
+    if not folders and (text := text_files(relative)):
+        chooser.check_parts(text)
+        return [prefix + each for each in text], prefix
+    folder = chooser.folder(folders, relative)
     return [each for each in paths if _parent(each) == folder and _is_needed(each)], f"{folder}/" if folder else ""
 
 
@@ -79,11 +89,23 @@ class _Chooser:
             return self._only([], whole + first_parts, f"GGUF file {self._quantization}")
         return self.readable(self._only(whole or first_parts, paths, "GGUF file"))
 
-    def folder(self, folders: Sequence[str]) -> str:
+    def folder(self, folders: Sequence[str], paths: Sequence[str]) -> str:
         """The folder that can be run: the only one, or the only one made for CPUs."""
+        if not folders and (pickled := next(filter(_PICKLED.fullmatch, paths), None)):
+            raise ImportFailed(
+                f"{self._uri}: {pickled} is pickled, and is never read: such files can run code",
+                hint="look for a revision or repository with safetensors or a GGUF file",
+            )
         for_cpu = [folder for folder in folders if "cpu" in folder.lower()]
-        what = "GGUF file, or genai ONNX, OpenVINO or encoder folder,"
+        what = "GGUF file, safetensors, or genai ONNX, OpenVINO or encoder folder,"
         return self._only(for_cpu if len(for_cpu) == 1 else folders, folders, what)
+
+    def check_parts(self, paths: Sequence[str]) -> None:
+        """Raise `ImportFailed` when parts of safetensors are missing: before the others are fetched."""
+        parts = [found for path in paths if (found := _SHARD.fullmatch(path))]
+        if parts and len(parts) != int(parts[0][1]):
+            message = f"{self._uri}: {len(parts)} of the {int(parts[0][1])} parts of its safetensors are there"
+            raise ImportFailed(message, hint="look for a whole copy of this model")
 
     def readable(self, path: str) -> str:
         """The path of a GGUF file, unless the importer is known not to read it."""
@@ -105,9 +127,27 @@ class _Chooser:
             first = chosen[0] or "the top folder"
             hint = f"name one of {', '.join(_shortened(chosen))}; such as hf:{self._repo}/{first}"
             raise SourceNotFound(f"{self._uri}: {len(chosen)} fit", hint=hint)
-        elsewhere = f"safetensors have to be converted first: look for a repository such as {self._repo}-GGUF"
+        elsewhere = (
+            "safetensors need config.json and tokenizer.json beside them; "
+            f"look for a repository such as {self._repo}-GGUF"
+        )
         hint = f"it holds {', '.join(_shortened(offered))}" if offered else elsewhere
         raise SourceNotFound(f"{self._uri}: no {what} there", hint=hint)
+
+
+def text_files(paths: Sequence[str]) -> list[str]:
+    """Of the files of a folder (relative, with `/`), those that a text model in safetensors needs, weights last.
+
+    One file is taken before several, as transformers does; empty when there is no such model.
+    """
+    if SAFETENSORS_FILE in paths:
+        weights = [SAFETENSORS_FILE]
+    else:
+        weights = [path for path in paths if _SHARD.fullmatch(path)]
+        weights = [INDEX, *sorted(weights)] if weights and INDEX in paths else []
+    if not weights or "config.json" not in paths or TOKENIZER not in paths:
+        return []
+    return [path for path in ("config.json", TOKENIZER, *FILES[1:]) if path in paths] + weights
 
 
 def _of_quantization(paths: Sequence[str], wanted: str) -> list[str]:
