@@ -2,12 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmm_adapters.types import Batch, EncoderInput, EncoderOptions, RunnerOptions, TextOutput, TextRequest
+from vmm_adapters.types import (
+    Batch,
+    EncoderInput,
+    EncoderOptions,
+    RunnerOptions,
+    SessionOptions,
+    TensorSpec,
+    TextOutput,
+    TextRequest,
+)
 
 
 class CausalLMRunner(Protocol):
@@ -144,3 +153,33 @@ class EncoderFactory(Protocol):
     """What `catalog` names: loads a folder into an encoder. May take seconds; raises `AdapterError`."""
 
     def __call__(self, folder: Path, options: EncoderOptions) -> Encoder: ...
+
+
+class Session(Protocol):
+    """A one-shot model as it is: named arrays in, named arrays out. Used from one thread at a time."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    device: str
+    """Where it runs, in words: `CPU`, `CUDA.0`; the CPU, where the device asked for could not take it."""
+    provider: str
+    """What computes there: `OpenVINO`, or an execution provider of ONNX Runtime."""
+    memory_bytes: int
+    """Weights, as stored."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """All outputs by name; the arrays are the caller's.
+
+        Raises `RuntimeFailed` for an input that is missing, unknown, or of another type or shape than `inputs` says.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. Idempotent; no other method may be called afterwards."""
+        ...
+
+
+class SessionFactory(Protocol):
+    """What `catalog` names: loads an ONNX file, or an OpenVINO `.xml`. May take seconds; raises `AdapterError`."""
+
+    def __call__(self, path: Path, options: SessionOptions) -> Session: ...

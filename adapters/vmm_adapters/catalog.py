@@ -6,10 +6,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from vmm_adapters.base import CausalLMRunner, Encoder, EncoderFactory, RunnerFactory, TextBackend, TextBackendFactory
+from vmm_adapters.base import (
+    CausalLMRunner,
+    Encoder,
+    EncoderFactory,
+    RunnerFactory,
+    Session,
+    SessionFactory,
+    TextBackend,
+    TextBackendFactory,
+)
 from vmm_adapters.device import DeviceKind
 from vmm_adapters.errors import RuntimeMissing
-from vmm_adapters.types import EncoderOptions, RunnerOptions
+from vmm_adapters.types import EncoderOptions, RunnerOptions, SessionOptions
 
 CAUSAL_LM: dict[str, str] = {
     "echo": "vmm_adapters.echo:load_runner",
@@ -25,8 +34,15 @@ TEXT_BACKENDS: dict[str, str] = {
 ENCODERS: dict[str, str] = {
     "echo": "vmm_adapters.echo_encoder:load_encoder",
     "openvino": "vmm_adapters.openvino.encoder:load_encoder",
+    "onnxruntime": "vmm_adapters.onnxruntime.encoder:load_encoder",
 }
 """Adapters that implement `Encoder`, as `module:factory`."""
+
+SESSIONS: dict[str, str] = {
+    "openvino": "vmm_adapters.openvino.session:load_session",
+    "onnxruntime": "vmm_adapters.onnxruntime.session:load_session",
+}
+"""Adapters that implement `Session`, as `module:factory`."""
 
 Form = Literal["onnx", "openvino", "echo"]
 """How a model lies on disk: an ONNX folder (onnxruntime-genai's, or an encoder's), OpenVINO IR, or the test model."""
@@ -92,6 +108,12 @@ def load_encoder(adapter: str, folder: Path, options: EncoderOptions) -> Encoder
     """Load `folder` (an encoder's ONNX folder) with the named adapter. Raises as `load_causal_lm` does."""
     load = cast(EncoderFactory, _import(adapter, ENCODERS[adapter]))
     return load(folder, options)
+
+
+def load_session(adapter: str, path: Path, options: SessionOptions) -> Session:
+    """Load a one-shot model's file with the named adapter. Raises as `load_causal_lm` does."""
+    load = cast(SessionFactory, _import(adapter, SESSIONS[adapter]))
+    return load(path, options)
 
 
 def list_devices(adapter: str) -> tuple[str, ...]:

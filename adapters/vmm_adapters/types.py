@@ -194,3 +194,33 @@ class EncoderOptions:
     """A device name as the runtime spells it."""
     num_threads: int | None = None
     """Compute threads; `None` leaves the choice to the runtime."""
+
+
+Precision = Literal["f32", "f16", "bf16"]
+"""What a runtime may compute in. OpenVINO's words; others know the first two."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output of a one-shot model."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int | str | None, ...]
+    """A name, or `None`, is a size that may differ from call to call."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What is decided for one load of a one-shot model."""
+
+    device: str = "CPU"
+    """A device's name (`vmm_adapters.device`)."""
+    precision: Precision = "f32"
+    """What it may be computed in where the device has a choice."""
+    num_threads: int | None = None
+    """Compute threads; `None` leaves the choice to the runtime."""
+    cache_dir: Path | None = None
+    """Where compiled engines may be kept between starts; `None` keeps nothing."""
+    allow_fallback: bool = True
+    """Whether the CPU may take what the device cannot; `device` of the session says what happened."""

@@ -5,7 +5,6 @@ normalisation become part of the graph: only rows of `dim` numbers leave the run
 whatever the device would prefer, so that vectors are those of the model's authors.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,11 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as op
 
+from vmm_adapters.encoding import INPUTS, WARM_LENGTHS, find_graph, pack_inputs, read_pad_id
 from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
 from vmm_adapters.openvino.devices import check_device
 from vmm_adapters.openvino.heap import trim_heap
 from vmm_adapters.types import EncoderInput, EncoderOptions, Pooling
-
-FILES = ("model.onnx", "onnx/model.onnx")
-"""Where an encoder's folder may have its graph."""
-WARM_LENGTHS = (8, 32)
-"""Tokens of the inputs that warm the kernels; another shape costs its first call next to nothing."""
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 class OpenVINOEncoder:
@@ -47,7 +41,7 @@ class OpenVINOEncoder:
             raise RuntimeFailed("the encoder is closed")
         if not inputs:
             return np.empty((0, self.dim), np.float32)
-        arrays = self._pack(inputs)
+        arrays = pack_inputs(inputs, self._types, pad_id=self._pad_id, max_length=self.max_length)
         with runtime_errors("encoding a batch", RuntimeError):
             for name, array in arrays.items():
                 self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
@@ -66,32 +60,10 @@ class OpenVINOEncoder:
         self._request = None
         trim_heap()
 
-    def _pack(self, inputs: Sequence[EncoderInput]) -> dict[str, NDArray[Any]]:
-        """Arrays `[len(inputs), tokens of the longest]` of every input the graph has."""
-        lengths = np.array([len(each.token_ids) for each in inputs])
-        longest = int(lengths.max())
-        if lengths.min() < 1 or longest > self.max_length:
-            raise RuntimeFailed(f"inputs of {lengths.min()} to {longest} tokens; 1 to {self.max_length} can be encoded")
-        shape = len(inputs), longest
-        arrays = {name: np.zeros(shape, dtype) for name, dtype in self._types.items()}
-        arrays["input_ids"].fill(self._pad_id)
-        for row, each in enumerate(inputs):
-            arrays["input_ids"][row, : lengths[row]] = each.token_ids
-            if each.type_ids and "token_type_ids" in arrays:
-                arrays["token_type_ids"][row, : lengths[row]] = each.type_ids
-        positions = np.arange(shape[1])
-        if "attention_mask" in arrays:
-            arrays["attention_mask"][:] = positions < lengths[:, None]
-        if "position_ids" in arrays:
-            arrays["position_ids"][:] = positions
-        return arrays
-
 
 def load_encoder(folder: Path, options: EncoderOptions) -> OpenVINOEncoder:
     """Load an encoder's ONNX folder. Raises `AdapterError`."""
-    path = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise UnsupportedModel(f"{folder}: there is no {' or '.join(FILES)}")
+    path = find_graph(folder)
     core = ov.Core()
     check_device(core, options.device)
     try:
@@ -101,7 +73,7 @@ def load_encoder(folder: Path, options: EncoderOptions) -> OpenVINOEncoder:
     weight_bytes = sum(each.stat().st_size for each in path.parent.glob(f"{path.name}*"))
     with runtime_errors("adding the pooling", RuntimeError):
         pooled = pool(model, options)
-    return OpenVINOEncoder(core, pooled, options, pad_id=_pad_id(folder), memory_bytes=weight_bytes)
+    return OpenVINOEncoder(core, pooled, options, pad_id=read_pad_id(folder), memory_bytes=weight_bytes)
 
 
 def pool(model: Any, options: EncoderOptions) -> Any:
@@ -110,7 +82,7 @@ def pool(model: Any, options: EncoderOptions) -> Any:
     Raises `UnsupportedModel` for a graph that has no such output, another input, or a fixed shape.
     """
     inputs = {port.get_any_name(): port for port in model.inputs}
-    if "input_ids" not in inputs or not inputs.keys() <= set(_INPUTS):
+    if "input_ids" not in inputs or not inputs.keys() <= set(INPUTS):
         raise UnsupportedModel(f"the graph's inputs are {', '.join(sorted(inputs))}; an encoder's are expected")
     if any(not port.get_partial_shape()[axis].is_dynamic for port in inputs.values() for axis in (0, 1)):
         raise UnsupportedModel("the graph's inputs have a fixed size", hint="export it with dynamic axes")
@@ -171,13 +143,3 @@ def _properties(options: EncoderOptions) -> dict[str, Any]:
         if options.num_threads is not None:
             chosen["INFERENCE_NUM_THREADS"] = options.num_threads
     return chosen
-
-
-def _pad_id(folder: Path) -> int:
-    """What padding is filled with; some graphs count positions by it."""
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text("utf-8")).get("pad_token_id")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UnsupportedModel(f"{path}: {error}") from error
-    return found if isinstance(found, int) else 0

@@ -1,0 +1,1 @@
+"""Models of one call on ONNX Runtime, by whichever of its execution providers are installed."""

@@ -1,0 +1,76 @@
+"""`Session` on the plain OpenVINO runtime: an ONNX file or an IR, on any device it has."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
+from vmm_adapters.feeds import check_feeds
+from vmm_adapters.openvino.devices import check_device
+from vmm_adapters.openvino.heap import trim_heap
+from vmm_adapters.types import SessionOptions, TensorSpec
+
+
+class OpenVINOSession:
+    """Implements `vmm_adapters.base.Session`. Built by `load_session`."""
+
+    provider = "OpenVINO"
+
+    def __init__(self, compiled: Any, *, device: str, memory_bytes: int) -> None:
+        with runtime_errors("making a request", RuntimeError):
+            self._request: Any = compiled.create_infer_request()
+        self.inputs = tuple(_spec(port) for port in compiled.inputs)
+        self.outputs = tuple(_spec(port) for port in compiled.outputs)
+        self.device = device
+        self.memory_bytes = memory_bytes
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See `Session.run`."""
+        if self._request is None:
+            raise RuntimeFailed("the session is closed")
+        check_feeds(self.inputs, feeds)
+        with runtime_errors(f"running on {self.device}", RuntimeError):
+            for name, array in feeds.items():
+                self._request.set_tensor(name, ov.Tensor(np.asarray(array, order="C"), shared_memory=False))
+            self._request.infer()
+            return {spec.name: np.array(self._request.get_tensor(spec.name).data) for spec in self.outputs}
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._request = None
+        trim_heap()
+
+
+def load_session(path: Path, options: SessionOptions) -> OpenVINOSession:
+    """Load an ONNX file, or the `.xml` of an IR. Raises `AdapterError`."""
+    core = ov.Core()
+    check_device(core, options.device)
+    try:
+        model = core.read_model(path)
+    except RuntimeError as error:
+        raise UnsupportedModel(f"OpenVINO cannot read {path}: {error}") from error
+    weights = {*path.parent.glob(f"{path.name}*"), *path.parent.glob(f"{path.stem}.bin")}
+    weight_bytes = sum(each.stat().st_size for each in weights)
+    with runtime_errors(f"compiling {path.name} for {options.device}", RuntimeError):
+        compiled = core.compile_model(model, options.device, _properties(options))
+    return OpenVINOSession(compiled, device=options.device, memory_bytes=weight_bytes)
+
+
+def _properties(options: SessionOptions) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": options.precision}
+    if options.cache_dir is not None:
+        chosen["CACHE_DIR"] = str(options.cache_dir)
+    if options.device.startswith("CPU"):
+        chosen["ENABLE_CPU_PINNING"] = False  # the event loop shares the cores
+        if options.num_threads is not None:
+            chosen["INFERENCE_NUM_THREADS"] = options.num_threads
+    return chosen
+
+
+def _spec(port: Any) -> TensorSpec:
+    sizes = tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
+    return TensorSpec(port.get_any_name(), np.dtype(port.get_element_type().to_dtype()), sizes)
