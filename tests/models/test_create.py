@@ -265,7 +265,7 @@ def test_several_files_make_a_folder_that_is_run_as_it_is(store: Store, creator:
 def test_safetensors_of_an_unknown_family_are_refused_with_what_to_do(store: Store, make_creator: MakeCreator) -> None:
     config = json.dumps({"model_type": "mamba", "hidden_size": 8}).encode()
     files = {"config.json": put(store, config), "model.safetensors": put(store, b"w")}
-    with pytest.raises(ImportFailed, match="the uploaded files/config.*'mamba'") as caught:
+    with pytest.raises(ImportFailed, match=r"the uploaded files/config\.json: .*'mamba'") as caught:
         create(make_creator(importer=IMPORTER), "m", files=files)
     assert caught.value.hint is not None
     assert "GGUF" in caught.value.hint
