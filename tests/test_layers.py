@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CONTRACT = {"types", "base", "errors", "card", "device", "catalog"}
+CONTRACT = {"types", "base", "errors", "card", "device", "catalog", "probing"}
 BASE = ("errors", "requests", "durations", "settings")
 """Modules of `vmm_server` that every other one may import."""
 

@@ -4,7 +4,8 @@ A device has one name whatever runtime speaks of it: `CPU`, `GPU.0` (Intel's, as
 `CUDA.0`, `ROCM.0`, `METAL.0`, `DML.0` for what only DirectML knows. A runtime's own spelling is in `AdapterUse`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -23,7 +24,8 @@ class AdapterUse:
     adapter: str
     """`openvino`, `onnxruntime-genai`, `openvino-genai`, `onnxruntime`."""
     spelling: str | None = None
-    """The device in the words of the adapter's runtime; `None`: it cannot use it."""
+    """The device in the words of the adapter's runtime; `None`: it cannot use it. ONNX Runtime has no words for
+    devices, only providers and their options: there it is the device's `name`."""
     providers: tuple[str, ...] = ()
     """ONNX Runtime's execution providers for it that are here, best first."""
     reason: str | None = None
@@ -57,3 +59,15 @@ class Device:
     def use(self, adapter: str) -> AdapterUse | None:
         """How an adapter uses it, if it can."""
         return next((use for use in self.uses if use.adapter == adapter and use.spelling is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What there is to compute on, and with."""
+
+    devices: tuple[Device, ...]
+    """The CPU first."""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    """Installed packages that matter to inference → version, by their names in small letters: `onnxruntime-gpu`."""
+    problems: tuple[str, ...] = ()
+    """What could not be found out, and why."""
