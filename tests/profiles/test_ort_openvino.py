@@ -1,4 +1,4 @@
-"""The profile `ort-openvino`: Intel's own build of ONNX Runtime, which cannot share an environment with the plain one."""
+"""The profile `ort-openvino`: Intel's build of ONNX Runtime, which cannot share an environment with the plain one."""
 
 import importlib.metadata
 from pathlib import Path
