@@ -19,7 +19,10 @@ pytestmark = pytest.mark.runtime
 Floats = NDArray[np.float32]
 Run = Callable[[Mapping[str, NDArray[np.generic]]], Floats]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-MODELS = ["llama", "llama3", "llama_linear", "mistral", "qwen2", "qwen2_yarn", "qwen3", "gemma3"]
+MODELS = [
+    *("llama", "llama3", "llama_linear", "mistral", "qwen2", "qwen2_yarn", "qwen3", "gemma", "gemma3"),
+    *("phi3", "phi3_long", "phi3_short", "granite", "smollm3", "olmo2", "olmo3"),
+]
 
 
 def _onnxruntime(path: Path) -> Run:

@@ -22,6 +22,12 @@ QKV = frozenset({"attn_q", "attn_k", "attn_v"})
 _ATTENTION = QKV | {"attn_output"}
 _MLP = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
 _GELU = ("gelu_pytorch_tanh", "gelu_new")
+_GRANITE_SCALES = (
+    ("embedding_multiplier", "embedding_scale"),
+    ("residual_multiplier", "residual_scale"),
+    ("attention_multiplier", "attention.scale"),
+    ("logits_scaling", "logit_scale"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +41,31 @@ class TextFamily:
     is_tied: bool = False
     head_size: int | None = None
     """`None`: the width divided among the heads."""
+    epsilon: float = 1e-6
     rope_base: float = 10000.0
+    partial_rope: bool = False
+    """`partial_rotary_factor` counts."""
     window: int | None = None
     window_switch: bool = False
     """There is a window only if `use_sliding_window` says so, from layer `max_window_layers` on."""
     window_period: int | None = None
     """Every n-th layer has no window."""
+    optional_groups: bool = False
+    """Without `num_key_value_heads` there are as many as query heads."""
     biases: frozenset[str] = frozenset()
     """Projections with a bias, in GGUF's words, whatever the entries say."""
-    gemma: bool = False
-    """Norms are stored minus one; attention is scaled by `query_pre_attn_scalar`."""
+    activations: tuple[str, ...] = ("silu",)
+    """Names of the one that is built, the usual one first."""
+    scales: tuple[tuple[str, str], ...] = ()
+    """Entries that are 1 where missing, and GGUF's keys."""
+    query_scalar: bool = False
+    """Attention is scaled by `query_pre_attn_scalar`."""
+    offset_norms: bool = False
+    """Norms are stored minus one."""
 
 
 FAMILIES = {
-    "llama": TextFamily("llama", "LlamaForCausalLM"),
+    "llama": TextFamily("llama", "LlamaForCausalLM", optional_groups=True),
     "mistral": TextFamily("llama", "MistralForCausalLM", window=4096),
     "qwen2": TextFamily("qwen2", "Qwen2ForCausalLM", window=4096, window_switch=True, biases=QKV),
     "qwen3": TextFamily("qwen3", "Qwen3ForCausalLM", head_size=128, window=4096, window_switch=True),
@@ -60,7 +77,30 @@ FAMILIES = {
         rope_base=1e6,
         window=4096,
         window_period=6,
-        gemma=True,
+        activations=_GELU,
+        query_scalar=True,
+        offset_norms=True,
+    ),
+    "gemma": TextFamily(
+        "gemma",
+        "GemmaForCausalLM",
+        is_tied=True,
+        head_size=256,
+        activations=(*_GELU, "gelu"),  # what the first files had, and meant as the others
+        offset_norms=True,
+    ),
+    "phi3": TextFamily("phi3", "Phi3ForCausalLM", epsilon=1e-5, partial_rope=True, optional_groups=True),
+    "granite": TextFamily("granite", "GraniteForCausalLM", optional_groups=True, scales=_GRANITE_SCALES),
+    "smollm3": TextFamily("smollm3", "SmolLM3ForCausalLM", is_tied=True, rope_base=2e6, window_switch=True),
+    "olmo2": TextFamily("olmo2", "Olmo2ForCausalLM", epsilon=1e-5, optional_groups=True),
+    "olmo3": TextFamily(
+        "olmo2",
+        "Olmo3ForCausalLM",
+        epsilon=1e-5,
+        rope_base=500000.0,
+        window=4096,
+        window_period=4,
+        optional_groups=True,
     ),
 }
 """By transformers' `model_type`."""
@@ -80,7 +120,7 @@ class TextConfig:
     biases: frozenset[str]
     """Projections with a bias, in GGUF's words."""
     rope_factors: NDArray[np.float32] | None
-    """What rotary frequencies are divided by: Llama 3's."""
+    """What rotary frequencies are divided by: Llama 3's, or LongRoPE's for the whole context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +140,14 @@ def read_text_config(folder: Path) -> TextConfig:
     family = _family(config, path)
     _refuse_variants(config, family, path)
     prefix = f"{family.architecture}."
-    rope, factors = rope_keys(config, path, head_size(config, family, path), family.rope_base)
+    rope, factors = rope_keys(
+        config, path, head_size(config, family, path), family.rope_base, is_partial=family.partial_rope
+    )
     keys = _sizes(config, family, path) | _attention(config, family, path) | rope
     metadata = {"general.architecture": family.architecture} | {prefix + key: value for key, value in keys.items()}
     decoder = read_config(_Keys(path, metadata))
+    if decoder.traits.unrotated_period is not None:
+        decoder = replace(decoder, unrotated_layers=_unrotated_layers(config, path, decoder.num_layers))
     return TextConfig(
         path=path,
         family=family,
@@ -150,8 +194,8 @@ def _refuse_variants(config: Mapping[str, object], family: TextFamily, path: Pat
             f"{path}: the weights are quantised by {method}, which is not read",
             hint="take the model's unquantised safetensors (quantize: q4_K_M makes them small), or a GGUF file",
         )
-    activation = config.get("hidden_activation") or config.get("hidden_act") or ("silu", _GELU[0])[family.gemma]
-    if activation not in (_GELU if family.gemma else ("silu",)):
+    activation = config.get("hidden_activation") or config.get("hidden_act") or family.activations[0]
+    if activation not in family.activations:
         raise UnsupportedArchitecture(f"{path}: hidden_act {activation!r} is not supported")
     if config.get("use_bidirectional_attention"):
         raise UnsupportedArchitecture(f"{path}: attention that is not causal is not supported")
@@ -162,7 +206,7 @@ def _sizes(config: Mapping[str, object], family: TextFamily, path: Path) -> dict
         return positive(config.get(key), path, key)
 
     heads = size("num_attention_heads")
-    has_groups = config.get("num_key_value_heads") is not None or family.model_class != "LlamaForCausalLM"
+    has_groups = config.get("num_key_value_heads") is not None or not family.optional_groups
     head = head_size(config, family, path)
     return {
         "block_count": size("num_hidden_layers"),
@@ -180,9 +224,10 @@ def _sizes(config: Mapping[str, object], family: TextFamily, path: Path) -> dict
 
 def _attention(config: Mapping[str, object], family: TextFamily, path: Path) -> dict[str, object]:
     keys: dict[str, object] = {
-        "attention.layer_norm_rms_epsilon": number(config.get("rms_norm_eps"), path, "rms_norm_eps", 1e-6)
+        "attention.layer_norm_rms_epsilon": number(config.get("rms_norm_eps"), path, "rms_norm_eps", family.epsilon)
     }
-    if family.gemma:
+    keys |= {ours: number(config.get(theirs), path, theirs, 1.0) for theirs, ours in family.scales}
+    if family.query_scalar:
         scalar = number(config.get("query_pre_attn_scalar"), path, "query_pre_attn_scalar", 256.0)
         keys["attention.scale"] = 1.0 / math.sqrt(scalar)
         for entry in ("final_logit_softcapping", "attn_logit_softcapping"):
@@ -215,6 +260,17 @@ def _windowed_layers(config: Mapping[str, object], family: TextFamily, path: Pat
         return [True] * num_layers
     period = positive(config.get("sliding_window_pattern", family.window_period), path, "sliding_window_pattern")
     return [(layer + 1) % period != 0 for layer in range(num_layers)]
+
+
+def _unrotated_layers(config: Mapping[str, object], path: Path, num_layers: int) -> frozenset[int]:
+    """`no_rope_layers` has 1 for a layer *with* rotary embedding."""
+    given = config.get("no_rope_layers")
+    if given is None:
+        interval = positive(config.get("no_rope_layer_interval", 4), path, "no_rope_layer_interval")
+        return frozenset(range(interval - 1, num_layers, interval))
+    if not isinstance(given, list) or len(given) != num_layers:
+        raise CorruptFile(f"{path}: no_rope_layers is no list with an entry for each of {num_layers} layers")
+    return frozenset(layer for layer, is_rotated in enumerate(given) if not is_rotated)
 
 
 def _biases(config: Mapping[str, object], family: TextFamily, path: Path) -> frozenset[str]:

@@ -18,31 +18,37 @@ _KINDS = ("full_attention", "sliding_attention")
 
 
 def rope_keys(
-    config: Mapping[str, object], path: Path, head_size: int, base: float
+    config: Mapping[str, object], path: Path, head_size: int, base: float, *, is_partial: bool = False
 ) -> tuple[dict[str, object], NDArray[np.float32] | None]:
-    """GGUF's keys (without the architecture), and Llama 3's factors, float32 `[head_size / 2]`, if it has them.
+    """GGUF's keys (without the architecture), and Llama 3's or LongRoPE's factors, float32 `[rotated / 2]`, if any.
 
-    `base` stands in for a missing `rope_theta`. Raises `CorruptFile`, `UnsupportedArchitecture`, naming the entry.
+    `base` stands in for a missing `rope_theta`; `is_partial`: the family may rotate a part of each head. Raises
+    `CorruptFile`, `UnsupportedArchitecture`, naming the entry.
     """
     rope = _entry(config, "rope_scaling", path) or _entry(config, "rope_parameters", path)
     local: Mapping[str, object] = {}
     if any(kind in rope for kind in _KINDS):
         rope, local = (_entry(rope, kind, path) for kind in _KINDS)
     given = dict(config) | dict(rope)  # `rope_theta` and the like stand in either
-    if given.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise UnsupportedArchitecture(f"{path}: partial_rotary_factor is not supported")
+    part = number(given.get("partial_rotary_factor"), path, "partial_rotary_factor", 1.0)
+    if part > 1 or (part < 1 and not is_partial):
+        raise UnsupportedArchitecture(f"{path}: partial_rotary_factor {part} is not supported")
+    dimensions = int(head_size * part)
     if (kind := _type(local)) != "default":
         raise UnsupportedArchitecture(f"{path}: rope_type {kind!r} of layers with a window is not supported")
     theta = number(given.get("rope_theta"), path, "rope_theta", base)
-    keys: dict[str, object] = {"rope.freq_base": theta}
+    keys: dict[str, object] = {"rope.freq_base": theta, "rope.dimension_count": dimensions}
     if (local_theta := local.get("rope_theta", config.get("rope_local_base_freq"))) is not None:
         keys["rope.freq_base_swa"] = number(local_theta, path, "rope_local_base_freq")
     kind = _type(rope)
     if kind == "default":
         return keys, None
+    if "long_factor" in rope and kind in ("longrope", "su", "yarn"):  # Phi-3's other names for it
+        longrope, factors = _longrope(rope, given, path, dimensions)
+        return keys | longrope, factors
     if kind not in ("linear", "yarn", "llama3"):
         raise UnsupportedArchitecture(
-            f"{path}: rope_type {kind!r} is not supported", hint="default, linear, yarn and llama3 are"
+            f"{path}: rope_type {kind!r} is not supported", hint="default, linear, yarn, llama3 and longrope are"
         )
     factor = number(rope.get("factor"), path, "rope_scaling.factor")
     if kind == "linear":
@@ -55,8 +61,30 @@ def rope_keys(
         )
         if low >= high:
             raise CorruptFile(f"{path}: rope_scaling.low_freq_factor is not below high_freq_factor")
-        return keys, _llama3_factors(theta, head_size, factor, low, high, length)
+        return keys, _llama3_factors(theta, dimensions, factor, low, high, length)
     return keys | _yarn(rope, path, factor, length), None
+
+
+def _longrope(
+    rope: Mapping[str, object], given: Mapping[str, object], path: Path, dimensions: int
+) -> tuple[dict[str, object], NDArray[np.float32]]:
+    """LongRoPE (arXiv 2402.13753), with the set of factors that serves the whole context, see `gguf_graph`."""
+    length = number(given.get("max_position_embeddings"), path, "max_position_embeddings")
+    key = "original_max_position_embeddings"
+    original = number(given.get(key), path, key)
+    name = "long_factor" if length > original else "short_factor"
+    listed = rope.get(name)
+    if not isinstance(listed, list) or len(listed) != dimensions // 2:
+        raise CorruptFile(f"{path}: rope_scaling.{name} is no list of {dimensions // 2} numbers", hint="fetch it again")
+    factors = np.array([number(each, path, f"rope_scaling.{name}") for each in listed], np.float32)
+    stretched = number(rope.get("factor"), path, "rope_scaling.factor", length / original)
+    magnitude = math.sqrt(1 + math.log(stretched) / math.log(original)) if stretched > 1 and original > 1 else 1.0
+    return {
+        "rope.scaling.original_context_length": int(original),
+        "rope.scaling.attn_factor": number(
+            rope.get("attention_factor"), path, "rope_scaling.attention_factor", magnitude
+        ),
+    }, factors
 
 
 def _yarn(rope: Mapping[str, object], path: Path, factor: float, length: float) -> dict[str, object]:

@@ -5,7 +5,7 @@ a `Cast` beside them, exactly and without needing more memory for one than for a
 so making it a float16 could lose weights, and making it a float32 would double the folder for nothing.
 
 Two things are not in the files as GGUF has them, and are made while reading: Gemma's norms, of which transformers keeps
-what is above one, and Llama 3's rotary factors.
+what is above one, and rotary factors (Llama 3's, LongRoPE's).
 """
 
 import math
@@ -51,6 +51,7 @@ _POST_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_FUSED = {"ffn_up": "mlp.gate_up_proj"}
 _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _NO_WEIGHTS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Old versions of transformers stored what follows from config.json."""
@@ -75,7 +76,8 @@ class SafetensorsWeights:
 
     def __init__(self, folder: Path, config: TextConfig) -> None:
         self.path, self.metadata, self._config = folder, config.metadata, config
-        self._names = _LAYER | (_POST_NORMS if config.decoder.traits.post_norms else {})
+        traits = config.decoder.traits
+        self._names = _LAYER | (_POST_NORMS if traits.post_norms else {}) | (_FUSED if traits.fused_projections else {})
         self._gguf_names = {theirs: ours for ours, theirs in self._names.items()}
         self._stored: dict[str, tuple[SafetensorsFile, StoredTensor]] = {}
         with ExitStack() as files:
@@ -160,7 +162,7 @@ class SafetensorsWeights:
         return f"blk.{found[1]}.{part}.{found[3]}"
 
     def _is_offset(self, name: str) -> bool:
-        return self._config.family.gemma and name.endswith("norm.weight")
+        return self._config.family.offset_norms and name.endswith("norm.weight")
 
     def _check_needed(self) -> None:
         """Tensors that GGUF may leave out, but this model may not."""
