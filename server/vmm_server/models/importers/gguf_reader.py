@@ -1,71 +1,38 @@
-"""Reads GGUF files (llama.cpp's format, ggml/docs/gguf.md, versions 2 and 3), trusting nothing that is in them.
+"""Reads GGUF files, llama.cpp's format, whole ones and split ones; `gguf_header` says how, and what is checked.
 
-A file is a header (key/value pairs, then one entry a tensor) and the tensors' bytes. Every count, length and
-extent is checked against the size of the file before anything is allocated, so that a truncated, corrupt or
-hostile file is a `CorruptFile` in milliseconds. Tensors are read with plain reads, never mapped: a file that
-shrinks while it is read is an error then, not a crash.
+Tensors are read with plain reads, never mapped: a file that shrinks while it is read is an error then, not a crash.
 """
 
 import io
-import math
-import os
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
 from vmm_server.errors import CorruptFile, ImportFailed
+from vmm_server.models.importers.gguf_header import MAGIC, MAX_HEADER_BYTES, HeaderReader, TensorEntry
+from vmm_server.models.importers.gguf_parts import PartName
 
-MAGIC = b"GGUF"
-MAX_HEADER_BYTES = 64 * 1024**2
-"""The largest known vocabularies (262 k tokens with merges) need 16 MiB."""
-_MAX_NAME_BYTES = 65535
-_DEFAULT_ALIGNMENT = 32
-_SCALARS: dict[int, struct.Struct] = {
-    GGUFValueType.UINT8: struct.Struct("<B"),
-    GGUFValueType.INT8: struct.Struct("<b"),
-    GGUFValueType.UINT16: struct.Struct("<H"),
-    GGUFValueType.INT16: struct.Struct("<h"),
-    GGUFValueType.UINT32: struct.Struct("<I"),
-    GGUFValueType.INT32: struct.Struct("<i"),
-    GGUFValueType.FLOAT32: struct.Struct("<f"),
-    GGUFValueType.BOOL: struct.Struct("<?"),
-    GGUFValueType.UINT64: struct.Struct("<Q"),
-    GGUFValueType.INT64: struct.Struct("<q"),
-    GGUFValueType.FLOAT64: struct.Struct("<d"),
-}
+__all__ = ["MAGIC", "MAX_HEADER_BYTES", "GGUFFile", "TensorEntry", "read_part"]
 
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where one tensor lies in the file and what it is."""
-
-    name: str
-    shape: tuple[int, ...]
-    """Row-major, as numpy has it (a matrix is `[rows, columns]`, rows are output features)."""
-    type: GGMLQuantizationType
-    offset: int
-    """Of the first byte, from the start of the file."""
-    size_bytes: int
-
-    @property
-    def num_elements(self) -> int:
-        """Weights in the tensor."""
-        return math.prod(self.shape)
+_NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
+"""llama.cpp's keys of a split model: which part a file is (from 0), of how many, and how many tensors all have."""
+_SPLIT_KEYS = (_NUMBER, _COUNT, _TENSORS)
+_MAX_PARTS = 99999
+"""As many as the five digits in the parts' names can count."""
 
 
 class GGUFFile:
-    """An open GGUF file: `metadata` and `tensors` are read at once, tensor bytes when asked for.
+    """An open GGUF model: `metadata` and `tensors` are read at once, tensor bytes when asked for.
 
-    A context manager. Raises `CorruptFile` naming the file and what is wrong, `ImportFailed` for a file that
-    cannot be opened or is of a kind that is not read (other versions, big-endian, one part of several).
+    The first file of a split model opens all of them, which lie beside it under llama.cpp's names; the keys are the
+    first file's, but for those about the split. A context manager. Raises `CorruptFile` naming the file and what is
+    wrong, `ImportFailed` for a file that cannot be opened, is missing, or is of a kind that is not read (other
+    versions, big-endian).
     """
 
     path: Path
@@ -77,25 +44,58 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._paths, self._files = [path], [_open(path)]
         try:
-            self._file = io.BufferedReader(io.FileIO(path), 1024**2)
+            header = HeaderReader(self._files[0], path)
+            metadata = header.read_metadata()
+            tensors = header.read_tensors(metadata)
+            if (count := _part_count(path, metadata)) > 1:
+                self._add_parts(metadata, tensors, count)
+            self.metadata = MappingProxyType({key: value for key, value in metadata.items() if key not in _SPLIT_KEYS})
+            self.tensors = MappingProxyType(tensors)
+            spans = {key: span for key, span in header.key_spans.items() if key not in _SPLIT_KEYS}
+            self.key_spans = MappingProxyType(spans)
         except OSError as error:
-            raise ImportFailed(f"{path}: {error.strerror}", hint="check the path and its permissions") from error
-        try:
-            header = _HeaderReader(self._file, path)
-            self.metadata = MappingProxyType(header.read_metadata())
-            self.tensors = MappingProxyType(header.read_tensors(self.metadata))
-            self.key_spans = MappingProxyType(header.key_spans)
-        except OSError as error:
-            self._file.close()
+            self.close()
             raise ImportFailed(f"{path}: {error.strerror}", hint="check the disk it lies on") from error
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
+    def _add_parts(self, metadata: Mapping[str, object], tensors: dict[str, TensorEntry], count: int) -> None:
+        """Open the other files and add their tensors. Raises `CorruptFile`, `ImportFailed` naming the one."""
+        own = PartName.parse(self.path.name)
+        if own is None or own.count != count:
+            hint = f"give all parts the names they were published under, ending in {PartName('', 1, count)}"
+            raise ImportFailed(f"{self.path}: is one of {count} parts, and its name does not say which", hint=hint)
+        if (number := metadata.get(_NUMBER)) != 0 or own.number != 1:
+            first = PartName(own.stem, 1, count)
+            raise ImportFailed(f"{self.path}: is a later part of a split model", hint=f"name {first}")
+        for number in range(1, count):
+            path = self.path.with_name(str(PartName(own.stem, number + 1, count)))
+            if not path.exists():
+                raise ImportFailed(
+                    f"{path}: is missing, part {number + 1} of {count} of a split model",
+                    hint="put all its parts into one folder",
+                )
+            self._paths.append(path)
+            self._files.append(_open(path))
+            header = HeaderReader(self._files[-1], path)
+            part = header.read_metadata()
+            wanted = (number, count, metadata.get(_TENSORS))
+            if (found := (part.get(_NUMBER), part.get(_COUNT), part.get(_TENSORS))) != wanted:
+                raise _not_belonging(path, f"{_NUMBER}, {_COUNT} and {_TENSORS} are {found}, {wanted} are expected")
+            for name, tensor in header.read_tensors(part).items():
+                if name in tensors:
+                    raise _not_belonging(path, f"tensor {name!r} is in another part as well")
+                tensors[name] = replace(tensor, part=number)
+        if len(tensors) != metadata.get(_TENSORS):
+            raise _not_belonging(self.path, f"its parts have {len(tensors)} tensors, not {metadata.get(_TENSORS)!r}")
+
     def close(self) -> None:
-        """Close the file; what was read of it stays."""
-        self._file.close()
+        """Close what is open; what was read of it stays."""
+        for file in self._files:
+            file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -113,166 +113,49 @@ class GGUFFile:
         """The bytes of rows `start` to `stop` (a row is the last dimension): uint8 `[stop - start, row bytes]`."""
         rows = tensor.num_elements // tensor.shape[-1]
         row_bytes = tensor.size_bytes // rows
-        raw = np.empty((stop - start, row_bytes), np.uint8)
+        raw, path = np.empty((stop - start, row_bytes), np.uint8), self._paths[tensor.part]
         try:
-            self._file.seek(tensor.offset + start * row_bytes)
-            num_read = self._file.readinto(raw.data.cast("B")) if raw.size else 0
+            file = self._files[tensor.part]
+            file.seek(tensor.offset + start * row_bytes)
+            num_read = file.readinto(raw.data.cast("B")) if raw.size else 0
         except OSError as error:
-            raise ImportFailed(f"{self.path}: {error.strerror}", hint="check the disk it lies on") from error
+            raise ImportFailed(f"{path}: {error.strerror}", hint="check the disk it lies on") from error
         if num_read != raw.size:
             raise CorruptFile(
-                f"{self.path}: became shorter while it was read, in tensor {tensor.name!r}",
+                f"{path}: became shorter while it was read, in tensor {tensor.name!r}",
                 hint="fetch the file again",
             )
         return raw
 
 
-class _HeaderReader:
-    """A cursor over the header that knows how many bytes are left."""
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path = file, path
-        self._size = os.fstat(file.fileno()).st_size
-        self._position = 0
-        self._where = "the header"
-        self.key_spans: dict[str, tuple[int, int]] = {}
-        magic = self._take(min(4, self._size))
-        if magic != MAGIC:
-            raise CorruptFile(
-                f"{path}: is not a GGUF file (it starts with {magic!r}, not {MAGIC!r})",
-                hint="fetch the file again, or give the path of a .gguf file",
-            )
-        self._check_version(self._number("<I"))
-        self._num_tensors, self._num_keys = self._number("<Q"), self._number("<Q")
-        # An entry is at least a name's length, a type and a value; a tensor's is longer.
-        for count, least, what in ((self._num_keys, 13, "keys"), (self._num_tensors, 32, "tensors")):
-            if count * least > self._size - self._position:
-                raise self._corrupt(f"claims {count} {what}, more than its {self._size} bytes can hold")
-
-    def _corrupt(self, what: str) -> CorruptFile:
-        return CorruptFile(f"{self._path}: {what}", hint="fetch the file again")
-
-    def _check_version(self, version: int) -> None:
-        if version in (2, 3):
-            return
-        if int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3):
-            raise ImportFailed(f"{self._path}: is a big-endian GGUF", hint="get a little-endian one")
-        if version == 1:
-            raise ImportFailed(f"{self._path}: is of GGUF version 1", hint="get a newer file of this model")
-        raise self._corrupt(f"is of GGUF version {version}, versions 2 and 3 are read")
-
-    def _take(self, num_bytes: int) -> bytes:
-        end = self._position + num_bytes
-        if end > self._size:
-            raise self._corrupt(f"ends at byte {self._size}, in {self._where}, which needs {num_bytes} bytes more")
-        if end > MAX_HEADER_BYTES:
-            raise self._corrupt(f"has a header of more than {MAX_HEADER_BYTES} bytes, in {self._where}")
-        content = self._file.read(num_bytes)
-        if len(content) != num_bytes:
-            raise self._corrupt(f"ended early, in {self._where}")
-        self._position = end
-        return content
-
-    def _number(self, form: str) -> int:
-        return int(struct.unpack(form, self._take(struct.calcsize(form)))[0])
-
-    def _text(self) -> str:
+def read_part(path: Path) -> tuple[int, int]:
+    """Which part of a split model a file is, from 1, and of how many; (1, 1) for a whole one. Raises as `GGUFFile`."""
+    with _open(path) as file:
         try:
-            return self._take(self._number("<Q")).decode()
-        except UnicodeDecodeError as error:
-            raise self._corrupt(f"has text that is not UTF-8 in {self._where}") from error
+            metadata = HeaderReader(file, path).read_metadata()
+        except OSError as error:
+            raise ImportFailed(f"{path}: {error.strerror}", hint="check the disk it lies on") from error
+    if (count := _part_count(path, metadata)) == 1:
+        return 1, 1
+    number = metadata.get(_NUMBER)
+    if not isinstance(number, int) or not 0 <= number < count:
+        raise CorruptFile(f"{path}: has {_NUMBER} {number!r}, of {count} parts", hint="fetch the file again")
+    return number + 1, count
 
-    def _name(self, what: str) -> str:
-        self._where = what
-        name = self._text()
-        if not name or len(name) > _MAX_NAME_BYTES or not name.isprintable():
-            raise self._corrupt(f"has {what} with an unreadable name")
-        return name
 
-    def _value(self, kind: int) -> object:
-        if kind == GGUFValueType.STRING:
-            return self._text()
-        if kind == GGUFValueType.ARRAY:
-            return self._array()
-        if kind not in _SCALARS:
-            raise self._corrupt(f"has a value of unknown type {kind} in {self._where}")
-        scalar = _SCALARS[kind]
-        value: object = scalar.unpack(self._take(scalar.size))[0]
-        return value
+def _open(path: Path) -> io.BufferedReader:
+    try:
+        return io.BufferedReader(io.FileIO(path), 1024**2)
+    except OSError as error:
+        raise ImportFailed(f"{path}: {error.strerror}", hint="check the path and its permissions") from error
 
-    def _array(self) -> list[object]:
-        kind, count = self._number("<I"), self._number("<Q")
-        if kind == GGUFValueType.STRING:
-            if count * 8 > self._size - self._position:
-                raise self._corrupt(f"claims {count} strings in {self._where}, more than the file can hold")
-            return [self._text() for _ in range(count)]
-        if kind not in _SCALARS:
-            raise self._corrupt(f"has an array of unknown type {kind} in {self._where}")
-        scalar = _SCALARS[kind]
-        content = self._take(count * scalar.size)
-        return [value for (value,) in scalar.iter_unpack(content)]
 
-    def read_metadata(self) -> dict[str, object]:
-        metadata: dict[str, object] = {}
-        for index in range(self._num_keys):
-            start = self._position
-            key = self._name(f"key {index}")
-            self._where = f"the value of {key!r}"
-            if key in metadata:
-                raise self._corrupt(f"has the key {key!r} twice")
-            metadata[key] = self._value(self._number("<I"))
-            self.key_spans[key] = (start, self._position)
-        return metadata
+def _part_count(path: Path, metadata: Mapping[str, object]) -> int:
+    count = metadata.get(_COUNT, 1)
+    if not isinstance(count, int) or not 0 <= count <= _MAX_PARTS:
+        raise CorruptFile(f"{path}: has {_COUNT} {count!r}", hint="fetch the file again")
+    return max(1, count)
 
-    def read_tensors(self, metadata: Mapping[str, object]) -> dict[str, TensorEntry]:
-        """The tensors by name, in the file's order, each inside the file and none over another."""
-        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-            raise self._corrupt(f"has general.alignment {alignment!r}, which is not a power of two")
-        if isinstance(parts := metadata.get("split.count", 0), int) and parts > 1:
-            raise ImportFailed(
-                f"{self._path}: is one of {parts} parts of a split model",
-                hint="join them first: llama-gguf-split --merge FIRST-PART OUTPUT",
-            )
-        relative = [self._entry(index) for index in range(self._num_tensors)]
-        first_byte = -(-self._position // alignment) * alignment
-        tensors: dict[str, TensorEntry] = {}
-        for entry in relative:
-            if entry.name in tensors:
-                raise self._corrupt(f"has the tensor {entry.name!r} twice")
-            if entry.offset % alignment:
-                raise self._corrupt(f"has tensor {entry.name!r} at a byte that is no multiple of {alignment}")
-            end = first_byte + entry.offset + entry.size_bytes
-            if end > self._size:
-                raise self._corrupt(f"is cut off: tensor {entry.name!r} ends at byte {end}, the file at {self._size}")
-            tensors[entry.name] = TensorEntry(
-                entry.name, entry.shape, entry.type, first_byte + entry.offset, entry.size_bytes
-            )
-        self._check_no_overlap(tensors)
-        return tensors
 
-    def _entry(self, index: int) -> TensorEntry:
-        """One tensor's entry; its offset still counts from the end of the header."""
-        name = self._name(f"the entry of tensor {index}")
-        self._where = f"the entry of tensor {name!r}"
-        rank = self._number("<I")
-        if not 1 <= rank <= 4:
-            raise self._corrupt(f"has tensor {name!r} with {rank} dimensions, 1 to 4 are possible")
-        shape = tuple(reversed(struct.unpack(f"<{rank}Q", self._take(8 * rank))))
-        kind, offset = self._number("<I"), self._number("<Q")
-        try:
-            quantization = GGMLQuantizationType(kind)
-        except ValueError as error:
-            raise self._corrupt(f"has tensor {name!r} of unknown type {kind}") from error
-        block_size, block_bytes = GGML_QUANT_SIZES[quantization]
-        if 0 in shape or shape[-1] % block_size:
-            raise self._corrupt(
-                f"has tensor {name!r} of shape {list(shape)}: not whole blocks of {block_size} {quantization.name}"
-            )
-        return TensorEntry(name, shape, quantization, offset, math.prod(shape) // block_size * block_bytes)
-
-    def _check_no_overlap(self, tensors: Mapping[str, TensorEntry]) -> None:
-        ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
-        for before, after in pairwise(ordered):
-            if before.offset + before.size_bytes > after.offset:
-                raise self._corrupt(f"has tensors {before.name!r} and {after.name!r} over one another")
+def _not_belonging(path: Path, why: str) -> CorruptFile:
+    return CorruptFile(f"{path}: is a part of another model: {why}", hint="fetch all parts again, from one place")
