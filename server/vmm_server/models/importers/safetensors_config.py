@@ -18,8 +18,8 @@ from vmm_server.models.importers.gguf_config import DecoderConfig, read_config
 from vmm_server.models.importers.json_files import number, positive, read_json_object
 from vmm_server.models.importers.safetensors_rope import rope_keys
 
-QKV = frozenset({"attn_q", "attn_k", "attn_v"})
-_ATTENTION = QKV | {"attn_output"}
+_QKV = frozenset({"attn_q", "attn_k", "attn_v"})
+_ATTENTION = _QKV | {"attn_output"}
 _MLP = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
 _GELU = ("gelu_pytorch_tanh", "gelu_new")
 _GRANITE_SCALES = (
@@ -67,7 +67,7 @@ class TextFamily:
 FAMILIES = {
     "llama": TextFamily("llama", "LlamaForCausalLM", optional_groups=True),
     "mistral": TextFamily("llama", "MistralForCausalLM", window=4096),
-    "qwen2": TextFamily("qwen2", "Qwen2ForCausalLM", window=4096, window_switch=True, biases=QKV),
+    "qwen2": TextFamily("qwen2", "Qwen2ForCausalLM", window=4096, window_switch=True, biases=_QKV),
     "qwen3": TextFamily("qwen3", "Qwen3ForCausalLM", head_size=128, window=4096, window_switch=True),
     "gemma3_text": TextFamily(
         "gemma3",
@@ -141,7 +141,7 @@ def read_text_config(folder: Path) -> TextConfig:
     _refuse_variants(config, family, path)
     prefix = f"{family.architecture}."
     rope, factors = rope_keys(
-        config, path, head_size(config, family, path), family.rope_base, is_partial=family.partial_rope
+        config, path, _head_size(config, family, path), family.rope_base, is_partial=family.partial_rope
     )
     keys = _sizes(config, family, path) | _attention(config, family, path) | rope
     metadata = {"general.architecture": family.architecture} | {prefix + key: value for key, value in keys.items()}
@@ -160,7 +160,7 @@ def read_text_config(folder: Path) -> TextConfig:
     )
 
 
-def head_size(config: Mapping[str, object], family: TextFamily, path: Path) -> int:
+def _head_size(config: Mapping[str, object], family: TextFamily, path: Path) -> int:
     """Of queries, keys and values."""
     if (given := config.get("head_dim")) is not None:
         return positive(given, path, "head_dim")
@@ -207,7 +207,7 @@ def _sizes(config: Mapping[str, object], family: TextFamily, path: Path) -> dict
 
     heads = size("num_attention_heads")
     has_groups = config.get("num_key_value_heads") is not None or not family.optional_groups
-    head = head_size(config, family, path)
+    head = _head_size(config, family, path)
     return {
         "block_count": size("num_hidden_layers"),
         "context_length": size("max_position_embeddings"),
@@ -244,7 +244,9 @@ def _windowed_layers(config: Mapping[str, object], family: TextFamily, path: Pat
     """Which layers see a window only."""
     num_layers = positive(config.get("num_hidden_layers"), path, "num_hidden_layers")
     is_on = _flag(config, "use_sliding_window", path, default=False) if family.window_switch else True
-    if not is_on or config.get("sliding_window", family.window) is None:
+    window = config.get("sliding_window", family.window)
+    context_length = positive(config.get("max_position_embeddings"), path, "max_position_embeddings")
+    if not is_on or window is None or positive(window, path, "sliding_window") >= context_length:
         return [False] * num_layers
     types = config.get("layer_types")
     if types is not None:
@@ -253,9 +255,14 @@ def _windowed_layers(config: Mapping[str, object], family: TextFamily, path: Pat
         if unknown := [kind for kind in types if kind not in ("sliding_attention", "full_attention")]:
             raise UnsupportedArchitecture(f"{path}: layers of type {unknown[0]!r} are not supported")
         return [kind == "sliding_attention" for kind in types]
+    if family.model_class == "SmolLM3ForCausalLM":
+        unrotated = _unrotated_layers(config, path, num_layers)
+        return [layer in unrotated for layer in range(num_layers)]
     if family.window_switch:
         first = config.get("max_window_layers", 28)
-        return [layer >= first if isinstance(first, int) else False for layer in range(num_layers)]
+        if not isinstance(first, int):
+            raise CorruptFile(f"{path}: max_window_layers is {first!r}, a number is expected", hint="fetch it again")
+        return [layer >= first for layer in range(num_layers)]
     if family.window_period is None:
         return [True] * num_layers
     period = positive(config.get("sliding_window_pattern", family.window_period), path, "sliding_window_pattern")
