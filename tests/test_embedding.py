@@ -242,7 +242,7 @@ def test_a_client_that_leaves_takes_its_texts_with_it(run: Any, gated: Any) -> N
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_number_that_is_none_is_an_error(run: Any, gated: Any, value: float) -> None:
     async def body(parts: Parts) -> None:
-        with pytest.raises(GenerationFailed, match="not a number"):
+        with pytest.raises(InvalidRequest, match="embedding contains NaN or Inf values"):
             await parts.embeddings.embed(request("a"))
 
     class Broken(echo_encoder.EchoEncoder):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vmm_adapters.types import EncoderInput
 from vmm_server.cl100k import Cl100k
 from vmm_server.encoder_inputs import Inputs, embedding_inputs, pair_inputs, text_inputs
-from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown, UnsupportedCapability
+from vmm_server.errors import InvalidRequest, ShuttingDown, UnsupportedCapability
 from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.leases import Lease
 from vmm_server.models.pool import ModelPool
@@ -27,6 +27,7 @@ from vmm_server.requests import EmbeddingRequest, KeepAlive, RerankRequest
 logger = logging.getLogger(__name__)
 
 Request = TypeVar("Request")
+_NO_NUMBER = "try another text; if none works, the model's weights are damaged: pull it again"
 _NO_TABLE = (
     "send text instead (check_embedding_ctx_length=False on LangChain's OpenAIEmbeddings), or set tiktoken_dir on the "
     'server to a folder with cl100k_base.tiktoken; for ids of the model itself add "token_encoding": "model"'
@@ -96,7 +97,7 @@ class Embeddings:
             ready = lease.ready
             _check_dimensions(request.dimensions, ready.dim)
             inputs = await _prepare(lambda: embedding_inputs(request, ready, table), ready)
-            vectors = await _rows(inputs.items, ready)
+            vectors = await _rows(inputs.items, ready, "input")
             cut = request.dimensions is not None and request.dimensions < ready.dim
             if cut:
                 vectors = vectors[:, : request.dimensions]
@@ -117,7 +118,7 @@ class Embeddings:
             ready = lease.ready
             write = pair_inputs if scores_pairs else text_inputs
             inputs = await _prepare(lambda: write(request, ready), ready)
-            rows = await _rows(inputs.items, ready)
+            rows = await _rows(inputs.items, ready, "documents")
             scores = _sigmoid(rows[:, 0]) if scores_pairs else _unit(rows[1:]) @ _unit(rows[:1])[0]
             return Reranked(*_told(model, lease, inputs), tuple(scores.tolist()))
 
@@ -161,11 +162,11 @@ async def _prepare(write: Callable[[], Inputs], ready: ReadyEncoder) -> Inputs:
         return await asyncio.to_thread(write)
 
 
-async def _rows(inputs: Sequence[EncoderInput], ready: ReadyEncoder) -> NDArray[np.float32]:
-    """The encoder's rows. Raises `GenerationFailed` for one that is not a number."""
+async def _rows(inputs: Sequence[EncoderInput], ready: ReadyEncoder, param: str) -> NDArray[np.float32]:
+    """The encoder's rows. Raises `InvalidRequest` for inputs of which it makes what is no number."""
     rows = np.stack(await ready.batcher.call(inputs))
     if not np.isfinite(rows).all():
-        raise GenerationFailed("the model's output is not a number", hint="its weights may be damaged: pull it again")
+        raise InvalidRequest("embedding contains NaN or Inf values", param=param, hint=_NO_NUMBER)
     return rows
 
 

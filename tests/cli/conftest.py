@@ -46,6 +46,9 @@ class FakeClient:
     def show(self, model: str) -> dict[str, Any]:
         return self.shown
 
+    def installed(self) -> list[dict[str, Any]]:
+        return [{"name": "m:latest"}, {"name": "other:latest"}]
+
     def load(self, model: str, keep_alive: str | None) -> None:
         if model == "nonsense":
             raise ModelNotFound(model)

@@ -193,3 +193,10 @@ def test_help_is_by_topic(
 def test_help_names_every_command() -> None:
     for command in ("/set", "/show", "/load", "/save", "/clear", "/bye", "/?"):
         assert command in HELP[""]
+
+
+def test_the_installed_models_are_listed(conversation: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
+    run(conversation, "/list")
+    assert capsys.readouterr().out == "m:latest\nother:latest\n"
+    with pytest.raises(InvalidRequest, match="/list takes nothing after it"):
+        run(conversation, "/list m")

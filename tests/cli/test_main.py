@@ -18,25 +18,34 @@ def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VMM_HOME", str(tmp_path))
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
+@pytest.mark.parametrize("flag", ["--version", "-v"])
+def test_version(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([flag]) == 0
     assert capsys.readouterr().out == f"vmm {__version__}\n"
 
 
 def test_help_lists_every_command_and_explains_each(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["help"]) == 0
-    listed = capsys.readouterr().out
+    for words in (["-h"], ["--help"], ["help"]):
+        assert main(words) == 0
+        listed = capsys.readouterr().out
     for name, (_, summary) in COMMANDS.items():
         assert f"  {name} " in listed
         assert summary in listed
         assert main(["help", name]) == 0
-        assert capsys.readouterr().out.startswith(f"Usage: vmm {name}")
+        explained = capsys.readouterr().out
+        assert explained.startswith(f"Usage: vmm {name}")
+        assert main([name, "--help"]) == 0
+        assert capsys.readouterr().out == explained
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (["nonsense"], 2, "No such command 'nonsense'"),
+        (["nonsense"], 2, "there is no command 'nonsense'"),
+        (["lst"], 2, "there is no command 'lst'. Did you mean 'list'?"),
+        (["help", "rnu"], 2, "there is no command 'rnu'. Did you mean 'run'?"),
+        (["delete", "smollm2"], 2, "there is no command 'delete'. Did you mean 'rm'?"),
+        (["list", "--jsn"], 2, "Did you mean '--json'?"),
         (["help", "nonsense"], 2, "there is no command 'nonsense'"),
         (["pull"], 2, "Missing argument"),
         (["list", "--nonsense"], 2, "No such option"),

@@ -1,12 +1,15 @@
 import io
+import json
 import sys
 
 import click
+import httpx
 import pytest
 
 from vmm_server.cli import main
+from vmm_server.cli.client import Client
 from vmm_server.cli.conversation import parse_option
-from vmm_server.cli.run import RunCommand, parse_options, prompt_text, run
+from vmm_server.cli.run import RunCommand, embed, parse_options, prompt_text, run
 from vmm_server.errors import InvalidRequest
 
 
@@ -75,12 +78,41 @@ def test_a_level_of_thinking_stands_after_an_equals_sign(
     assert (parsed["think"], parsed["prompt"]) == (think, prompt)
 
 
+@pytest.mark.parametrize(
+    ("flags", "fields"),
+    [
+        ([], {}),
+        (["--truncate"], {"truncate": True}),
+        (["--truncate=false", "--dimensions", "8"], {"truncate": False, "dimensions": 8}),
+        (["--keepalive", "1h"], {"keep_alive": "1h"}),
+    ],
+)
+def test_an_embedding_models_flags_are_sent(
+    flags: list[str], fields: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content))
+        return httpx.Response(200, json={"embeddings": [[1.0]]})
+
+    parsed = run.make_context("run", ["m", *flags, "a text"]).params
+    assert parsed["prompt"] == ("a text",)
+    given = {name: parsed[name] for name in ("truncate", "dimensions", "keep_alive")}
+    with Client("http://there", transport=httpx.MockTransport(answer)) as there:
+        embed(there, "m", "a text", given)
+    assert asked == [{"model": "m", "input": "a text", **fields}]
+    assert json.loads(capsys.readouterr().out) == [1.0]
+
+
 @pytest.mark.parametrize("flag", ["--keepalive", "--keep-alive"])
 def test_ollamas_spelling_of_keep_alive_is_read(flag: str) -> None:
     assert run.make_context("run", ["m", flag, "1h"]).params["keep_alive"] == "1h"
 
 
-@pytest.mark.parametrize("arguments", [["--think=deeply"], ["--format", "yaml"], ["-o", "temperature"]])
+@pytest.mark.parametrize(
+    "arguments", [["--think=deeply"], ["--format", "yaml"], ["-o", "temperature"], ["--dimensions", "0"]]
+)
 def test_wrong_flags_are_told_before_a_server_is_asked(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,6 +262,27 @@ def test_variables_of_the_request_are_seen_and_do_not_replace_messages() -> None
     assert render(source, HI, variables={"Mood": "gay", "Think": True, "Messages": []}) == "gay true 1"
 
 
+@pytest.mark.parametrize(
+    ("variables", "thinking", "said"),
+    [
+        ({}, None, "false false "),
+        ({"enable_thinking": False}, None, "false true "),
+        ({"enable_thinking": True}, None, "true true medium"),
+        ({"thinking": True}, None, "true true medium"),
+        ({"thinking": False}, True, "false true "),
+        ({"enable_thinking": True}, "high", "true true high"),
+        ({"enable_thinking": False, "reasoning_effort": "low"}, None, "false true "),
+        ({"reasoning_effort": "low"}, True, "true true low"),
+        ({"enable_thinking": "yes"}, None, "false false "),
+    ],
+)
+def test_the_switches_of_other_templates_are_understood(
+    variables: dict[str, object], thinking: bool | str | None, said: str
+) -> None:
+    source = "{{ .Think }} {{ .IsThinkSet }} {{ .ThinkLevel }}{{ range .Messages }}{{ end }}"
+    assert render(source, HI, variables=variables, thinking=thinking) == said
+
+
 def test_what_is_not_there_in_the_other_mode() -> None:
     assert render("{{ .Prompt }}{{ .Tools }}{{ .Suffix }}", HI, tools=[WEATHER]) == "Hi<no value><no value>"
     assert render("{{ .Prompt }}{{ len .Messages }}", HI) == "<no value>1"

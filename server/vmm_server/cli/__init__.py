@@ -6,6 +6,7 @@ What a command was asked for goes to stdout; progress, logs and errors go to std
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -32,6 +33,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
 `vmm --version` and a shell's completion do not wait for a runtime."""
 ALIASES = {"start": "serve", "ls": "list"}
 """Other names, as Ollama's command line has them."""
+MEANT = {
+    "remove": "rm",
+    "delete": "rm",
+    "copy": "cp",
+    "models": "list",
+    "download": "pull",
+    "chat": "run",
+    "unload": "stop",
+    "kill": "stop",
+    "version": "--version",
+}
+"""What people type who do not find a command, and what they look for."""
 OF_A_CLOUD = ("signin", "signout", "login", "logout", "whoami")
 """Commands of Ollama's that have nothing to do here."""
 
@@ -44,12 +57,15 @@ class CommandTable(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command."""
+        """Import a command. Raises `click.UsageError` for one that there is not."""
         cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name in OF_A_CLOUD:
             raise click.UsageError(f"there is no {cmd_name}: models run here, and nobody needs an account for it")
         if cmd_name not in COMMANDS:
-            return None
+            near = get_close_matches(cmd_name, [*COMMANDS, *ALIASES], 1)
+            meant = MEANT.get(cmd_name) or next(iter(near), None)
+            suggestion = f". Did you mean {meant!r}?" if meant else ""
+            raise click.UsageError(f"there is no command {cmd_name!r}{suggestion}")
         module, name = COMMANDS[cmd_name][0].split(":")
         command = getattr(import_module(module), name)
         assert isinstance(command, click.Command)
@@ -62,7 +78,7 @@ class CommandTable(click.Group):
 
 
 @click.command(cls=CommandTable, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="vmm", message="%(prog)s %(version)s")
+@click.version_option(__version__, "-v", "--version", prog_name="vmm", message="%(prog)s %(version)s")
 def vmm() -> None:
     """Runs AI models on whatever hardware is there, behind the OpenAI and Ollama APIs."""
 
@@ -77,8 +93,7 @@ def help_command(context: click.Context, name: str | None) -> None:
         click.echo(root.get_help())
         return
     command = vmm.get_command(root, name)
-    if command is None:
-        raise click.UsageError(f"there is no command {name!r}")
+    assert command is not None
     click.echo(command.get_help(click.Context(command, parent=root, info_name=name)))
 
 

@@ -1,4 +1,4 @@
-"""The commands of a chat, by Ollama's names: `/set`, `/show`, `/load`, `/save`, `/clear`, `/?`."""
+"""The commands of a chat, by Ollama's names: `/set`, `/show`, `/list`, `/load`, `/save`, `/clear`, `/?`."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ from vmm_server.models.parameters import check_parameters
 HELP = {
     "": '''/set            change how the model is asked
 /show           show what is known of the model
+/list           the models that are installed
 /load MODEL     go on with another model, and forget the conversation
 /save NAME      make a model of the conversation so far and its settings
 /clear          forget the conversation so far
@@ -58,7 +59,7 @@ _SWITCHES: dict[str, tuple[str, object]] = {
 """Settings without a value → the field of the session that they set."""
 
 
-_NUM_NAMES = {"/load": "one name", "/save": "one name", "/clear": "nothing after it"}
+_NUM_NAMES = {"/load": "one name", "/save": "one name", "/clear": "nothing after it", "/list": "nothing after it"}
 
 
 def run_command(line: str, conversation: Conversation, reader: LineReader) -> None:
@@ -70,6 +71,9 @@ def run_command(line: str, conversation: Conversation, reader: LineReader) -> No
             _set(setting, values, rest.removeprefix(setting).strip(), conversation, reader)
         case "/show", [what]:
             click.echo(_shown(what, conversation))
+        case "/list", []:
+            names = [model["name"] for model in conversation.client.installed()]
+            click.echo("\n".join(names))
         case "/load", [model]:
             conversation.load(model)
             click.echo(f"Loaded {model}.")
@@ -83,7 +87,7 @@ def run_command(line: str, conversation: Conversation, reader: LineReader) -> No
             click.echo(HELP.get(_topic(words), HELP[""]))
         case (("/set" | "/show"), _):
             click.echo(HELP[name[1:]])
-        case (("/load" | "/save" | "/clear"), _):
+        case (("/list" | "/load" | "/save" | "/clear"), _):
             raise InvalidRequest(f"{name} takes {_NUM_NAMES[name]}", hint="/? lists what there is")
         case _:
             raise InvalidRequest(f"there is no {name}", hint="/? lists what there is")

@@ -85,9 +85,9 @@ class Client:
         kept = {} if keep_alive is None else {"keep_alive": keep_alive}
         self._post("/api/generate", {"model": model, **kept, "stream": False})
 
-    def embed(self, model: str, text: str) -> list[float]:
+    def embed(self, model: str, text: str, **fields: object) -> list[float]:
         """`/api/embed`: the vector of one text."""
-        vector: list[float] = self._post("/api/embed", {"model": model, "input": text})["embeddings"][0]
+        vector: list[float] = self._post("/api/embed", {"model": model, "input": text, **fields})["embeddings"][0]
         return vector
 
     def pull(self, model: str, *, insecure: bool = False) -> Iterator[PullEvent]:

@@ -22,12 +22,12 @@ THINK = ("true", "false", "low", "medium", "high")
 
 
 class RunCommand(click.Command):
-    """A command whose `--think` has a value only after `=`: what follows without one is the prompt."""
+    """A command whose `--think` and `--truncate` have a value only after `=`: what follows otherwise is the prompt."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, with the value that a bare `--think` means."""
         end = args.index("--") if "--" in args else len(args)
-        given = ["--think=true" if word == "--think" else word for word in args[:end]]
+        given = [f"{word}=true" if word in ("--think", "--truncate") else word for word in args[:end]]
         return super().parse_args(ctx, given + args[end:])
 
 
@@ -40,6 +40,8 @@ class RunCommand(click.Command):
 @click.option("--hidethinking", is_flag=True, help="Print the answer alone.")
 @click.option("--keep-alive", "--keepalive", metavar="DURATION", help="How long the server keeps the model after this.")
 @click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option such as temperature=0.")
+@click.option("--truncate", metavar="[=false]", type=bool, help="Embeddings: cut a text that is too long. [true]")
+@click.option("--dimensions", metavar="N", type=click.IntRange(1), help="Embeddings: cut the vector to N numbers.")
 @click.option("--nowordwrap", is_flag=True, help="Leave the breaking of lines to the terminal.")
 @click.option("--insecure", is_flag=True, help="Pull a missing model without TLS, if its host has none.")
 @click.option("--verbose", is_flag=True, help="Print the timings after each answer.")
@@ -54,6 +56,8 @@ def run(
     hidethinking: bool,
     keep_alive: str | None,
     options: tuple[str, ...],
+    truncate: bool | None,
+    dimensions: int | None,
     nowordwrap: bool,
     insecure: bool,
     verbose: bool,
@@ -82,7 +86,7 @@ def run(
         shown = ensure_installed(client, model, insecure=insecure)
         conversation = Conversation(client, session)
         if "completion" not in shown.get("capabilities", ("completion",)):
-            embed(client, model, text)
+            embed(client, model, text, {"truncate": truncate, "dimensions": dimensions, "keep_alive": keep_alive})
         elif text:
             conversation.answer(text)
         elif prompt or not is_terminal():
@@ -99,11 +103,11 @@ def is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def embed(client: Client, model: str, text: str) -> None:
+def embed(client: Client, model: str, text: str, fields: dict[str, object]) -> None:
     """Print the vector of a text: all that an embedding model can be asked for."""
     if not text:
         raise InvalidRequest(f"{model} makes vectors of texts", param="prompt", hint=f'vmm run {model} "a text"')
-    print_json(client.embed(model, text))
+    print_json(client.embed(model, text, **{name: value for name, value in fields.items() if value is not None}))
 
 
 def show_beginning(shown: dict[str, Any]) -> None:

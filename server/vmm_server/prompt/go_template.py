@@ -108,7 +108,7 @@ class GoTemplate:
         if continue_final_message:
             final = replace(messages[-1], content=messages[-1].content + _END_OF_MESSAGE)
             messages = (*messages[:-1], final)
-        common = {**_thinking_data(thinking), **variables, "Response": ""}
+        common = {**_thinking_data(_switch(variables, thinking)), **variables, "Response": ""}
         execution = self._execution(now)
 
         def work() -> str:
@@ -196,6 +196,16 @@ def _collated(messages: Sequence[Message]) -> Iterator[Message]:
         held = message
     if held is not None:
         yield held
+
+
+def _switch(variables: Mapping[str, object], thinking: bool | str | None) -> bool | str | None:
+    """What the variables that Jinja templates are told of thinking by say of it; they win over `thinking`."""
+    told = (variables.get(name) for name in ("enable_thinking", "thinking"))
+    switched = next((value for value in told if isinstance(value, bool)), None)
+    level = variables.get("reasoning_effort")
+    if isinstance(level, str) and switched is not False:
+        return level
+    return thinking if switched is None or (switched and isinstance(thinking, str)) else switched
 
 
 def _thinking_data(thinking: bool | str | None) -> dict[str, object]:
