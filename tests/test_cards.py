@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vmm_adapters.card import ModelCard, read_card
-from vmm_server.models.importers.gguf_config import FAMILIES
+from vmm_server.models.importers.gguf_families import FAMILIES
 from vmm_server.models.library import FILE, read_library
 from vmm_server.models.names import ModelName
 from vmm_server.models.registry import built_in_cards_dir, read_cards

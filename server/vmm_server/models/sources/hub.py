@@ -21,8 +21,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-from vmm_server.errors import SourceError, SourceNotFound, UnsupportedArchitecture
-from vmm_server.models.importers.gguf_config import FAMILIES
+from vmm_server.errors import SourceError, SourceNotFound
+from vmm_server.models.importers.gguf_families import check_architecture
+from vmm_server.models.importers.gguf_parts import whole_name
 from vmm_server.models.sources.base import Listing, SourceFile, Transfer, invalid_uri
 from vmm_server.models.sources.download import RetryPolicy, fetch_verified
 from vmm_server.models.sources.hub_files import choose_files
@@ -82,7 +83,7 @@ class HubSource:
             url = hf_hub_url(self.repo, path, revision=found.sha, endpoint=endpoint)
             name = PurePosixPath(path).name if root is None else path.removeprefix(root)
             files.append(_source_file(siblings[path], name, url, headers))
-        name = PurePosixPath(paths[0]).stem if root is None else self.repo.partition("/")[2]
+        name = PurePosixPath(whole_name(paths[0])).stem if root is None else self.repo.partition("/")[2]
         return Listing(name=name, revision=found.sha, files=tuple(files), is_folder=root is not None)
 
     def fetch(self, file: SourceFile, target: Path, transfer: Transfer) -> str:
@@ -92,9 +93,8 @@ class HubSource:
     def _check_architecture(self, found: ModelInfo) -> None:
         """Refuse, before gigabytes are fetched, what the hub says no importer reads. It knows one file a repository."""
         architecture = (found.gguf or {}).get("architecture")
-        if architecture and architecture not in (*FAMILIES, *_PROJECTORS):
-            supported = f"supported architectures: {', '.join(FAMILIES)} (mistral models are llama in GGUF)"
-            raise UnsupportedArchitecture(f"{self.uri}: architecture {architecture!r} is not supported", hint=supported)
+        if architecture and architecture not in _PROJECTORS:
+            check_architecture(self.uri, str(architecture))
 
     def _model_info(self, api: HfApi) -> ModelInfo:
         try:
