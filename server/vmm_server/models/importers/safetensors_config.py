@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
-from vmm_server.models.importers.gguf_config import DecoderConfig, read_config
+from vmm_server.models.importers.gguf_config import MAX_HEAD_SIZE, MAX_LAYERS, DecoderConfig, read_config
 from vmm_server.models.importers.json_files import number, positive, read_json_object
 from vmm_server.models.importers.safetensors_rope import rope_keys
 
@@ -162,12 +162,21 @@ def read_text_config(folder: Path) -> TextConfig:
 
 def _head_size(config: Mapping[str, object], family: TextFamily, path: Path) -> int:
     """Of queries, keys and values."""
-    if (given := config.get("head_dim")) is not None:
-        return positive(given, path, "head_dim")
-    if family.head_size is not None:
-        return family.head_size
-    width, heads = (positive(config.get(key), path, key) for key in ("hidden_size", "num_attention_heads"))
-    return width // heads
+    size = family.head_size if config.get("head_dim") is None else config["head_dim"]
+    if size is None:
+        width, heads = (positive(config.get(key), path, key) for key in ("hidden_size", "num_attention_heads"))
+        size = width // heads
+    return _bounded(size, path, "head_dim", MAX_HEAD_SIZE)
+
+
+def _num_layers(config: Mapping[str, object], path: Path) -> int:
+    return _bounded(config.get("num_hidden_layers"), path, "num_hidden_layers", MAX_LAYERS)
+
+
+def _bounded(value: object, path: Path, key: str, limit: int) -> int:
+    if (found := positive(value, path, key)) > limit:
+        raise CorruptFile(f"{path}: {key} is {found}, at most {limit} is expected", hint="fetch it again")
+    return found
 
 
 def _family(config: Mapping[str, object], path: Path) -> TextFamily:
@@ -209,7 +218,7 @@ def _sizes(config: Mapping[str, object], family: TextFamily, path: Path) -> dict
     has_groups = config.get("num_key_value_heads") is not None or not family.optional_groups
     head = _head_size(config, family, path)
     return {
-        "block_count": size("num_hidden_layers"),
+        "block_count": _num_layers(config, path),
         "context_length": size("max_position_embeddings"),
         "embedding_length": size("hidden_size"),
         "feed_forward_length": size("intermediate_size"),
@@ -242,7 +251,7 @@ def _attention(config: Mapping[str, object], family: TextFamily, path: Path) -> 
 
 def _windowed_layers(config: Mapping[str, object], family: TextFamily, path: Path) -> list[bool]:
     """Which layers see a window only."""
-    num_layers = positive(config.get("num_hidden_layers"), path, "num_hidden_layers")
+    num_layers = _num_layers(config, path)
     is_on = _flag(config, "use_sliding_window", path, default=False) if family.window_switch else True
     window = config.get("sliding_window", family.window)
     context_length = positive(config.get("max_position_embeddings"), path, "max_position_embeddings")
