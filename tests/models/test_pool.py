@@ -14,6 +14,7 @@ from vmm_adapters.card import EmbeddingRecipe
 from vmm_adapters.echo import END, EchoRunner, write_echo_model
 from vmm_server.engine.engine import Engine, EngineOptions
 from vmm_server.errors import LoadTimeout, ModelLoadFailed, Overloaded, ShuttingDown
+from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.loading import ReadyModel, load_key, load_model, model_format
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.router import Placement
@@ -596,8 +597,20 @@ def test_loading_reads_the_folder(tmp_path: Path, install: Install) -> None:
 def test_a_folder_without_a_tokenizer_is_refused_in_words(tmp_path: Path, install: Install) -> None:
     write_echo_model(tmp_path / "echo")
     (tmp_path / "echo" / "tokenizer.json").unlink()
-    with pytest.raises(ModelLoadFailed, match=r"tokenizer\.json is missing"):
-        load_model(install("echo:latest", folder=tmp_path / "echo"), 1 * MB, Settings(home=tmp_path))
+    echo = install("echo:latest", folder=tmp_path / "echo", source="upload:echo.gguf")
+    with pytest.raises(ModelLoadFailed, match=r"tokenizer\.json is missing") as refused:
+        load_model(echo, 1 * MB, Settings(home=tmp_path))
+    assert refused.value.hint == "create echo:latest again from its files"
+
+
+def test_a_model_of_another_kind_than_its_manifest_says(machine: Machine, install: Install, with_pool: Any) -> None:
+    async def body(pool: ModelPool) -> None:
+        for source, mend in (("upload:m.gguf", "create m:latest again"), ("hf:a/b", "vmm pull hf:a/b --name m:latest")):
+            with pytest.raises(ModelLoadFailed, match="is not what its manifest says") as refused:
+                await pool.acquire(install("m", source=source), None, ReadyEncoder)
+            assert (refused.value.hint or "").startswith(mend)
+
+    with_pool(body)
 
 
 def test_a_device_that_is_not_there_is_refused_in_words(tmp_path: Path, install: Install) -> None:

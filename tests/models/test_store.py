@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from vmm_adapters.card import SamplingDefaults
 from vmm_server.errors import ModelLoadFailed, RequestCancelled, StoreError
 from vmm_server.models.disk import format_bytes, store_errors
 from vmm_server.models.names import ModelName
-from vmm_server.models.store import STALE_AFTER_S, InstalledModel, Store
+from vmm_server.models.store import STALE_AFTER_S, InstalledModel, Store, how_to_mend
 
 Install = Callable[..., InstalledModel]
 DIGEST, OTHER = "1" * 64, "2" * 64
@@ -224,6 +225,19 @@ def test_a_killed_process_frees_its_lease(store: Store) -> None:
         with store.lease("one", cancelled=cancelled, waiting=kill):
             pass
         assert waits == [True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "mend"),
+    [
+        ({"source": "hf:org/repo@1"}, "vmm pull hf:org/repo@1 --name a:latest"),
+        ({"source": "hf:org/repo@1", "parent": "b:latest"}, "vmm pull hf:org/repo@1 --name b:latest"),
+        ({"source": "upload:m.gguf"}, "create a:latest again from its files"),
+        ({"source": "upload:m.gguf", "parent": "b:latest"}, "create b:latest again from its files"),
+    ],
+)
+def test_what_mends_a_model_depends_on_where_it_came_from(fields: dict[str, Any], mend: str, install: Install) -> None:
+    assert how_to_mend(install("a:latest", **fields)) == mend
 
 
 def test_files_are_checked_before_a_load(store: Store, install: Install, tmp_path: Path) -> None:

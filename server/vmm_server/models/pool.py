@@ -25,7 +25,7 @@ from vmm_server.models.loading import LoadKey, ModelLoader, ReadyModel, load_key
 from vmm_server.models.pending import NobodyWaits, PendingLoad
 from vmm_server.models.precedence import Precedence
 from vmm_server.models.room import Limits, Need, find_room, may_find_room, no_room
-from vmm_server.models.store import InstalledModel
+from vmm_server.models.store import InstalledModel, how_to_mend
 from vmm_server.requests import KeepAlive
 from vmm_server.settings import Settings
 
@@ -74,7 +74,7 @@ class ModelPool:
         loaded, load_s = await self._lease(model)
         if not isinstance(loaded.ready, kind):
             self._give_back(loaded)
-            raise ModelLoadFailed(f"{model.name!r} is not what its manifest says", hint=f"vmm pull {model.source}")
+            raise ModelLoadFailed(f"{model.name!r} is not what its manifest says", hint=how_to_mend(model))
         loaded.keep(keep_alive)
         return Lease(loaded, loaded.ready, load_s, self._give_back)
 

@@ -29,7 +29,7 @@ from vmm_server.models.locks import Locks
 from vmm_server.models.manifests import FileState, InstalledModel, Manifest, Manifests, UnreadableManifest
 from vmm_server.models.names import ModelName
 
-__all__ = ["InstalledModel", "Store"]
+__all__ = ["InstalledModel", "Store", "how_to_mend"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,14 @@ STALE_AFTER_S = 7 * 24 * 3600.0
 """How long the leftovers of an interrupted pull are kept for a resume."""
 ABANDONED_AFTER_S = 24 * 3600.0
 """The same of an upload that nothing more came of; none is ever resumed."""
+
+
+def how_to_mend(model: InstalledModel) -> str:
+    """What to do when a model's files are not what they should be."""
+    name = model.parent or model.name  # whose files they are
+    if model.source.startswith(UPLOADED):
+        return f"create {name} again from its files"
+    return f"vmm pull {model.source} --name {name}"
 
 
 class Store:
@@ -143,11 +151,8 @@ class Store:
                 if found.st_size == state.size_bytes and state.mtime_ns in (None, found.st_mtime_ns):
                     continue
                 problem = f"{path} has changed since"
-            mend = f"vmm pull {model.parent}" if model.parent else f"vmm pull {model.source} --name {model.name}"
-            raise ModelLoadFailed(
-                f"the files of {model.name} are not as they were installed: {problem}",
-                hint="create it again from its files" if model.source.startswith(UPLOADED) else mend,
-            )
+            message = f"the files of {model.name} are not as they were installed: {problem}"
+            raise ModelLoadFailed(message, hint=how_to_mend(model))
 
     def has_blob(self, digest: str) -> bool:
         """Whether a file with this sha256 is here; it then stays as long as a fresh one. Raises `InvalidRequest`."""

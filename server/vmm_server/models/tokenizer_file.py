@@ -3,14 +3,14 @@
 from tokenizers import Tokenizer
 
 from vmm_server.errors import ModelLoadFailed
-from vmm_server.models.store import InstalledModel
+from vmm_server.models.store import InstalledModel, how_to_mend
 
 
 def read_tokenizer(model: InstalledModel) -> Tokenizer:
     """Read it. Raises `ModelLoadFailed`."""
     path = model.folder / "tokenizer.json"
     if not path.is_file():
-        raise ModelLoadFailed(f"cannot load {model.name!r}: {path} is missing", hint=f"vmm pull {model.name}")
+        raise ModelLoadFailed(f"cannot load {model.name!r}: {path} is missing", hint=how_to_mend(model))
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:
