@@ -607,7 +607,7 @@ def test_a_model_of_another_kind_than_its_manifest_says(machine: Machine, instal
     async def body(pool: ModelPool) -> None:
         for source, mend in (("upload:m.gguf", "create m:latest again"), ("hf:a/b", "vmm pull hf:a/b --name m:latest")):
             with pytest.raises(ModelLoadFailed, match="is not what its manifest says") as refused:
-                await pool.acquire(install("m", source=source), None, ReadyEncoder)
+                await pool.acquire(install("m:latest", source=source), None, ReadyEncoder)
             assert (refused.value.hint or "").startswith(mend)
 
     with_pool(body)
