@@ -131,6 +131,13 @@ class TestGenerate:
         answer = whole(ask("/api/generate", body, "-X", "POST", "-H", "Content-Type: application/json"))
         assert json.loads(answer["response"])["name"] == "Ada Lovelace"
 
+    def test_structured_outputs_have_the_listed_properties_alone(self, ask: Ask, model: str) -> None:
+        listed = {"age": {"type": "integer"}, "available": {"type": "boolean"}}
+        schema = {"type": "object", "properties": listed, "required": ["age", "available"]}
+        prompt = "Ollama is 22 years old and is busy saving the world. Respond using JSON"
+        body = {"model": model, "prompt": prompt, "stream": False, "format": schema, "options": {"temperature": 0}}
+        assert json.loads(whole(ask("/api/generate", body))["response"]) == {"age": 22, "available": True}
+
     def test_json_mode(self, ask: Ask, scripted: str) -> None:
         body = {"model": scripted, "prompt": "Where is Ada?", "format": "json", "stream": False}
         assert isinstance(json.loads(whole(ask("/api/generate", body))["response"]), dict)
