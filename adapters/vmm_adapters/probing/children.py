@@ -73,17 +73,21 @@ async def _outcome(probe: Probe, timeout_s: float) -> Outcome:
         )
     except OSError as error:
         return Outcome(probe, problem=f"{probe.name} could not be asked: {error}")
+    reading = asyncio.gather(_read(process, process.stdout), _read(process, process.stderr), process.wait())
+    is_late = False
     try:
-        async with asyncio.timeout(timeout_s):
-            output, words = await asyncio.gather(_read(process.stdout), _read(process.stderr))
-            status = await process.wait()
+        await asyncio.wait_for(asyncio.shield(reading), timeout_s)
     except TimeoutError:
+        is_late = True
+        _kill(process)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(reading), _KILL_TIMEOUT_S)
+    if is_late and process.returncode != 0:  # one that ended with 0 has answered; a child of its own stayed
+        reading.cancel()
         return Outcome(probe, problem=f"{probe.name} did not answer within {timeout_s:g} s")
-    except _TooLong:
+    output, words, status = await reading
+    if max(len(output), len(words)) > MAX_OUTPUT_BYTES:
         return Outcome(probe, problem=f"{probe.name} printed more than {MAX_OUTPUT_BYTES >> 20} MB")
-    finally:
-        if process.returncode is None:
-            await _kill(process)
     said = last_words(words)
     if status != 0:
         return Outcome(probe, problem=f"{probe.name} {_end(status)}" + (f": {said}" if said else ""))
@@ -101,37 +105,24 @@ def _checked(probe: Probe, output: bytes, said: str) -> Outcome:
         )
 
 
-class _TooLong(Exception):
-    """A child prints more than any answer has."""
-
-
-async def _read(stream: asyncio.StreamReader | None) -> bytes:
-    """All of it. Raises `_TooLong`."""
-    assert stream is not None
+async def _read(process: asyncio.subprocess.Process, stream: asyncio.StreamReader | None) -> bytes:
+    """All that is printed; who prints more than `MAX_OUTPUT_BYTES` is killed, and what came until then returned."""
     text = bytearray()
-    while piece := await stream.read(1 << 16):
-        text += piece
-        if len(text) > MAX_OUTPUT_BYTES:
-            raise _TooLong
+    while stream is not None and (piece := await stream.read(1 << 16)):
+        if len(text) <= MAX_OUTPUT_BYTES:
+            text += piece
+            if len(text) > MAX_OUTPUT_BYTES:
+                _kill(process)
     return bytes(text)
 
 
-async def _kill(process: asyncio.subprocess.Process) -> None:
+def _kill(process: asyncio.subprocess.Process) -> None:
     """With all that it started. One that the system cannot end, in a driver's call, is left behind."""
     if sys.platform == "win32":
-        killer = await asyncio.create_subprocess_exec("taskkill", "/F", "/T", "/PID", str(process.pid))
-        await killer.wait()
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
     else:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_KILL_TIMEOUT_S):
-            await asyncio.gather(_drain(process.stdout), _drain(process.stderr), process.wait())
-
-
-async def _drain(stream: asyncio.StreamReader | None) -> None:
-    while stream is not None and await stream.read(1 << 16):
-        pass
 
 
 def _end(status: int) -> str:

@@ -66,7 +66,6 @@ def machine_key(machine: Machine) -> str:
                 "driver": device.driver,
                 "cores": [device.num_cores, device.num_threads, device.num_numa_nodes],
                 "features": sorted(device.features),
-                "memory": device.memory_total_bytes,
             }
             for device in sorted(machine.devices, key=lambda device: device.name)
         ],
