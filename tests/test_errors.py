@@ -35,6 +35,7 @@ SAMPLES: dict[type[Exception], Exception] = {
     errors.ResponseNotFound: errors.ResponseNotFound("resp_1"),
     errors.BlobNotFound: errors.BlobNotFound("sha256:00"),
     errors.Overloaded: errors.Overloaded(retry_after_s=3),
+    errors.PlacementFailed: errors.PlacementFailed("the device CPU failed: it burnt down"),
     errors.ShuttingDown: errors.ShuttingDown(),
     errors.DigestMismatch: errors.DigestMismatch("weights", expected="a" * 64, actual="b" * 64),
 }
@@ -59,6 +60,7 @@ ModelNotFound            404 no      not_found       not_found       model_not_f
 OriginNotAllowed         403 no      permission      permission
 OutOfMemory              500 no      api             api
 Overloaded               503 after-3 api             overloaded
+PlacementFailed          500 yes     api             api
 PreviousResponseNotFound 400 no      invalid_request invalid_request previous_response_not_found previous_response_id
 RequestCancelled         499 no      invalid_request invalid_request
 ResponseNotFound         404 no      not_found       not_found       - response_id

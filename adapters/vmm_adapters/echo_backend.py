@@ -204,7 +204,7 @@ class EchoBackend:
         if sequence.matcher is not None:
             bits = np.frombuffer(sequence.matcher.compute_bitmask(), np.uint8)
             row[np.unpackbits(bits, count=len(row), bitorder="little") == 0] = -np.inf
-        elif not request.eos_token_ids:
+        elif request.sampling.ignore_eos:
             row[END] = -np.inf
         return row
 

@@ -25,6 +25,7 @@ VMMError
 ├── ModelLoadFailed           500  no placement could run it; lists what was tried
 │   └── LoadTimeout           503  it was not there in time; says who is in the way
 ├── GenerationFailed          500  the runtime failed in the middle
+│   └── PlacementFailed       500  its device failed before this request had begun there
 └── SettingsError              -   before the server starts
     └── AddressInUse           -
 
@@ -210,6 +211,17 @@ class LoadTimeout(ModelLoadFailed):
 
 class GenerationFailed(VMMError):
     """The runtime failed while generating."""
+
+
+class PlacementFailed(GenerationFailed):
+    """The device failed, and nothing of this request was computed there: it can be sent elsewhere."""
+
+    def __init__(self, failure: str) -> None:
+        """`failure`: which device failed, and its words."""
+        super().__init__(
+            f"{failure}; nothing of this request was computed yet",
+            hint="send it again: it goes to another device, or to this one once the model is loaded anew",
+        )
 
 
 class SettingsError(VMMError):

@@ -259,7 +259,7 @@ def test_a_grammar_that_gets_too_complex_fails_and_does_not_end(run: Run, engine
             broken = (await engine.grammars.compile(Regex("a", "regex"))).start()
             broken.consume_token(ord("z"))
             with pytest.raises(InvalidRequest, match="cannot be followed any further"):
-                _ = [delta async for delta in engine.submit(PROMPT, lively(0), grammar=CompiledGrammar(broken))]
+                _ = [delta async for delta in engine.submit(PROMPT, lively(0), grammar=CompiledGrammar(broken, OBJECT))]
             impossible = await engine.grammars.compile(Regex("a[a-c]", "regex"))
             with pytest.raises(GenerationFailed, match="every token is forbidden"):
                 _ = [

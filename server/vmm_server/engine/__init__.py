@@ -1,6 +1,7 @@
 """One loaded text model: paged KV blocks, continuous batching, sampling, streams."""
 
-from vmm_server.engine.engine import Engine, EngineOptions, EngineStats, Generation
+from vmm_server.engine.engine import Engine, EngineOptions, Generation
+from vmm_server.engine.executor import EngineLoad, EngineStats
 from vmm_server.engine.stream import Delta, Usage
 
-__all__ = ["Delta", "Engine", "EngineOptions", "EngineStats", "Generation", "Usage"]
+__all__ = ["Delta", "Engine", "EngineLoad", "EngineOptions", "EngineStats", "Generation", "Usage"]

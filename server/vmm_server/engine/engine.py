@@ -4,26 +4,37 @@ import asyncio
 import logging
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Tokens
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
-from typing import Self
+from typing import Self, TypeGuard, cast
 
 from tokenizers import Tokenizer
 
-from vmm_adapters.base import CausalLMRunner
+from vmm_adapters.base import CausalLMRunner, TextBackend
 from vmm_adapters.types import SamplingParams
-from vmm_server.engine.block_pool import BlockPool
+from vmm_server.engine.backend_executor import BackendExecutor
+from vmm_server.engine.executor import EngineLoad, EngineStats, Executor
 from vmm_server.engine.grammar import CompiledGrammar, GrammarCompiler
-from vmm_server.engine.sampler import SamplingState
-from vmm_server.engine.scheduler import Scheduler
+from vmm_server.engine.lacking import lacking
+from vmm_server.engine.paged_executor import PagedExecutor
 from vmm_server.engine.sequence import Sequence
 from vmm_server.engine.stopping import AnswerText, Detokenizer, special_token_ids
 from vmm_server.engine.stream import Delta, Outbox, TokenStream, Usage
 from vmm_server.engine.worker import Abort, Answer, Close, Prepared, Submit, Worker
-from vmm_server.errors import ContextLengthExceeded, InvalidRequest, Overloaded, ShuttingDown, VMMError
+from vmm_server.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    Overloaded,
+    PlacementFailed,
+    ShuttingDown,
+    UnsupportedParameter,
+    VMMError,
+)
+from vmm_server.requests import Composite, Constraint
 
 logger = logging.getLogger(__name__)
 
@@ -45,25 +56,12 @@ class EngineOptions:
     as one with sixteen, and those that just miss it wait for two."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A look at the engine, a step old at most."""
-
-    num_waiting: int
-    num_running: int
-    num_blocks: int
-    num_free_blocks: int
-    """Held by no sequence; most of them still hold cached prefixes."""
-    num_preempted: int
-    """Preemptions since the start."""
-
-
 class Engine:
     """Takes prompts, gives generations. Used from one event loop; the work is done by a `Worker`."""
 
     def __init__(
         self,
-        runner: CausalLMRunner,
+        runtime: CausalLMRunner | TextBackend,
         tokenizer: Tokenizer,
         *,
         eos_token_ids: frozenset[int],
@@ -71,40 +69,54 @@ class Engine:
         context_length: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._pool = BlockPool(runner.num_blocks, runner.block_size)
-        self._scheduler = Scheduler(
-            self._pool,
-            max_batched_tokens=options.max_batched_tokens,
-            max_sequences=options.max_sequences,
-            max_scores=options.max_score_bytes // (4 * runner.vocab_size),
-        )
+        known = frozenset(i for i in eos_token_ids if i < runtime.vocab_size)
+        self._executor = _executor(runtime, known, options, clock)
         self._tokenizer = tokenizer
         self._special = special_token_ids(tokenizer)
-        self._vocab_size = runner.vocab_size
-        self.grammars = GrammarCompiler(tokenizer, eos_token_ids, runner.vocab_size)
+        self.grammars = GrammarCompiler(tokenizer, eos_token_ids, runtime.vocab_size)
         """Compiles what `submit` takes as `grammar`."""
-        self._eos_token_ids = frozenset(i for i in eos_token_ids if i < runner.vocab_size)
-        self.context_length = min(context_length, runner.context_length, self._pool.num_positions)
+        self._eos_token_ids = known
+        self.context_length = min(context_length, self._executor.context_length)
         """Prompt and answer together; also bounded by the KV blocks there are."""
-        self._max_unfinished = self._scheduler.max_sequences + options.max_queue
+        self._max_unfinished = self._executor.max_sequences + options.max_queue
         self._clock = clock
         self._num_submitted = 0
+        self._unread: deque[Sequence] = deque()
+        """Submitted, and for all that is known on the event loop still in the mailbox."""
         self._outbox: Outbox | None = None
         self._is_closing = False
-        self._worker = Worker(runner, self._scheduler, clock, options.gather_s)
+        self._worker = Worker(self._executor, clock, options.gather_s)
         self._worker.start()
 
     @property
     def stats(self) -> EngineStats:
         """Counts of sequences and blocks."""
-        unread = self._num_submitted - self._worker.num_received
-        return EngineStats(
-            num_waiting=len(self._scheduler.waiting) + unread,
-            num_running=len(self._scheduler.running),
-            num_blocks=self._pool.num_blocks,
-            num_free_blocks=self._pool.num_free,
-            num_preempted=self._scheduler.num_preempted,
+        stats = self._executor.stats
+        return replace(stats, num_waiting=stats.num_waiting + self._num_submitted - self._worker.num_received)
+
+    @property
+    def load(self) -> EngineLoad:
+        """How much there is to do. Call on the event loop."""
+        self._forget_read()
+        running, waiting = tuple(self._executor.running), (*self._executor.waiting, *self._unread)
+        left = (*running, *waiting)
+        return EngineLoad(
+            num_waiting=len(waiting),
+            num_running=len(running),
+            num_pending_prompt_tokens=sum(max(0, each.num_prompt_tokens - each.num_computed_tokens) for each in left),
+            num_pending_output_tokens=sum(max(0, each.max_length - len(each.token_ids)) for each in left),
         )
+
+    @property
+    def failure(self) -> str | None:
+        """Which device failed, and its words, if that ended the engine: nothing will run here any more."""
+        return self._worker.failure
+
+    def lacks(
+        self, sampling: SamplingParams, guidance: CompiledGrammar | Constraint | Composite | None = None
+    ) -> dict[str, str]:
+        """Fields that the runtime cannot honour, or `guidance` → why. One that changes nothing does not count."""
+        return lacking(sampling, self._executor.lacks, is_guided=guidance is not None)
 
     def submit(
         self,
@@ -121,12 +133,16 @@ class Engine:
 
         An answer under a `grammar` ends where that says, `min_tokens` or not. `shown_tokens` are special tokens that
         its text shows all the same. `context_length` can lower the engine's own. Raises at once: `InvalidRequest`
-        (`param` names the prompt's field), `ContextLengthExceeded`, `Overloaded`, `ShuttingDown`.
+        (`param` names the prompt's field), `UnsupportedParameter` for what the runtime `lacks`,
+        `ContextLengthExceeded`, `Overloaded`, `ShuttingDown`, `PlacementFailed` after a `failure`.
         """
         if self._is_closing or not self._worker.is_alive():
             raise ShuttingDown
+        if self.failure is not None:
+            raise PlacementFailed(self.failure)
         limit = self.context_length if context_length is None else min(context_length, self.context_length)
         self._check(prompt, sampling, limit, param)
+        self._check_lacks(sampling, grammar)
         if self._num_submitted - self._worker.num_finished >= self._max_unfinished:
             raise Overloaded(retry_after_s=self._retry_after_s())
         sequence = Sequence(
@@ -138,13 +154,14 @@ class Engine:
             submitted_at=self._clock(),
         )
         answer = Answer(
-            SamplingState(sampling, sequence.token_ids, self._eos_token_ids, grammar),
             AnswerText(Detokenizer(self._tokenizer, self._special - shown_tokens, prompt), sampling.stop),
             TokenStream(),
             self._outbox_of(asyncio.get_running_loop()),
         )
         self._num_submitted += 1
-        self._worker.post(Submit(sequence, answer))
+        self._unread.append(sequence)
+        self._forget_read()
+        self._worker.post(Submit(sequence, answer, grammar))
         return Generation(self._worker, sequence, answer.stream)
 
     @contextmanager
@@ -170,27 +187,59 @@ class Engine:
         """Refuse what could only fail later."""
         if not prompt:
             raise InvalidRequest(f"{param} is empty: there is no token to continue", param=param)
-        if len(prompt) > limit:
+        if len(prompt) > (limit := min(limit, self._executor.max_prompt_tokens)):
             raise ContextLengthExceeded(limit=limit, asked=len(prompt), param=param)
         if sampling.max_tokens is not None and sampling.max_tokens < 0:
             raise InvalidRequest(f"max_tokens must be at least 0, not {sampling.max_tokens}", param="max_tokens")
         named = {param: prompt, "logit_bias": sampling.logit_bias, "stop_token_ids": sampling.stop_token_ids}
         for field, token_ids in named.items():
-            if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._vocab_size):
+            if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._executor.vocab_size):
                 raise InvalidRequest(
-                    f"{field} names a token that the model does not have: ids are 0 to {self._vocab_size - 1}",
+                    f"{field} names a token that the model does not have: ids are 0 to {self._executor.vocab_size - 1}",
                     param=field,
                 )
 
+    def _check_lacks(self, sampling: SamplingParams, grammar: CompiledGrammar | None) -> None:
+        for field, reason in self.lacks(sampling, grammar).items():
+            param = grammar.constraint.param if grammar is not None and field == "guidance" else field
+            message = f"{param} cannot be honoured on {self._executor.device}: {reason}"
+            raise UnsupportedParameter(message, param=param)
+
+    def _forget_read(self) -> None:
+        while len(self._unread) > self._num_submitted - self._worker.num_received:
+            self._unread.popleft()
+
     def _retry_after_s(self) -> int:
         """When a place is likely to be free: running generations end at their mean time, one after the other."""
-        num_running = max(1, len(self._scheduler.running))
+        num_running = max(1, len(self._executor.running))
         return min(60, max(1, ceil(self._worker.mean_answer_s / num_running)))
 
     def _outbox_of(self, loop: asyncio.AbstractEventLoop) -> Outbox:
         if self._outbox is None or self._outbox.loop is not loop:
             self._outbox = Outbox(loop)
         return self._outbox
+
+
+def _executor(
+    runtime: CausalLMRunner | TextBackend,
+    eos_token_ids: frozenset[int],
+    options: EngineOptions,
+    clock: Callable[[], float],
+) -> Executor:
+    if _is_runner(runtime):
+        return PagedExecutor(
+            runtime,
+            eos_token_ids=eos_token_ids,
+            max_batched_tokens=options.max_batched_tokens,
+            max_sequences=options.max_sequences,
+            max_score_bytes=options.max_score_bytes,
+            clock=clock,
+        )
+    return BackendExecutor(cast(TextBackend, runtime), max_sequences=options.max_sequences, clock=clock)
+
+
+def _is_runner(runtime: CausalLMRunner | TextBackend) -> TypeGuard[CausalLMRunner]:
+    return hasattr(runtime, "execute")
 
 
 class Generation:

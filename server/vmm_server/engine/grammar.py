@@ -22,7 +22,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from vmm_adapters.types import Guidance
 from vmm_server.engine.constraints import check_size, grammar_source, loosest, shortened
+from vmm_server.engine.guidance import guidance_of
 from vmm_server.errors import InvalidRequest, ShuttingDown, UnsupportedParameter
 from vmm_server.requests import Composite, Constraint, JsonSchema
 
@@ -35,8 +37,15 @@ _COMPLETE = ("NoExtension", "NoExtensionBias", "EndOfSentence")
 class CompiledGrammar:
     """A grammar at its beginning, for one tokeniser. Never moved on, so any thread may copy it."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, constraint: Constraint | Composite) -> None:
         self._matcher = matcher
+        self.constraint = constraint
+        """What it enforces: what was asked for, or what is left of it where it is lenient."""
+
+    @cached_property
+    def guidance(self) -> Guidance:
+        """The same, for a runtime that draws tokens itself."""
+        return guidance_of(self.constraint)
 
     def start(self) -> LLMatcher:
         """A matcher of one's own."""
@@ -158,7 +167,7 @@ class GrammarCompiler:
         if not matcher.is_error():
             matcher.compute_bitmask()  # what the lexer learns here, each copy knows
         if not matcher.is_error():
-            return CompiledGrammar(matcher)
+            return CompiledGrammar(matcher, constraint)
         if isinstance(constraint, Composite):
             parts = tuple((name, self._enforceable(part, tokenizer)) for name, part in constraint.parts)
             if parts != constraint.parts:

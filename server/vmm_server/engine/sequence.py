@@ -98,6 +98,11 @@ class Sequence:
         return max(0, self.num_computed_tokens + num_tokens - self.num_scored_tokens)
 
     @property
+    def has_started(self) -> bool:
+        """Whether anything was computed for it, or drawn. One that has not may be begun elsewhere."""
+        return self.num_generated_tokens > 0 or self.num_computed_tokens > self.num_cached_tokens
+
+    @property
     def is_finished(self) -> bool:
         """Nothing more will come of it."""
         return self.status >= SequenceStatus.STOPPED

@@ -1,7 +1,7 @@
-"""The one thread that touches the runner: it reads its mailbox, takes a step, and begins again.
+"""The one thread that touches the runtime: it reads its mailbox, takes a step, and begins again.
 
-What happens to one generation: `Submit` → `Scheduler.add` → in some steps `Scheduler.schedule`, `runner.execute`,
-`sample`, `Scheduler.update`, `AnswerText.push` → one `Delta` a step through the `Outbox` → a last one with the reason.
+What happens to one generation: `Submit` → `Executor.add` → in some steps a token from `Executor.step`,
+`AnswerText.push` → one `Delta` a step through the `Outbox` → a last one with the reason.
 An `Abort` is a message like any other, read before the next step.
 """
 
@@ -12,24 +12,22 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from vmm_adapters.base import CausalLMRunner
-from vmm_adapters.errors import AdapterError
-from vmm_server.engine.sampler import Sampled, SamplingState, sample
-from vmm_server.engine.scheduler import Scheduler, Step
-from vmm_server.engine.scoring import score
+from vmm_adapters.errors import AdapterError, DeviceLost
+from vmm_server.engine.executor import Executor, runtime_failed
+from vmm_server.engine.grammar import CompiledGrammar
+from vmm_server.engine.sampler import Sampled
 from vmm_server.engine.sequence import FINISH_REASONS, Sequence, SequenceStatus
 from vmm_server.engine.stopping import AnswerText
 from vmm_server.engine.stream import Delta, Outbox, TokenStream
-from vmm_server.errors import GenerationFailed, InvalidRequest, VMMError
+from vmm_server.errors import GenerationFailed, PlacementFailed, VMMError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is kept of a sequence besides its tokens: how they are drawn, shown and sent."""
+    """What is kept of a sequence besides its tokens: how they are shown and sent."""
 
-    sampling: SamplingState
     text: AnswerText
     stream: TokenStream
     outbox: Outbox
@@ -41,6 +39,7 @@ class Submit:
 
     sequence: Sequence
     answer: Answer
+    grammar: CompiledGrammar | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +63,15 @@ Message = Submit | Abort | Prepared | Close
 
 
 class Worker(Thread):
-    """Owns the runner and the scheduler from `start` on. Sleeps when there is nothing to do.
+    """Owns the executor from `start` on. Sleeps when there is nothing to do.
 
-    A step that raises fails the sequences in it, and no others. `post` is safe from any thread and from
-    finalisers; the public counters are written by the worker only and may be read from anywhere.
+    A step that raises fails the sequences in it, and no others. When the device is lost, or two steps fail in a row, it
+    is given up: all sequences end, those that had not started with `PlacementFailed`, and so does whatever comes later.
+    `post` is safe from any thread and from finalisers; the public counters are written by the worker only and may be
+    read from anywhere.
     """
 
-    def __init__(
-        self, runner: CausalLMRunner, scheduler: Scheduler, clock: Callable[[], float], gather_s: float
-    ) -> None:
+    def __init__(self, executor: Executor, clock: Callable[[], float], gather_s: float) -> None:
         super().__init__(name="vmm-engine", daemon=True)
         self.num_received = 0
         """`Submit` messages read so far."""
@@ -82,8 +81,10 @@ class Worker(Thread):
         """Requests that are being prepared and will be posted in a moment. Written by the event loop only."""
         self.mean_answer_s = 0.0
         """Running mean of the time from a generation's first step to its end."""
-        self._runner = runner
-        self._scheduler = scheduler
+        self.failure: str | None = None
+        """Which device was given up, and its words."""
+        self._executor = executor
+        self._num_failed_steps = 0
         self._clock = clock
         self._gather_s = gather_s
         self._mailbox: SimpleQueue[Message] = SimpleQueue()
@@ -103,23 +104,32 @@ class Worker(Thread):
             try:
                 self._abort_all()
             finally:
-                self._runner.close()
+                self._executor.close()
 
     def _turn(self) -> None:
-        involved: Iterable[Sequence] = self._answers
         try:
             self._read_mailbox()
-            if self._scheduler.has_work and not self._is_closing:
-                step = self._scheduler.schedule()
-                involved = step.sequences
-                self._compute(step)
+        except Exception as error:
+            logger.exception("the engine's mailbox could not be read")
+            self._fail(list(self._answers), _generation_failed(error))
+        if self._is_closing or not self._executor.has_work:
+            return
+        try:
+            self._step()
         except Exception as error:
             logger.exception("an engine step failed")
-            self._fail(list(involved), _generation_failed(error))
+            self._num_failed_steps += 1
+            if self._num_failed_steps > 1 or isinstance(error, DeviceLost):
+                self._give_up(error)
+            else:
+                involved = self._executor.involved
+                self._fail(list(self._answers if involved is None else involved), _generation_failed(error))
+        else:
+            self._num_failed_steps = 0
 
     def _read_mailbox(self) -> None:
         """Read all there is; wait for a message only when there is nothing else to do."""
-        wait = not self._scheduler.has_work
+        wait = not self._executor.has_work
         gather_until = 0.0
         while not self._is_closing:
             try:
@@ -136,10 +146,13 @@ class Worker(Thread):
             except Empty:
                 return
             match message:
-                case Submit(sequence, answer):
+                case Submit(sequence, answer, grammar):
                     self.num_received += 1
                     self._answers[sequence] = answer
-                    self._scheduler.add(sequence)
+                    if self.failure is None:
+                        self._executor.add(sequence, grammar)
+                    else:
+                        self._fail([sequence], PlacementFailed(self.failure))
                 case Abort(sequence):
                     self._close(sequence, SequenceStatus.ABORTED)
                 case Prepared():
@@ -147,38 +160,26 @@ class Worker(Thread):
                 case Close():
                     self._is_closing = True
 
-    def _compute(self, step: Step) -> None:
+    def _step(self) -> None:
+        outcomes = self._executor.step()
         now = self._clock()
-        for sequence in step.sequences:
-            if sequence.started_at is None:
-                sequence.started_at = now
-        if step.block_copies:
-            self._runner.copy_blocks(step.block_copies)
-        answers = [self._answers[sequence] for sequence in step.sequences]
-        logits = self._runner.execute(step.batch)
-        scores = {rows.sequence: score(logits, rows) for rows in step.scored}
-        if step.scored:
-            logits = logits[list(step.sampled_rows)]
-        tokens = sample(logits, [self._answers[sequence].sampling for sequence in step.sampled])
-        self._scheduler.update(step, [None if token is None else token.token_id for token in tokens])
-        now, drawn = self._clock(), dict(zip(step.sampled, tokens, strict=True))
         says: list[tuple[Answer, Delta | VMMError]] = []
-        for sequence, answer in zip(step.sequences, answers, strict=True):
-            if (scored := scores.get(sequence, ())) is None:
-                says.append((answer, self._no_number(sequence)))
-                continue
-            if scored:
-                says.append((answer, Delta("", prompt_logprobs=scored)))
-            if sequence in drawn:
-                says.append((answer, self._say(sequence, drawn[sequence], now)))
+        for outcome in outcomes:
+            sequence = outcome.sequence
+            answer = self._answers[sequence]
+            if outcome.scored:
+                says.append((answer, Delta("", prompt_logprobs=outcome.scored)))
+            if outcome.error is not None:
+                self._close(sequence, SequenceStatus.FAILED)
+                says.append((answer, outcome.error))
+            elif outcome.drawn is not None:
+                says.append((answer, self._say(sequence, outcome.drawn, now)))
             elif sequence.is_finished:
                 says.append((answer, self._last_words(sequence, "", now)))
         self._send(says)
 
-    def _say(self, sequence: Sequence, drawn: Sampled | None, now: float) -> Delta | VMMError:
+    def _say(self, sequence: Sequence, drawn: Sampled, now: float) -> Delta | VMMError:
         """What to send for a drawn token; an error that is this sequence's own ends no other."""
-        if drawn is None:
-            return self._no_number(sequence)
         try:
             return self._delta(sequence, drawn, now)
         except Exception as error:
@@ -186,24 +187,16 @@ class Worker(Thread):
             self._close(sequence, SequenceStatus.FAILED)
             return _generation_failed(error)
 
-    def _no_number(self, sequence: Sequence) -> VMMError:
-        """A grammar that turns out too complex is the request's own fault, and would be again."""
-        failure = self._answers[sequence].sampling.failure
-        self._close(sequence, SequenceStatus.FAILED)
-        if failure is not None:
-            return InvalidRequest(failure, hint="ask for a simpler form")
-        return GenerationFailed("the model's output is not a number, or every token is forbidden")
-
     def _delta(self, sequence: Sequence, drawn: Sampled, now: float) -> Delta:
-        """What a drawn token adds to the answer. Ends the sequence on a stop string or with its grammar."""
+        """What a drawn token adds to the answer. Ends the sequence on a stop string."""
         answer = self._answers[sequence]
         sequence.stamp(now)
-        if sequence.status is SequenceStatus.STOPPED:
+        if sequence.ends_with(drawn.token_id):
             return self._last_words(sequence, "", now)
         may_stop = sequence.num_generated_tokens >= sequence.sampling.min_tokens
         text = answer.text.push(drawn.token_id, may_stop=may_stop)
-        if answer.text.is_stopped or answer.sampling.is_complete:
-            self._scheduler.finish(sequence, SequenceStatus.STOPPED)
+        if answer.text.is_stopped:
+            self._executor.finish(sequence, SequenceStatus.STOPPED)
         delta = self._last_words(sequence, text, now) if sequence.is_finished else Delta(text)
         logprobs = () if drawn.logprob is None else (drawn.logprob,)
         return Delta(delta.text, (drawn.token_id,), logprobs, delta.finish_reason, delta.usage)
@@ -219,7 +212,7 @@ class Worker(Thread):
     def _close(self, sequence: Sequence, status: SequenceStatus) -> None:
         """Forget a sequence; its blocks are free afterwards."""
         if self._answers.pop(sequence, None) is not None:
-            self._scheduler.finish(sequence, status)
+            self._executor.finish(sequence, status)
             self.num_finished += 1
 
     def _fail(self, sequences: list[Sequence], error: VMMError) -> None:
@@ -228,12 +221,21 @@ class Worker(Thread):
             self._close(sequence, SequenceStatus.FAILED)
         self._send((answer, error) for answer in answers)
 
+    def _give_up(self, error: Exception) -> None:
+        """End all: the device is gone."""
+        words = error.message if isinstance(error, AdapterError) else f"{type(error).__name__}: {error}"
+        self.failure = f"the device {self._executor.device} failed: {words}"
+        hint = getattr(error, "hint", None) or "load the model again, on another device if there is one"
+        sequences = list(self._answers)
+        self._fail([each for each in sequences if each.has_started], GenerationFailed(self.failure, hint=hint))
+        self._fail([each for each in sequences if not each.has_started], PlacementFailed(self.failure))
+
     def _abort_all(self) -> None:
         """Tell everybody who still listens that it is over."""
         now = self._clock()
         items = []
         for sequence, answer in list(self._answers.items()):
-            self._scheduler.finish(sequence, SequenceStatus.ABORTED)
+            self._executor.finish(sequence, SequenceStatus.ABORTED)
             items.append((answer, self._last_words(sequence, "", now)))
         self._send(items)
 
@@ -250,5 +252,5 @@ class Worker(Thread):
 
 def _generation_failed(error: Exception) -> GenerationFailed:
     if isinstance(error, AdapterError):
-        return GenerationFailed(f"the runtime failed: {error.message}", hint=error.hint)
+        return runtime_failed(error)
     return GenerationFailed(f"the engine failed: {type(error).__name__}: {error}", hint="see the server's log")
