@@ -309,6 +309,16 @@ def test_what_from_means(tmp_path: Path) -> None:
     assert (source, sorted(files)) == (None, ["config.json", "model.safetensors", "sub/b.bin"])
     (tmp_path / "folder" / "w.gguf").write_bytes(b"")
     assert resolve_from("folder", tmp_path) == (None, {"w.gguf": tmp_path / "folder" / "w.gguf"})
+    names = [f"s-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    (tmp_path / "split").mkdir()
+    for name in names:
+        (tmp_path / "split" / name).write_bytes(b"")
+    for from_ in ("split", "split/s-00001-of-00003.gguf"):
+        assert resolve_from(from_, tmp_path) == (None, {name: tmp_path / "split" / name for name in names})
+    (tmp_path / "split" / names[1]).unlink()
+    for from_ in ("split", "split/s-00001-of-00003.gguf"):
+        with pytest.raises(InvalidRequest, match=f"FROM: {names[1]}: is missing, of 3 parts"):
+            resolve_from(from_, tmp_path)
     for name in ("llama3.2", "hf.co/org/repo:Q8_0", "file:./w.gguf", "x" * 5000):
         assert resolve_from(name, tmp_path) == (name, {})
     for name in ("./gone", "../gone", "/gone/x", "~/gone", "gone.gguf", "empty"):

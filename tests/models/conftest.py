@@ -18,8 +18,9 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
 from vmm_adapters.card import SamplingDefaults
 from vmm_server.models.building import Importer
@@ -389,3 +390,27 @@ def write_tiny(tmp_path: Path, tiny_models: ModuleType) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def split_gguf() -> Callable[[Path, int], list[Path]]:
+    """`split_gguf(path, tensors_each)`: the parts, as the gguf package writes them, beside the file and without it."""
+
+    def split(source: Path, tensors_each: int) -> list[Path]:
+        reader = GGUFReader(source)
+        architecture = reader.fields["general.architecture"].contents()
+        writer = GGUFWriter(source, architecture, split_max_tensors=tensors_each)
+        for key, found in reader.fields.items():
+            if not key.startswith("GGUF.") and key != "general.architecture":
+                kind, inner = found.types[0], found.types[-1] if len(found.types) > 1 else None
+                writer.add_key_value(key, found.contents(), kind, sub_type=inner)
+        for tensor in reader.tensors:
+            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+        source.unlink()
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return sorted(source.parent.glob(f"{source.stem}-*-of-*.gguf"))
+
+    return split

@@ -294,7 +294,7 @@ def test_safetensors_of_an_encoder_are_imported(store: Store, make_creator: Make
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"1": GGUF, "2": GGUF + b"2"}, "1, 2 are several GGUF files"),
+        ({"1": GGUF, "2": GGUF + b"2"}, "2 is no part of the model that 1 is of; a model is made of one"),
         ({"1": GGUF, "README.md": b"?"}, "nothing goes with a GGUF file; leave out README.md"),
     ],
 )

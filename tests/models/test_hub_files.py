@@ -78,18 +78,30 @@ def test_a_folder_named_after_the_quantization() -> None:
     assert only(["Q4_K_M/model.gguf", "Q8_0/model.gguf"]) == "Q4_K_M/model.gguf"
 
 
-def test_a_split_file_is_passed_over_and_refused_when_asked_for() -> None:
-    assert only(OFFICIAL) == "m-q5_0.gguf", "near Q4_K_M, and in one file"
-    with pytest.raises(ImportFailed, match="split"):
-        choose(OFFICIAL[:3])  # rather than Q2_K, which nobody asked for
-    assert only(OFFICIAL[:1]) == "m-q2_k.gguf"
-    for asked in ("q4_k_m", "m-q4_k_m-00001-of-00002.gguf"):
-        with pytest.raises(ImportFailed, match=r"m-q4_k_m-00001-of-00002\.gguf is one part of a split GGUF") as caught:
-            choose(OFFICIAL, asked)
-        assert caught.value.hint == "there is m-q2_k.gguf, m-q5_0.gguf"
-    with pytest.raises(ImportFailed, match="split") as caught:
-        choose(OFFICIAL[1:3])
-    assert "llama-gguf-split --merge" in (caught.value.hint or "")
+def test_a_split_file_is_taken_whole() -> None:
+    q4_k_m = OFFICIAL[1:3]
+    for asked in (None, "q4_k_m", "m-q4_k_m", "m-q4_k_m.gguf", "m-q4_k_m-00001-of-00002.gguf"):
+        assert choose(OFFICIAL, asked) == (q4_k_m, None)
+    for name in q4_k_m:
+        assert choose(OFFICIAL, path=name) == (q4_k_m, None)
+    assert only([*OFFICIAL, "m-q4_k_m.gguf"]) == "m-q4_k_m.gguf", "one file before several"
+    assert only(OFFICIAL, "q5_0") == "m-q5_0.gguf"
+    assert choose(UNSLOTH, "BF16") == (UNSLOTH[:2], None)
+    unnamed = ["x-00001-of-00003.gguf", "x-00002-of-00003.gguf", "x-00003-of-00003.gguf"]
+    assert choose(unnamed) == (unnamed, None)
+
+
+@pytest.mark.parametrize("missing", OFFICIAL[1:3])
+def test_a_part_that_a_repository_has_not_is_named(missing: str) -> None:
+    paths = [path for path in OFFICIAL if path != missing]
+    asked = {"quantization": "q4_k_m"} if missing.startswith("m-q4_k_m-00002") else {"path": OFFICIAL[2]}
+    with pytest.raises(ImportFailed, match=f"^hf:org/repo: {missing}: is missing, of 2 parts"):
+        choose(paths, **asked)
+
+
+def test_parts_of_what_cannot_be_read_are_refused() -> None:
+    with pytest.raises(ImportFailed, match="is stored as IQ2_M, which is not read"):
+        choose(["m-IQ2_M-00001-of-00002.gguf", "m-IQ2_M-00002-of-00002.gguf"])
 
 
 @pytest.mark.parametrize(("asked", "kind"), [("IQ3_M", "IQ3_M"), ("q4_0_4_4", "Q4_0_4_4")])

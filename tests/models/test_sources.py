@@ -383,6 +383,7 @@ REPO: dict[str, bytes] = {
     "plain/model.safetensors": b"st",
     "split/big-00001-of-00002.gguf": b"GGUF",
     "split/big-00002-of-00002.gguf": b"GGUF",
+    "broken/part-00002-of-00002.gguf": b"GGUF",
     "x.onnx": b"x",
 }
 
@@ -394,6 +395,8 @@ REPO: dict[str, bytes] = {
         ("/one-Q8_0.gguf", ["one-Q8_0.gguf"], False, "one-Q8_0"),
         (":one-Q8_0.gguf", ["one-Q8_0.gguf"], False, "one-Q8_0"),
         (":q4_k_m", ["one-Q4_K_M.gguf"], False, "one-Q4_K_M"),
+        ("/split", ["big-00001-of-00002.gguf", "big-00002-of-00002.gguf"], False, "big"),
+        ("/split/big-00002-of-00002.gguf", ["big-00001-of-00002.gguf", "big-00002-of-00002.gguf"], False, "big"),
         ("/cpu/int4", ["genai_config.json", "model.onnx", "model.onnx.data"], True, "repo"),
         ("/cpu", ["genai_config.json", "model.onnx", "model.onnx.data"], True, "repo"),
         ("@main/ov/", ["openvino_model.bin", "openvino_model.xml"], True, "repo"),
@@ -418,8 +421,7 @@ def test_what_a_repository_offers(
         (":Q2_K", SourceNotFound, "one-Q4_K_M.gguf, one-Q8_0.gguf"),
         ("/none.gguf", SourceNotFound, "README.md"),
         ("/plain", SourceNotFound, "safetensors need config.json and tokenizer.json"),
-        ("/split", ImportFailed, "there is one-Q4_K_M.gguf, one-Q8_0.gguf"),
-        ("/split/big-00001-of-00002.gguf", ImportFailed, "is one part of a split GGUF"),
+        ("/broken", ImportFailed, "broken/part-00001-of-00002.gguf: is missing, of 2 parts"),
         ("/x.onnx", ImportFailed, "or a folder"),
     ],
 )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vmm_server.cli.output import PullProgress
 from vmm_server.cli.places import Place, read_pieces
-from vmm_server.errors import InvalidRequest, SourceNotFound
+from vmm_server.errors import ImportFailed, InvalidRequest, SourceNotFound
+from vmm_server.models.importers.gguf_parts import all_part_paths, all_parts, whole_name
 from vmm_server.models.jobs import PullEvent
 from vmm_server.models.names import ModelName, derive_name
 from vmm_server.models.sources import is_uri
@@ -43,16 +44,26 @@ def local_files(uri: str) -> tuple[ModelName, dict[str, Path]]:
     path = LocalSource.parse(uri).path
     if not path.exists():
         raise SourceNotFound(f"{path}: no such file or folder", hint="check the path")
-    return derive_name(path.name if path.is_dir() else path.stem), files_at(path)
+    return derive_name(path.name if path.is_dir() else Path(whole_name(path.name)).stem), files_at(path)
 
 
 def files_at(path: Path) -> dict[str, Path]:
-    """A file, or what belongs to a model in a folder, by their names. Raises `InvalidRequest` if that is nothing."""
-    if path.is_file():
-        return {path.name: path}
+    """A file, all parts of a split one, or what belongs to a model in a folder, by their names.
+
+    Raises `InvalidRequest` if that is nothing, or if parts are missing.
+    """
+    try:
+        return {part.name: part for part in all_part_paths(path)} if path.is_file() else _files_in(path)
+    except ImportFailed as error:
+        raise InvalidRequest(f"FROM: {error.message}", param="from", hint=error.hint) from error
+
+
+def _files_in(path: Path) -> dict[str, Path]:
     names = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
     files = {name: file for name, file in names.items() if not _SKIPPED.search(name)}
     files = {name: file for name, file in files.items() if name.endswith(".gguf")} or files  # which has all in it
+    for name in files:
+        all_parts(name, files)
     if not files:
         raise InvalidRequest(f"FROM: there is no model in {path}", param="from", hint="name a file, or another folder")
     return files

@@ -2,20 +2,23 @@
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from gguf.constants import LlamaFileType
 from pydantic import TypeAdapter, ValidationError
 
 from vmm_server.errors import ImportFailed
-from vmm_server.models.disk import delete_folder, publish_folder, store_errors
+from vmm_server.models.disk import delete_folder, publish_folder, store_errors, sync_file, sync_folder
+from vmm_server.models.importers.gguf_parts import all_part_paths
+from vmm_server.models.importers.gguf_writer import join_gguf
 from vmm_server.models.importers.imported import ImportedModel
 from vmm_server.models.importers.quantization_mix import mix_name
 from vmm_server.models.sources import Listing, Step
@@ -91,24 +94,28 @@ class FolderBuilder:
         format_ = self._importer.detect_format(path)
         status = "verifying sha256 digest"
         if path.is_file():
-            size_bytes = path.stat().st_size
-            self._store.ensure_free(size_bytes, self._uri)
-            return self._import(path, hash_file(path, self._transfer(status), total=size_bytes), format_)
+            files = all_part_paths(path)
+            self._store.ensure_free(sum(file.stat().st_size for file in files), self._uri)
+            digests = self._hash(files, path.parent, status)
+            return self._import(path, digests[path.name] if len(files) == 1 else _digest_of(digests), format_)
         imported = None
         if format_ not in self._importer.converters:
             imported = self._importer.describe_folder(path)
         elif format_ == "safetensors":
             self._importer.check_config(path)  # before gigabytes are read for nothing
-        files = sorted(found for found in path.rglob("*") if found.is_file())
-        total, done, digests = sum(file.stat().st_size for file in files), 0, {}
-        for file in files:
-            digests[file.relative_to(path).as_posix()] = hash_file(
-                file, self._transfer(status), before=done, total=total
-            )
-            done += file.stat().st_size
+        digests = self._hash(sorted(found for found in path.rglob("*") if found.is_file()), path, status)
         if imported is None:
             return self._import(path, _digest_of(digests), format_)
         return Runnable(path, imported, _digest_of(digests), format_)
+
+    def _hash(self, files: Sequence[Path], folder: Path, status: str) -> dict[str, str]:
+        """The digests of files by their paths in `folder`."""
+        total, done, digests = sum(file.stat().st_size for file in files), 0, {}
+        for file in files:
+            name = file.relative_to(folder).as_posix()
+            digests[name] = hash_file(file, self._transfer(status), before=done, total=total)
+            done += file.stat().st_size
+        return digests
 
     def link_folder(self, digests: dict[str, str]) -> Runnable:
         """The runnable folder of fetched files: hard links, so they take their space once."""
@@ -121,9 +128,11 @@ class FolderBuilder:
         return replace(runnable, blobs=tuple(digests.values()))
 
     def import_fetched(self, listing: Listing, digests: dict[str, str]) -> Runnable:
-        """Make fetched files runnable: a GGUF file, an archive, or a folder of safetensors."""
+        """Make fetched files runnable: a GGUF file or its parts, an archive, or a folder of safetensors."""
         digest = _digest_of(digests) if listing.is_folder else next(iter(digests.values()))
         if not listing.is_folder and listing.unpack is None:
+            if len(digests) > 1:
+                digest = self.join_parts(digests)
             blob = self._store.blob(digest)
             with self._named(blob):
                 return replace(self._import(blob, digest, "gguf"), blobs=(digest,))
@@ -141,6 +150,26 @@ class FolderBuilder:
         for fetched in digests.values():
             self._store.release_blob(fetched)  # all that is needed of it is in the folder
         return runnable
+
+    def join_parts(self, digests: Mapping[str, str]) -> str:
+        """The digest of one GGUF file with all that the parts of a split model (path → digest) have.
+
+        Raises `ImportFailed` and its kinds naming the part that is missing, or does not belong to the others.
+        """
+        names = {PurePosixPath(path).name: digest for path, digest in digests.items()}
+        step = self._transfer("joining the parts")
+
+        def progress(completed: int, total: int) -> None:
+            step.check()
+            step.progress(completed, total)
+
+        with self._scratch() as folder, self._named(folder):
+            self._link(names, folder)
+            step.reserve(sum(file.stat().st_size for file in folder.iterdir()))
+            joined = write_blob(self._store, _digest_of(names), lambda to: join_gguf(folder / min(names), to, progress))
+        for digest in names.values():
+            self._store.release_blob(digest)
+        return joined
 
     def check_config(self, digests: Mapping[str, str]) -> None:
         """Raise `ImportFailed` when small files (path → blob) show that the weights beside them cannot be converted."""
@@ -244,7 +273,24 @@ class FolderBuilder:
             raise type(error)(error.message.replace(str(path), self._uri), hint=error.hint) from error
 
 
-def _digest_of(digests: dict[str, str]) -> str:
+def write_blob(store: Store, key: str, write: Callable[[Path], str]) -> str:
+    """Keep a file that `write` makes and tells the digest of: durably, under that digest, which is returned.
+
+    `key`, 64 hex digits, names it meanwhile. Raises `StoreError`, and what `write` raises; nothing is left then.
+    """
+    aside = store.blobs_dir / f"sha256-{key}.{secrets.token_hex(8)}.partial"
+    try:
+        with store_errors("write a GGUF file", store.root):
+            made = write(aside)
+            sync_file(aside)
+            aside.replace(store.blob(made))
+            sync_folder(aside.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+    return made
+
+
+def _digest_of(digests: Mapping[str, str]) -> str:
     """One digest for several files: sha256 of the listing that sha256sum would print, sorted by path."""
     listing = "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
     return hashlib.sha256(listing.encode()).hexdigest()

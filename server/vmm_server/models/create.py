@@ -13,7 +13,7 @@ from threading import Event
 from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
 from vmm_server.models.blobs import parse_digest
 from vmm_server.models.building import Importer
-from vmm_server.models.creation import Creation, find_gguf, has_safetensors
+from vmm_server.models.creation import Creation, find_ggufs, has_safetensors
 from vmm_server.models.importers.quantization_mix import parse_quantization
 from vmm_server.models.jobs import Jobs, PullEvent, Report
 from vmm_server.models.names import ModelName
@@ -116,7 +116,7 @@ class Creator:
                 where = f"messages[{index}].role"
                 raise InvalidRequest(f"{where}: must be one of {', '.join(ROLES)}", param=where)
         files = _check_files(request.files)
-        if find_gguf(files, self._store) is None and files and request.quantize and not has_safetensors(files):
+        if not find_ggufs(files, self._store) and files and request.quantize and not has_safetensors(files):
             raise InvalidRequest("quantize: only GGUF files and safetensors can be quantized", param="quantize")
         return replace(request, parameters=check_parameters(request.parameters), files=files)
 

@@ -5,15 +5,15 @@ one name the second waits. Only the manifest, written last, makes the model exis
 """
 
 import hashlib
-import secrets
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
 
 from vmm_server.errors import ImportFailed, InvalidRequest, ModelNotFound
-from vmm_server.models.building import FolderBuilder, Importer, Runnable
-from vmm_server.models.disk import store_errors, sync_file, sync_folder
+from vmm_server.models.building import FolderBuilder, Importer, Runnable, write_blob
+from vmm_server.models.importers.gguf_parts import all_parts
 from vmm_server.models.importers.gguf_quantize import quantize_gguf
 from vmm_server.models.importers.gguf_reader import MAGIC, GGUFFile
 from vmm_server.models.importers.quantization_mix import mix_name, parse_quantization
@@ -79,7 +79,7 @@ class Creation:
         model, blobs = manifest.model, manifest.blobs
         if self._request.quantize:
             check_parent(self._request, manifest)
-            runnable = self._import_gguf(blobs[0], str(parent))
+            runnable = self._import_gguf({str(parent): blobs[0]}, str(parent))
             made = describe_model(parent, runnable, source=model.source, card=None)
             has_more = model.digest != model.weights
             model = replace(
@@ -98,16 +98,20 @@ class Creation:
 
     def _from_files(self) -> _Base:
         files = self._request.files
-        gguf = find_gguf(files, self._store)
-        if gguf:
-            runnable = self._import_gguf(files[gguf], gguf)
+        ggufs = find_ggufs(files, self._store)
+        if ggufs:
+            runnable = self._import_gguf({path: files[path] for path in ggufs}, ggufs[0])
         else:
             runnable = self._import_folder(dict(files), "the uploaded files")
-        source = f"{UPLOADED}{gguf or ', '.join(sorted(files))[:200]}"
+        source = f"{UPLOADED}{next(iter(ggufs), None) or ', '.join(sorted(files))[:200]}"
         return _Base(describe_model(self._name, runnable, source=source, card=None), runnable.blobs)
 
-    def _import_gguf(self, digest: str, label: str) -> Runnable:
+    def _import_gguf(self, digests: Mapping[str, str], label: str) -> Runnable:
+        """Of a GGUF file, or the parts of a split one (path → digest)."""
         self._report("parsing GGUF")
+        digest = next(iter(digests.values()))
+        if len(digests) > 1:
+            digest = self._builder(label).join_parts(digests)
         if self._request.quantize:
             digest = self._quantize(digest, self._request.quantize, label)
         return self._built(label, lambda builder: builder.import_fetched(Listing(label, None), {label: digest}))
@@ -135,15 +139,16 @@ class Creation:
     ) -> Runnable:
         """A folder of the store that can be run; `label` is what messages call the files."""
         before = set(self._store.models_dir.iterdir())
-
-        def report(status: str) -> None:
-            self._report("converting model" if status == "importing" else status)
-
-        builder = FolderBuilder(self._store, importer or self._importer, label, report, self._step, self._cancelled)
-        runnable = build(builder)
+        runnable = build(self._builder(label, importer))
         kind = "using existing" if runnable.folder in before else "creating new"
         self._report(f"{kind} layer sha256:{runnable.digest}")
         return runnable
+
+    def _builder(self, label: str, importer: Importer | None = None) -> FolderBuilder:
+        def report(status: str) -> None:
+            self._report("converting model" if status == "importing" else status)
+
+        return FolderBuilder(self._store, importer or self._importer, label, report, self._step, self._cancelled)
 
     def _step(self, status: str) -> Step:
         shown = "converting model" if status == "importing" else status
@@ -162,26 +167,22 @@ class Creation:
         if not source.exists():
             raise InvalidRequest(f"quantize: the file that {label} was made of is gone", param="quantize")
         step = self._step(f"quantizing model to {mix_name(mix)}")
-        aside = self._store.blobs_dir / f"sha256-{digest}.{secrets.token_hex(8)}.partial"
 
         def progress(completed: int, total: int) -> None:
             step.check()
             step.progress(completed, total)
 
+        def write(aside: Path) -> str:
+            made = quantize_gguf(source, aside, mix, progress)
+            self._report("verifying conversion")
+            GGUFFile(aside).close()
+            return made
+
         try:
-            with store_errors(f"write {label} as {mix_name(mix)}", self._store.root):
-                step.reserve(source.stat().st_size)
-                made = quantize_gguf(source, aside, mix, progress)
-                self._report("verifying conversion")
-                GGUFFile(aside).close()
-                sync_file(aside)
-                aside.replace(self._store.blob(made))
-                sync_folder(aside.parent)
+            step.reserve(source.stat().st_size)
+            return write_blob(self._store, digest, write)
         except ImportFailed as error:
             raise type(error)(error.message.replace(str(source), label), hint=error.hint) from error
-        finally:
-            aside.unlink(missing_ok=True)
-        return made
 
 
 def has_safetensors(files: Iterable[str]) -> bool:
@@ -189,11 +190,11 @@ def has_safetensors(files: Iterable[str]) -> bool:
     return any(path.endswith(SAFETENSORS) for path in files)
 
 
-def find_gguf(files: Mapping[str, str], store: Store) -> str | None:
-    """Which of the uploaded files (path → 64 hex digits) is the GGUF file that the model is made of, if one is.
+def find_ggufs(files: Mapping[str, str], store: Store) -> list[str]:
+    """Which of the uploaded files (path → 64 hex digits) are the GGUF file, or its parts, that the model is made of.
 
-    Its first bytes say so: clients leave out the ending. Raises `InvalidRequest` for files that are not there, and for
-    files that cannot be made one model of.
+    Their first bytes say so: clients leave out the ending. None: it is made of something else. Raises `InvalidRequest`
+    for files that are not there, and for files that cannot be made one model of.
     """
     ggufs = []
     for path, digest in files.items():
@@ -208,13 +209,26 @@ def find_gguf(files: Mapping[str, str], store: Store) -> str | None:
             ) from error
         if start == MAGIC:
             ggufs.append(path)
-    if len(ggufs) > 1:
-        raise InvalidRequest(
-            f"files: {', '.join(ggufs)[:300]} are several GGUF files; a model is made of one",
-            param="files",
-            hint="join the parts of a split model first: llama-gguf-split --merge FIRST-PART OUTPUT",
-        )
-    if ggufs and len(files) > 1:
+    if ggufs and len(ggufs) < len(files):
         others = ", ".join(path for path in files if path not in ggufs)
         raise InvalidRequest(f"files: nothing goes with a GGUF file; leave out {others[:300]}", param="files")
-    return ggufs[0] if ggufs else None
+    if ggufs:
+        _check_parts(ggufs)
+    return sorted(ggufs)
+
+
+def _check_parts(paths: Sequence[str]) -> None:
+    """Raise `InvalidRequest` for several GGUF files that are not, by their names, all the parts of one."""
+    names = [PurePosixPath(path).name for path in paths]
+    try:
+        parts = all_parts(min(names), names)
+    except ImportFailed as error:
+        raise InvalidRequest(f"files: {error.message}", param="files", hint=error.hint) from error
+    if others := sorted(set(names) - set(parts)):
+        raise InvalidRequest(
+            f"files: {', '.join(others)[:300]} is no part of the model that {parts[0]} is of; a model is made of one",
+            param="files",
+            hint="leave it out; the parts of a split model keep their names, such as model-00001-of-00003.gguf",
+        )
+    if len(paths) > len(parts):
+        raise InvalidRequest(f"files: {parts[0]} is there more than once", param="files", hint="leave one out")

@@ -114,7 +114,8 @@ class Installer:
         return Transfer(self._cancelled, progress, reserve, self._client)
 
     def _fetch(self, listing: Listing) -> Runnable:
-        files = listing.files if listing.is_folder else [self._promised(file) for file in listing.files]
+        is_one = not listing.is_folder and len(listing.files) == 1  # which a card can promise
+        files = [self._promised(file) for file in listing.files] if is_one else listing.files
         self._store.ensure_free(self._needed_bytes(files, listing), self._plan.source.uri)
         listed = [file.size_bytes for file in listing.files]
         digests: dict[str, str] = {}

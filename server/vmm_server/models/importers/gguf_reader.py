@@ -17,7 +17,7 @@ from vmm_server.errors import CorruptFile, ImportFailed
 from vmm_server.models.importers.gguf_header import MAGIC, MAX_HEADER_BYTES, HeaderReader, TensorEntry
 from vmm_server.models.importers.gguf_parts import PartName
 
-__all__ = ["MAGIC", "MAX_HEADER_BYTES", "GGUFFile", "TensorEntry", "read_part"]
+__all__ = ["MAGIC", "MAX_HEADER_BYTES", "GGUFFile", "TensorEntry"]
 
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 """llama.cpp's keys of a split model: which part a file is (from 0), of how many, and how many tensors all have."""
@@ -126,21 +126,6 @@ class GGUFFile:
                 hint="fetch the file again",
             )
         return raw
-
-
-def read_part(path: Path) -> tuple[int, int]:
-    """Which part of a split model a file is, from 1, and of how many; (1, 1) for a whole one. Raises as `GGUFFile`."""
-    with _open(path) as file:
-        try:
-            metadata = HeaderReader(file, path).read_metadata()
-        except OSError as error:
-            raise ImportFailed(f"{path}: {error.strerror}", hint="check the disk it lies on") from error
-    if (count := _part_count(path, metadata)) == 1:
-        return 1, 1
-    number = metadata.get(_NUMBER)
-    if not isinstance(number, int) or not 0 <= number < count:
-        raise CorruptFile(f"{path}: has {_NUMBER} {number!r}, of {count} parts", hint="fetch the file again")
-    return number + 1, count
 
 
 def _open(path: Path) -> io.BufferedReader:

@@ -12,23 +12,21 @@ from pathlib import PurePosixPath
 
 from vmm_server.errors import ImportFailed, SourceNotFound
 from vmm_server.models.importers.encoder_folder import encoder_files
+from vmm_server.models.importers.gguf_parts import PartName, all_parts, whole_name
 from vmm_server.models.importers.safetensors_tokenizer import FILES, TOKENIZER
 from vmm_server.models.importers.safetensors_weights import FILE as SAFETENSORS_FILE
 from vmm_server.models.importers.safetensors_weights import INDEX
 
-_FINE = (
+PREFERRED = (
     *("Q4_K_M", "Q4_K_L", "Q4_K_XL", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0"),
-    *("Q6_K", "Q8_0", "BF16", "F16", "FP16", "F32"),
+    *("Q6_K", "Q8_0", "BF16", "F16", "FP16", "F32", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"),
 )
-_COARSE = ("Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K")
-PREFERRED = (*_FINE, *_COARSE)
 """What is taken when nothing is asked for: Q4_K_M, as Ollama's users expect, then what is nearest to it."""
 _UNREADABLE = re.compile(r"(?i)(?:^|[-._/])((?:I?Q1|IQ[23]|TQ[12]|MXFP4|NVFP4|Q4_0_[48]_[48])[A-Z0-9_]*)$")
 """Quantizations whose blocks the importer does not read: it says so before gigabytes are fetched."""
 _FOLDER_MARKS = ("genai_config.json", "openvino_model.xml")
 """A folder that holds one of these can be run as it is."""
 _NOT_NEEDED = re.compile(r"\..*|.*\.(md|png|jpe?g|gif|pdf|safetensors|pt|pth|gguf|py)|pytorch_model.*\.bin")
-_PART = re.compile(r"-\d{5}-of-\d{5}$")
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 _PICKLED = re.compile(r"(?i)(.*/)?[^/]*\.(bin|pt|pth|ckpt)")
 _SHOWN = 12
@@ -39,12 +37,13 @@ def choose_files(
 ) -> tuple[list[str], str | None]:
     """The wanted ones of a repository's sorted `paths`, and where the folder that they make begins.
 
-    That is `None` for one GGUF file to import. `path` is a file or folder ("" for the whole repository), `generates`
-    whether the hub says that the model writes text. Raises `SourceNotFound`, `ImportFailed`, saying what there is.
+    That is `None` for a GGUF file, or the parts of a split one. `path` is a file or folder ("" for the whole
+    repository), `generates` whether the hub says that the model writes text. Raises `SourceNotFound`, `ImportFailed`,
+    saying what there is.
     """
     chooser = _Chooser(uri, repo, quantization, [each for each in paths if _is_weights(each)])
     if path in paths:
-        return [chooser.readable(path)], None
+        return chooser.parts(chooser.readable(path), paths), None
     prefix = f"{path}/" if path else ""
     below = [each for each in paths if each.startswith(prefix)]
     if not below:
@@ -52,7 +51,7 @@ def choose_files(
         raise SourceNotFound(f"{uri}: no such file or folder in the repository", hint=hint)
     weights = [each for each in below if _is_weights(each)]
     if weights or quantization:
-        return [chooser.weights(weights)], None
+        return chooser.parts(chooser.weights(weights), paths), None
     folders = sorted({_parent(each) for each in below if PurePosixPath(each).name in _FOLDER_MARKS})
     relative = [each.removeprefix(prefix) for each in below]
     encoder = [] if folders else encoder_files(relative)
@@ -72,22 +71,19 @@ class _Chooser:
         self._uri = uri
         self._repo = repo
         self._quantization = quantization
-        self._readable = [
-            path for path in weights if not _PART.search(_stem(path)) and not _UNREADABLE.search(_stem(path))
-        ]
+        self._readable = [path for path in _firsts(weights) if not _UNREADABLE.search(_stem(whole_name(path)))]
 
     def weights(self, paths: Sequence[str]) -> str:
         """The GGUF file of the wanted quantization."""
-        whole = [path for path in paths if not _PART.search(_stem(path))]
-        first_parts = [path for path in paths if re.search(r"-00001-of-\d{5}$", _stem(path))]
-        for wanted in [(self._quantization,)] if self._quantization else (_FINE, _COARSE):
-            for offered in (whole, first_parts):  # parts are refused, but before something much coarser is taken
-                fitting = next(filter(None, (_of_quantization(offered, each) for each in wanted)), None)
-                if fitting:
-                    return self.readable(self._only(fitting, paths, "GGUF file of that quantization"))
+        offered = _firsts(paths)
+        for wanted in [self._quantization] if self._quantization else PREFERRED:
+            fitting = _of_quantization(offered, wanted)
+            whole = [path for path in fitting if PartName.parse(path) is None]
+            if fitting:
+                return self.readable(self._only(whole or fitting, offered, "GGUF file of that quantization"))
         if self._quantization:
-            return self._only([], whole + first_parts, f"GGUF file {self._quantization}")
-        return self.readable(self._only(whole or first_parts, paths, "GGUF file"))
+            return self._only([], offered, f"GGUF file {self._quantization}")
+        return self.readable(self._only(offered, offered, "GGUF file"))
 
     def folder(self, folders: Sequence[str], paths: Sequence[str]) -> str:
         """The folder that can be run: the only one, or the only one made for CPUs."""
@@ -99,6 +95,13 @@ class _Chooser:
         for_cpu = [folder for folder in folders if "cpu" in folder.lower()]
         what = "GGUF file, safetensors, or genai ONNX, OpenVINO or encoder folder,"
         return self._only(for_cpu if len(for_cpu) == 1 else folders, folders, what)
+
+    def parts(self, path: str, paths: Sequence[str]) -> list[str]:
+        """All parts of the model that a file is a part of. Raises `ImportFailed` naming those that are not there."""
+        try:
+            return all_parts(path, paths)
+        except ImportFailed as error:
+            raise ImportFailed(f"{self._uri}: {error.message}", hint="look for a whole copy of this model") from error
 
     def check_parts(self, paths: Sequence[str]) -> None:
         """Raise `ImportFailed` when parts of safetensors are missing: before the others are fetched."""
@@ -112,10 +115,7 @@ class _Chooser:
         if not path.lower().endswith(".gguf"):
             raise ImportFailed(f"{self._uri} is not a GGUF file", hint="name a .gguf file, or a folder")
         there_is = f"there is {', '.join(_shortened(self._readable))}" if self._readable else ""
-        if _PART.search(_stem(path)):
-            hint = there_is or "join the parts with llama-gguf-split --merge, and pull file:./joined.gguf"
-            raise ImportFailed(f"{self._uri}: {path} is one part of a split GGUF", hint=hint)
-        if unreadable := _UNREADABLE.search(_stem(path)):
+        if unreadable := _UNREADABLE.search(_stem(whole_name(path))):
             hint = there_is or "look for a repository with Q4_K_M, or another of Q2_K to Q8_0, F16, BF16 or F32"
             raise ImportFailed(f"{self._uri}: {path} is stored as {unreadable[1]}, which is not read", hint=hint)
         return path
@@ -150,14 +150,23 @@ def text_files(paths: Sequence[str]) -> list[str]:
     return [path for path in ("config.json", TOKENIZER, *FILES[1:]) if path in paths] + weights
 
 
+def _firsts(paths: Sequence[str]) -> list[str]:
+    """The files that stand for a model each: whole ones, and the first part that is there of each split one."""
+    found = [(path, PartName.parse(path)) for path in sorted(paths)]
+    models = {part.all[0] if part else path: path for path, part in reversed(found)}
+    return sorted(models.values())
+
+
 def _of_quantization(paths: Sequence[str], wanted: str) -> list[str]:
     """The files that are called so, else those that are stored so; a mix that goes by a longer name comes last."""
     wanted = wanted.lower().removesuffix(".gguf")
-    named = [path for path in paths if _stem(path).lower() == wanted]
+    named = [path for path in paths if wanted in (_stem(path).lower(), _stem(whole_name(path)).lower())]
     if named:
         return named
-    ending = re.compile(rf"(?i)(^|[-._]){re.escape(wanted)}(-\d{{5}}-of-\d{{5}})?$")
-    fitting = [path for path in paths if ending.search(_stem(path)) or wanted in _parent(path).lower().split("/")]
+    ending = re.compile(rf"(?i)(^|[-._]){re.escape(wanted)}$")
+    fitting = [
+        path for path in paths if ending.search(_stem(whole_name(path))) or wanted in _parent(path).lower().split("/")
+    ]
     plain = [path for path in fitting if not re.search(rf"(?i)UD-{re.escape(wanted)}", path)]
     return plain or fitting
 

@@ -2,10 +2,11 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import unquote
 
 from vmm_server.errors import SourceError, SourceNotFound
+from vmm_server.models.importers.gguf_parts import all_part_paths, whole_name
 from vmm_server.models.sources.base import Listing, SourceFile, Transfer, invalid_uri
 
 
@@ -36,7 +37,8 @@ class LocalSource:
             if self.path.is_dir():
                 return Listing(self.path.name, _revision(self.path), is_folder=True, local=self.path)
             with self.path.open("rb"):
-                return Listing(self.path.stem, _revision(self.path), local=self.path)
+                name = PurePath(whole_name(self.path.name)).stem
+                return Listing(name, _revision(self.path), local=self.path)
         except FileNotFoundError as error:
             raise SourceNotFound(f"{self.path}: no such file or folder", hint="check the path") from error
         except OSError as error:
@@ -48,9 +50,12 @@ class LocalSource:
 
 
 def _revision(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
+    if path.is_file():
+        files, root = all_part_paths(path), path.parent
+    else:
+        files, root = sorted(found for found in path.rglob("*") if found.is_file()), path
     state = hashlib.sha256()
     for found in files:
         stat = found.stat()
-        state.update(f"{found.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        state.update(f"{found.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return f"files:{state.hexdigest()}"
