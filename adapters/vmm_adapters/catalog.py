@@ -28,6 +28,7 @@ CAUSAL_LM: dict[str, str] = {
 
 TEXT_BACKENDS: dict[str, str] = {
     "echo-backend": "vmm_adapters.echo_backend:load_backend",
+    "onnxruntime-genai": "vmm_adapters.onnxruntime_genai.backend:load_backend",
 }
 """Adapters that implement `TextBackend`, as `module:factory`."""
 

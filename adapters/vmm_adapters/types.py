@@ -159,6 +159,8 @@ class RunnerOptions:
     """The most sequences one step will hold."""
     cache_dir: Path | None = None
     """Where compiled models may be kept between starts; `None` keeps nothing."""
+    allow_fallback: bool = True
+    """Whether the CPU may take what the device cannot; `device` of what is loaded says what happened."""
 
 
 class Pooling(StrEnum):

@@ -17,6 +17,10 @@ from vmm_adapters.echo import END, write_echo_model
 from vmm_adapters.errors import AdapterError
 from vmm_adapters.types import FinishReason, RunnerOptions, SamplingParams, TextOutput, TextRequest
 
+from .genai_folder import END as END_TOKEN
+from .genai_folder import TOKENS, write_genai_folder
+from .tiny_decoder import TinyDecoder
+
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 OPTIONS = RunnerOptions(kv_cache_bytes=4 * 1024**2, max_batched_tokens=64, max_sequences=4)
 PATIENCE = 5000
@@ -55,8 +59,21 @@ def _echo(folder: Path) -> BackendSubject:
     )
 
 
+def _onnxruntime_genai(folder: Path) -> BackendSubject:
+    decoder = TinyDecoder(vocab_size=len(TOKENS), weight_bits=4, float_zero_points=True)
+    write_genai_folder(folder, decoder)
+    return BackendSubject(
+        lambda: load_text_backend("onnxruntime-genai", folder, OPTIONS),
+        frozenset({END_TOKEN}),
+        lambda token_ids: "".join(TOKENS[token_id] for token_id in token_ids if token_id != END_TOKEN),
+        SamplingParams(temperature=1.0),
+        is_exact=False,
+    )
+
+
 BACKENDS = [
     pytest.param(_echo, id="echo-backend"),
+    pytest.param(_onnxruntime_genai, id="onnxruntime-genai", marks=pytest.mark.runtime),
 ]
 """A function `folder → BackendSubject`; those of real runtimes import them inside and are marked `runtime`."""
 

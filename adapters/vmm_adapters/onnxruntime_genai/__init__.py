@@ -1,0 +1,1 @@
+"""`TextBackend` on onnxruntime-genai's Engine: `backend.load_backend`."""

@@ -1,0 +1,261 @@
+"""Which request is computed on which engine, and when. Used from one thread.
+
+A model without a paged KV cache gets an engine for every batch: requests that are there at the same time and of similar
+length go into one together, a later one starts at once in an engine of its own, and all engines take turns. What was
+answered alone stays as an idle session, which a prompt that begins with its tokens goes on in. A paged model has one
+engine that takes requests at any time, and all its sessions can stay.
+
+Nothing is started for which there is no memory while something else runs: it waits, in order.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from vmm_adapters.errors import AdapterError, OutOfMemory
+from vmm_adapters.onnxruntime_genai.lane import Event, Lane, Session, Turn
+from vmm_adapters.onnxruntime_genai.sampling import TurnPlan, end_token, ends, plan_turn
+from vmm_adapters.onnxruntime_genai.sessions import SessionCache
+from vmm_adapters.types import FinishReason, SamplingParams, TextOutput, TextRequest
+
+_HEADROOM = 512
+"""Tokens of an answer that memory is set aside for where the KV cache grows with it."""
+_MAX_IDLE = 16
+"""Idle sessions; each costs an engine, which is small."""
+_MAX_BLOCKED = 1000
+"""Steps that a request waits for blocks that nobody gives back."""
+_WARM_PROMPT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is known of the model and the memory."""
+
+    context_length: int
+    vocab_size: int
+    model_ends: tuple[int, ...]
+    max_sequences: int
+    max_tokens: int
+    """In all KV caches together."""
+    is_paged: bool
+    grows: bool
+    """Whether a session's KV cache grows with its text, or is as large as it may get from the start."""
+    continues: bool
+    """Whether the device can go on in a session."""
+
+
+class Scheduler:
+    """Requests in, outputs out, over one loaded `og.Model`."""
+
+    def __init__(self, model: Any, limits: Limits) -> None:
+        self._model = model
+        self._limits = limits
+        self._keys = count()
+        self._lanes: list[Lane] = []
+        self._waiting: deque[TextRequest] = deque()
+        self._live: dict[int, Turn] = {}
+        self._idle: dict[int, Session] = {}
+        self._cache = SessionCache(max_sessions=_MAX_IDLE, max_tokens=limits.max_tokens)
+
+    def add(self, request: TextRequest) -> None:
+        """Queue it; the next step starts it."""
+        self._waiting.append(request)
+
+    def abort(self, request_id: int) -> None:
+        """See `TextBackend.abort`."""
+        turn = self._live.pop(request_id, None)
+        if turn is not None:
+            turn.cancel()
+        else:
+            self._waiting = deque(request for request in self._waiting if request.id != request_id)
+
+    def step(self) -> list[TextOutput]:
+        """See `TextBackend.step`."""
+        self._drain()
+        outputs = list(self._admit())
+        for lane in list(self._lanes):
+            if lane.turns:
+                outputs.extend(self._step(lane))
+        return outputs
+
+    def warm_up(self) -> None:
+        """See `TextBackend.warm_up`."""
+        if self._live or self._waiting:
+            return
+        length = max(1, min(_WARM_PROMPT, self._limits.context_length - 2))
+        sampling = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+        self.add(TextRequest(-1, (0,) * length, sampling, self._limits.context_length))
+        while not any(output.finish_reason or output.error for output in self.step()):
+            pass
+        self._drop(self._cache.pop_all())
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._waiting.clear()
+        self._live.clear()
+        self._idle.clear()
+        self._lanes.clear()
+        self._model = None
+
+    def _drain(self) -> None:
+        """Let engines where nobody waits for anything report the end of what was cancelled."""
+        for lane in list(self._lanes):
+            if lane.turns and all(turn.request is None for turn in lane.turns.values()):
+                list(self._step(lane))
+
+    def _admit(self) -> Iterator[TextOutput]:
+        batch: Lane | None = None
+        lengths: list[int] = []
+        while self._waiting and len(self._live) < self._limits.max_sequences:
+            request = self._waiting[0]
+            plan = self._plan(request)
+            needed = self._needed(request, plan)
+            if self._live and self._reserved() + needed > self._limits.max_tokens:
+                return
+            self._waiting.popleft()
+            if plan.max_tokens < 1:
+                yield TextOutput(request.id, finish_reason=FinishReason.LENGTH)
+                continue
+            try:
+                if self._resume(request, plan):
+                    continue
+                self._drop(self._cache.make_room(self._reserved() + needed))
+                lengths.append(len(request.token_ids))
+                if batch is None or max(lengths) * len(lengths) > 2 * sum(lengths):  # more than half were padding
+                    batch, lengths = self._lane(), [len(request.token_ids)]
+                self._begin(self._open(batch, request), request, plan)
+            except AdapterError as error:
+                batch = None
+                yield TextOutput(request.id, error=error)
+
+    def _plan(self, request: TextRequest) -> TurnPlan:
+        limits = self._limits
+        return plan_turn(
+            request,
+            context_length=limits.context_length,
+            vocab_size=limits.vocab_size,
+            model_ends=limits.model_ends,
+            takes_seeds=limits.is_paged,
+        )
+
+    def _needed(self, request: TextRequest, plan: TurnPlan) -> int:
+        """Tokens to set memory aside for."""
+        room = min(plan.max_tokens, _HEADROOM) if self._limits.grows else plan.max_tokens
+        return len(request.token_ids) + room
+
+    def _reserved(self) -> int:
+        return sum(self._needed(turn.request, turn.plan) for turn in self._live.values() if turn.request is not None)
+
+    def _resume(self, request: TextRequest, plan: TurnPlan) -> bool:
+        """Go on in an idle session, if there is one; what cannot be resumed is answered from the start."""
+        reuse = self._cache.take(request.token_ids)
+        if reuse is None:
+            return False
+        session = self._idle.pop(reuse.key)
+        if session.max_tokens < len(request.token_ids) + plan.max_tokens:
+            self._give_up(session)
+            return False
+        try:
+            session.rewind(reuse.num_tokens)
+            self._begin(session, request, plan)
+        except AdapterError:  # what is wrong with the request itself will be raised again
+            return False
+        return True
+
+    def _lane(self) -> Lane:
+        if self._limits.is_paged and self._lanes:
+            return self._lanes[0]
+        self._lanes.append(Lane(self._model))
+        return self._lanes[-1]
+
+    def _open(self, lane: Lane, request: TextRequest) -> Session:
+        most = self._limits.context_length if self._limits.grows or self._limits.is_paged else request.max_length
+        return lane.open(next(self._keys), min(most, self._limits.context_length))
+
+    def _begin(self, session: Session, request: TextRequest, plan: TurnPlan) -> None:
+        try:
+            self._live[request.id] = session.lane.begin(session, request, plan)
+        except AdapterError:
+            session.lane.sessions.pop(session.key)
+            self._give_up(session)
+            raise
+
+    def _step(self, lane: Lane) -> Iterator[TextOutput]:
+        try:
+            for event in lane.step():
+                turn = event.turn
+                if event.token_id is not None:
+                    turn.num_blocked = 0
+                    turn.token_ids.append(event.token_id)
+                    turn.session.token_ids.append(event.token_id)
+                if turn.request is not None and (output := self._say(event, turn.request)) is not None:
+                    yield output
+                if event.end is not None:
+                    self._settle(event)
+        except AdapterError as error:
+            if self._limits.is_paged:
+                raise
+            self._lanes.remove(lane)
+            for turn in lane.turns.values():
+                if turn.request is not None:
+                    del self._live[turn.request.id]
+                    yield TextOutput(turn.request.id, error=error)
+
+    def _say(self, event: Event, request: TextRequest) -> TextOutput | None:
+        """What an event means to whoever waits for the answer."""
+        turn, finish, error = event.turn, None, event.error
+        token_ids: tuple[int, ...] = () if event.token_id is None else (event.token_id,)
+        if event.token_id in ends(request):
+            finish, error = FinishReason.STOP, None
+        elif event.end == "end":
+            finish = FinishReason.STOP
+            token_ids += (end_token(request, self._limits.model_ends),)
+        elif event.end == "length":
+            finish = FinishReason.LENGTH
+        elif event.is_blocked:
+            error = self._make_blocks(turn)
+        if finish is None and error is None and not token_ids:
+            return None
+        if finish is not None or error is not None:
+            del self._live[request.id]
+            if event.end is None:
+                turn.cancel()
+        cached = turn.num_cached_tokens + event.num_cached_tokens
+        is_known = finish is not None if self._limits.is_paged else bool(token_ids)
+        return TextOutput(request.id, token_ids, finish, None, cached if is_known else None, error)
+
+    def _make_blocks(self, turn: Turn) -> AdapterError | None:
+        """Give up the oldest idle session for a turn that has no room; an error when waiting does not help."""
+        turn.num_blocked += 1
+        oldest = self._cache.pop_oldest()
+        if oldest is not None:
+            self._drop([oldest])
+        elif turn.num_blocked > _MAX_BLOCKED:
+            return OutOfMemory("the KV cache has no room for this answer", hint="lower context_length or max_tokens")
+        return None
+
+    def _settle(self, event: Event) -> None:
+        """Keep the session of a turn that is over, or give it up."""
+        turn, session = event.turn, event.turn.session
+        turn.request = None
+        is_alone = self._limits.is_paged or len(session.lane.sessions) == 1
+        is_whole = event.error is None and event.num_generated == len(turn.token_ids)
+        if not (self._limits.continues and is_alone and is_whole):
+            self._give_up(session)
+            return
+        self._idle[session.key] = session
+        self._drop(self._cache.put(session.key, session.token_ids, tuple(session.turn_starts)))
+
+    def _drop(self, keys: list[int]) -> None:
+        for key in keys:
+            self._give_up(self._idle.pop(key))
+
+    def _give_up(self, session: Session) -> None:
+        """A static engine goes as a whole, when nothing runs on it."""
+        lane = session.lane
+        if self._limits.is_paged:
+            lane.close(session)
+        elif not lane.turns and lane in self._lanes:
+            self._lanes.remove(lane)
