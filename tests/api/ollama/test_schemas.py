@@ -5,7 +5,7 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmm_server.api.ollama.schemas import closed
@@ -51,8 +51,8 @@ def test_keys_keep_their_order() -> None:
     )
 
 
-A = {"properties": {"a": {}}}
-B = {"properties": {"b": {}}}
+A: dict[str, Any] = {"properties": {"a": {}}}
+B: dict[str, Any] = {"properties": {"b": {}}}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,7 @@ B = {"properties": {"b": {}}}
         {},
         {"properties": {"a": {}}, "additionalProperties": True},
         {"properties": {"a": {}}, "unevaluatedProperties": {"type": "string"}},
+        A | {"required": ["a", "b"]},
         {"allOf": [A, B]},
         A | {"anyOf": [B, {"required": ["c"]}]},
         A | {"$ref": "#/$defs/b", "$defs": {"b": B}},
@@ -87,3 +88,18 @@ def test_an_answer_has_the_listed_properties_alone(live_server: Any) -> None:
     open_schema = schema | {"additionalProperties": True}
     answer = live_server.client.post("/api/chat", json=body | {"format": open_schema}).json()
     assert json.loads(answer["message"]["content"]) == {"age": 22, "name": "x"}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=2),
+    lambda parts: (
+        st.lists(parts, max_size=3)
+        | st.dictionaries(st.sampled_from(["properties", "required", "items", "anyOf", "allOf", "$defs", "a"]), parts)
+    ),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["properties", "required", "items", "anyOf", "allOf", "a"]), JSON))
+@example({"properties": {}, "required": [[]]})
+def test_no_schema_is_too_odd(schema: dict[str, Any]) -> None:
+    assert closed(schema).keys() - schema.keys() <= {"additionalProperties"}

@@ -35,9 +35,18 @@ def _closed(schema: Mapping[str, object]) -> dict[str, object]:
             shut[key] = {name: inside(part) for name, part in value.items()}
         else:
             shut[key] = inside(value) if key in _NESTED else value
-    if "properties" in schema and not any(key in schema for key in _DECIDED):
+    if _is_whole(schema) and not any(key in schema for key in _DECIDED):
         shut["additionalProperties"] = False
     return shut
+
+
+def _is_whole(schema: Mapping[str, object]) -> bool:
+    """Whether it lists properties, all that it requires among them."""
+    listed, required = schema.get("properties"), schema.get("required")
+    if not isinstance(listed, dict):
+        return False
+    names = list(listed)  # `required` may hold anything yet
+    return not isinstance(required, list) or all(name in names for name in required)
 
 
 def _parts(schema: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
