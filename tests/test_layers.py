@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 HTTP = {"litestar", "starlette", "sse_starlette", "uvicorn"}
 HTTP_ALLOWED = {"litestar": {"api", "app"}, "starlette": {"api"}, "sse_starlette": {"api"}, "uvicorn": {"cli"}}
 PURE = ("engine.scheduler", "engine.block_pool", "engine.sequence", "engine.stopping", "prompt.truncation")
-DIALECTS = ("anthropic", "ollama", "openai")
+DIALECTS = ("anthropic", "ollama", "openai", "vmm")
 PURE_API = (
     "anthropic.convert",
     "anthropic.render",

@@ -38,6 +38,7 @@ from vmm_server.api.origins import Guard
 from vmm_server.api.request_log import logged
 from vmm_server.api.rerank import RerankController
 from vmm_server.api.schema import SchemaController
+from vmm_server.api.vmm.devices import DevicesController
 from vmm_server.cl100k import read_cl100k
 from vmm_server.embedding import Embeddings
 from vmm_server.errors import ShuttingDown, VMMError
@@ -45,6 +46,7 @@ from vmm_server.inference import Inference
 from vmm_server.models.create import Creator
 from vmm_server.models.facts import FactsReader
 from vmm_server.models.loading import ModelLoader, load_model
+from vmm_server.models.machine import MachineReader
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.pull import Puller
 from vmm_server.models.push import Pusher
@@ -85,6 +87,7 @@ class Parts:
     puller: Puller
     creator: Creator
     pusher: Pusher
+    machine: MachineReader
     pool: ModelPool
     inference: Inference
     embeddings: Embeddings
@@ -107,9 +110,10 @@ class App(Litestar):
         await logged(partial(head_as_get, partial(with_aliases, answer)), scope, receive, send)
 
 
-def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:
-    """Build the app. `load` stands in for `load_model`. Raises `SettingsError` before anything listens."""
-    parts = build_parts(settings, load or partial(load_model, settings=settings))
+def create_app(settings: Settings, *, load: ModelLoader | None = None, machine: MachineReader | None = None) -> App:
+    """Build the app. `load` stands in for `load_model`, `machine` for the one it runs on. Raises `SettingsError` before
+    anything listens."""
+    parts = build_parts(settings, load or partial(load_model, settings=settings), machine)
     return App(
         Guard(settings, machine_name=socket.gethostname()),
         route_handlers=[
@@ -117,6 +121,7 @@ def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:
             Router("/", route_handlers=OLLAMA, tags=["Ollama"]),
             Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
             Router("/", route_handlers=[RerankController, *TOKEN_ROUTES], tags=["Text"]),
+            Router("/", route_handlers=[DevicesController], tags=["VMM"]),
             Router("/", route_handlers=[HealthController], tags=["Health"]),
             SchemaController,
         ],
@@ -130,7 +135,7 @@ def create_app(settings: Settings, *, load: ModelLoader | None = None) -> App:
     )
 
 
-def build_parts(settings: Settings, load: ModelLoader) -> Parts:
+def build_parts(settings: Settings, load: ModelLoader, machine: MachineReader | None = None) -> Parts:
     """The parts, wired to each other."""
     store = Store(settings.store_dir)
     registry = Registry(store, read_cards(settings.card_dirs))
@@ -153,6 +158,7 @@ def build_parts(settings: Settings, load: ModelLoader) -> Parts:
         puller=puller,
         creator=Creator(store, registry, puller),
         pusher=Pusher(store, registry),
+        machine=machine or MachineReader(),
         pool=pool,
         inference=inference,
         embeddings=embeddings,
@@ -188,6 +194,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
         await parts.creator.aclose()
         await parts.puller.aclose()
         await parts.pool.aclose()
+        parts.machine.close()
         await parts.response_store.aclose()
 
 

@@ -22,10 +22,12 @@ from vmm_adapters.echo import CHAT_TEMPLATE, END, VOCAB_SIZE, EchoRunner, Gate, 
 from vmm_adapters.echo_encoder import write_echo_encoder
 from vmm_adapters.types import Batch
 from vmm_server.api.openai.responses.examples import ITEM, LIST_INPUT_ITEMS, WHOLE
+from vmm_server.api.vmm.examples import MACHINE
 from vmm_server.app import App, Parts, create_app
 from vmm_server.engine.engine import Engine, EngineOptions, EngineStats
 from vmm_server.models.encoders import ReadyEncoder, load_encoder
 from vmm_server.models.loading import ReadyModel, model_format
+from vmm_server.models.machine import MachineReader
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.prompt.chat import read_chat_template
@@ -161,7 +163,7 @@ StartServer = Callable[..., LiveServer]
 def echo_app(folder: Path, loader: EchoLoader, **changes: object) -> App:
     settings = Settings.model_validate({"home": folder / "home", "default_model": "", **changes})
     install_echo(Store(settings.store_dir), folder / "echo")
-    return create_app(settings, load=loader)
+    return create_app(settings, load=loader, machine=MachineReader(lambda: MACHINE))
 
 
 @contextmanager

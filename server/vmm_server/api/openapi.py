@@ -35,6 +35,7 @@ TAGS = {
     "Anthropic": "Anthropic's dialect.",
     "Ollama": "Ollama's dialect. Streams are on unless `stream` is `false`.",
     "Text": "Reranking and tokens, as other servers have them.",
+    "VMM": "What this server alone has.",
     "Health": "For load balancers and orchestrators.",
 }
 """In the order of the page; a tag that is not here comes last."""

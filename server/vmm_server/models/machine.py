@@ -77,7 +77,7 @@ def describe(machine: Machine) -> dict[str, object]:
     """As `vmm devices --json` and `/api/vmm/devices` show it."""
     return {
         "machine_key": machine_key(machine),
-        "devices": [asdict(device) for device in machine.devices],
+        "devices": [asdict(device) | {"kind": device.kind.value} for device in machine.devices],
         "packages": dict(machine.packages),
         "problems": list(machine.problems),
     }

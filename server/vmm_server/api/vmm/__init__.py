@@ -1,0 +1,1 @@
+"""Routes that only this server has: the machine that it runs on."""

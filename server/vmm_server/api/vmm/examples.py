@@ -1,0 +1,48 @@
+"""What the routes answer, for the OpenAPI document and its test."""
+
+from vmm_adapters.device import AdapterUse, Device, DeviceKind, Machine
+from vmm_server.api.openapi import Example
+from vmm_server.models.machine import describe
+
+_LISTED = "OpenVINO lists Intel's GPUs only"
+_CUDA = ("CUDAExecutionProvider",)
+_NO_GENAI = "onnxruntime-genai-cuda is not installed: pip install 'vmm-server[cuda]'"
+MACHINE = Machine(
+    devices=(
+        Device(
+            name="CPU",
+            kind=DeviceKind.CPU,
+            vendor="Intel",
+            description="Intel(R) Xeon(R) 6975P-C",
+            memory_total_bytes=64 << 30,
+            memory_free_bytes=59 << 30,
+            num_cores=16,
+            num_threads=32,
+            num_numa_nodes=1,
+            features=("avx2", "avx512f", "avx512_vnni", "amx_int8", "amx_bf16"),
+            uses=(
+                AdapterUse("openvino", "CPU"),
+                AdapterUse("onnxruntime-genai", "CPU", ("CPUExecutionProvider",)),
+                AdapterUse("openvino-genai", "CPU"),
+                AdapterUse("onnxruntime", "CPU", ("CPUExecutionProvider",)),
+            ),
+        ),
+        Device(
+            name="CUDA.0",
+            kind=DeviceKind.GPU,
+            vendor="NVIDIA",
+            description="NVIDIA L4",
+            memory_total_bytes=23034 << 20,
+            memory_free_bytes=22500 << 20,
+            driver="580.95.05",
+            uses=(
+                AdapterUse("openvino", reason=_LISTED),
+                AdapterUse("onnxruntime-genai", reason=_NO_GENAI),
+                AdapterUse("openvino-genai", reason=_LISTED),
+                AdapterUse("onnxruntime", "CUDA.0", _CUDA),
+            ),
+        ),
+    ),
+    packages={"numpy": "2.4.6", "onnxruntime-gpu": "1.31.1", "onnxruntime-genai": "0.18.0", "openvino": "2026.4.1"},
+)
+DEVICES = Example("A server with one GPU", describe(MACHINE))
