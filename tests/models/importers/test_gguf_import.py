@@ -187,6 +187,39 @@ def test_keys_that_cannot_be_right_are_named(convert: Convert, keys: dict[str, o
         convert("llama", keys=keys)
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "rotated"),
+    [
+        ("smollm3", {}, [1, 1, 1, 0, 1]),
+        ("granite", {}, [1, 1, 1]),
+        ("granite", {"rope.scaling.finetuned": True}, [1, 1, 1]),
+        ("granite", {"rope.scaling.finetuned": False}, [0, 0, 0]),
+    ],
+)
+def test_layers_without_rotary_embedding(
+    convert: Convert, name: str, keys: dict[str, object], rotated: list[int]
+) -> None:
+    folder, _ = convert(name, keys=keys)
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    nodes = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    attributes = [{each.name: onnx.helper.get_attribute_value(each) for each in node.attribute} for node in nodes]
+    assert [each["do_rotary"] for each in attributes] == rotated
+    assert [len(node.input) for node in nodes] == [9 if is_rotated else 7 for is_rotated in rotated]
+
+
+@pytest.mark.parametrize("missing", ["rope_factors_long.weight", "rope_factors_short.weight"])
+def test_longrope_needs_the_factors_of_the_whole_context(
+    convert: Convert, tiny_models: ModuleType, missing: str
+) -> None:
+    tensors = _without(tiny_models.gguf_tensors(tiny_models.MODELS["phi3_long"]), missing)
+    keys = {"rope.scaling.type": "longrope"}
+    if "short" in missing:
+        convert("phi3_long", tensors=tensors, keys=keys)
+    else:
+        with pytest.raises(CorruptFile, match=rf"lacks the tensor '{missing}'"):
+            convert("phi3_long", tensors=tensors, keys=keys)
+
+
 def _without(tensors: dict[str, NDArray[np.float32]], name: str) -> dict[str, NDArray[np.float32]]:
     return {each: array for each, array in tensors.items() if each != name}
 

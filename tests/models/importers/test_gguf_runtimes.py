@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from tokenizers import Tokenizer
 
+from vmm_adapters.openvino.runner import load_runner
+from vmm_adapters.types import Batch, Chunk, RunnerOptions
 from vmm_server.models.importers import ImportedModel
 from vmm_server.models.importers.gguf import import_gguf
 from vmm_server.models.importers.gguf_blocks import BLOCK_FORMATS
@@ -118,6 +120,22 @@ def test_the_cache_goes_on_where_the_prompt_ended(
         np.testing.assert_allclose(
             results["logits"][0, 0], expected[position], atol=1e-5 * np.abs(expected).max(), rtol=0
         )
+
+
+@pytest.mark.parametrize("name", ["gemma3", "phi3", "granite", "smollm3", "olmo3"])
+def test_the_paged_runner_computes_the_same(
+    name: str, convert: Convert, tiny_models: ModuleType, reference_logits: Mapping[str, Floats]
+) -> None:
+    """Two prompts in one batch, one of them in two parts."""
+    folder, _ = convert(name)
+    options = RunnerOptions(kv_cache_bytes=4 * 2**20, max_batched_tokens=64, max_sequences=2)
+    runner = load_runner(folder, options, properties=EXACT | {"KV_CACHE_PRECISION": "f32"})
+    first, second = tiny_models.TOKENS.tolist()
+    rows = runner.execute(Batch((Chunk(first[:12], 0, [3], 12), Chunk(second, 0, [1], 20)))).copy()
+    actual = np.concatenate([rows[:12], runner.execute(Batch((Chunk(first[12:], 12, [3], 8),))), rows[12:]])
+    runner.close()
+    expected = reference_logits[name].reshape(actual.shape)
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
 def test_gemma3_scales_logits_down_softly_where_the_file_says_so(

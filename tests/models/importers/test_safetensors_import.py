@@ -253,6 +253,52 @@ def test_what_cannot_be_imported_is_known_from_config_json_alone(
     assert str(folder / "config.json") in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("entries", "unrotated"),
+    [
+        ({}, {3}),
+        ({"no_rope_layers": None, "no_rope_layer_interval": 2}, {1, 3}),
+        ({"no_rope_layers": [0, 1, 1, 1, 0]}, {0, 4}),
+    ],
+)
+def test_layers_without_rotary_embedding(write_folder: Write, entries: dict[str, object], unrotated: set[int]) -> None:
+    folder = write_folder("smollm3")
+    edit(folder / "config.json", **entries)
+    assert read_text_config(folder).decoder.unrotated_layers == unrotated
+    edit(folder / "config.json", no_rope_layers=[1])
+    with pytest.raises(CorruptFile, match="no_rope_layers is no list with an entry for each of 5 layers"):
+        read_text_config(folder)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "su", "yarn"])
+def test_longrope_has_three_names(write_folder: Write, kind: str) -> None:
+    folder = write_folder("phi3_long")
+    new = read_text_config(folder)
+    rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
+    theta, old = rope["rope_theta"], {key: rope[key] for key in ("long_factor", "short_factor")}
+    edit(folder / "config.json", rope_parameters=..., rope_theta=theta, rope_scaling=old | {"type": kind})
+    assert read_text_config(folder).metadata == new.metadata
+    assert read_text_config(folder).rope_factors == pytest.approx(rope["long_factor"])
+    edit(folder / "config.json", rope_scaling=old | {"type": kind, "long_factor": [1.0]})
+    with pytest.raises(CorruptFile, match=r"rope_scaling\.long_factor is no list of 8 numbers"):
+        read_text_config(folder)
+
+
+def test_a_part_of_each_head_is_rotated_in_phi_alone(write_folder: Write) -> None:
+    folder = write_folder("phi3")
+    assert read_text_config(folder).decoder.rope.dimensions == 16
+    folder = write_folder("qwen2")
+    edit(folder / "config.json", partial_rotary_factor=0.5)
+    with pytest.raises(UnsupportedArchitecture, match=r"partial_rotary_factor 0\.5"):
+        read_text_config(folder)
+
+
+def test_the_first_gemmas_say_gelu_and_mean_its_approximation(write_folder: Write) -> None:
+    folder = write_folder("gemma")
+    edit(folder / "config.json", hidden_activation=..., hidden_act="gelu")
+    assert read_text_config(folder).decoder.traits.activation == "gelu_tanh"
+
+
 def test_an_unknown_family_hears_what_there_is(write_folder: Write) -> None:
     with pytest.raises(UnsupportedArchitecture) as caught:
         check_safetensors(write_folder("llama", config={"model_type": "gpt2"}))
