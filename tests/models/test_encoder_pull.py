@@ -103,7 +103,7 @@ def test_a_folder_of_a_wheel(store: Store, index: bytes, web: Any) -> None:
         "success",
     ]
     model = only(store)
-    assert (model.name, model.digest, model.format) == ("tiny:latest", digest, "safetensors")
+    assert (model.name, model.weights, model.format) == ("tiny:latest", digest, "safetensors")
     assert (model.capabilities, model.context_length, model.embedding_length) == (("embedding",), 20, 24)
     assert model.embedding == EmbeddingRecipe(pooling=Pooling.MEAN)
     assert not (model.folder / "README.md").exists()

@@ -110,7 +110,7 @@ def test_a_card_is_pulled_in_ollamas_order(web: Any, store: Store, make_puller: 
     assert importing[-1] == PullEvent("importing", None, len(GGUF), len(GGUF))
 
     model = only(store)
-    assert (model.name, model.aliases, model.digest) == ("Tiny:1K", ("tiny:latest",), SHA256)
+    assert (model.name, model.aliases, model.weights) == ("Tiny:1K", ("tiny:latest",), SHA256)
     assert (model.format, model.adapter, model.title, model.system) == ("gguf", "openvino", "Tiny", "Hi")
     assert (model.quantization, model.context_length, model.license) == ("Q4_1", 64, "MIT")
     assert model.sampling == SamplingDefaults(temperature=0.2)
@@ -126,7 +126,7 @@ def test_a_model_is_called_as_it_was_asked_for(web: Any, store: Store, make_pull
     card = card_for(web.serve("/w.gguf", GGUF))
     for name in ("tiny", "tiny:1k"):
         pull(make_puller(card), name)
-        assert Registry(store, [card]).resolve("TINY").digest == SHA256
+        assert Registry(store, [card]).resolve("TINY").weights == SHA256
     assert sorted(model.name for model in store.installed()) == ["tiny:1k", "tiny:latest"]
     assert len({model.folder for model in store.installed()}) == 1
     assert web.ranges() == [None], "fetched once"

@@ -11,13 +11,15 @@ from typing import Any
 import httpx
 import pytest
 
-from vmm_adapters.card import SamplingDefaults
+from vmm_adapters.card import CardSource, ModelCard, SamplingDefaults
 from vmm_server.errors import InvalidModelName, InvalidRequest, ModelLoadFailed, ModelNotFound, SourceError
 from vmm_server.models.create import CreateRequest, Creator
 from vmm_server.models.pull import Puller, PullEvent
 from vmm_server.models.push import Pusher
 from vmm_server.models.registry import Registry
 from vmm_server.models.store import InstalledModel, Store
+
+from .conftest import Web
 
 Install = Callable[..., InstalledModel]
 BLOB = b"GGUF" + bytes(3_000_000)
@@ -330,3 +332,45 @@ def test_a_pushed_model_is_the_same_model(
     assert (there.system, there.parameters, there.messages) == (here.system, here.parameters, here.messages)
     files = [path.relative_to(here.folder) for path in here.folder.rglob("*") if path.is_file()]
     assert all((there.folder / path).read_bytes() == (here.folder / path).read_bytes() for path in files)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        {},
+        {"license": "Apache-2.0", "system": "Be brief.", "sampling": SamplingDefaults(temperature=0, stop=("x",))},
+    ],
+    ids=["no card", "a card's licence", "a card's words"],
+)
+@pytest.mark.parametrize("changes", [{}, {"parameters": {"seed": 7}}], ids=["as pulled", "created"])
+def test_a_pushed_model_keeps_its_digest(
+    store: Store,
+    tmp_path: Path,
+    web: Web,
+    write_tiny: Callable[..., Path],
+    told: dict[str, Any] | None,
+    changes: dict[str, Any],
+) -> None:
+    uri = web.serve("/tiny.gguf", write_tiny("qwen3").read_bytes())
+    fields = {"id": "tiny:1k", "title": "Tiny", "license": "MIT", "origin": "us", "family": "qwen3"}
+    size = {"parameter_size": "1K", "quantization": "F32", "context_length": 64}
+    card = ModelCard(**fields | size | {"source": CardSource(uri=uri)} | (told or {}))
+    registry = Registry(store, [] if told is None else [card])
+    puller = Puller(store, registry)
+    creator = Creator(store, registry, puller)
+    request = CreateRequest("far/me/m", from_=uri if told is None else "tiny:1k", **changes)
+
+    async def main() -> Store:
+        async for _ in creator.create(request):
+            pass
+        other = OtherStore(tmp_path / "other")
+        async for _ in Pusher(store, registry, transport=httpx.MockTransport(other)).push("far/me/m"):
+            pass
+        return other.store
+
+    [there] = asyncio.run(main()).installed()
+    here = registry.resolve("far/me/m")
+    assert (there.digest, there.weights) == (here.digest, here.weights)
+    assert (here.digest == here.weights) == (told is None and not changes)
+    assert here.sampling == there.sampling

@@ -21,6 +21,7 @@ from vmm_server.models.building import FolderBuilder, Importer, Runnable
 from vmm_server.models.disk import store_errors, sync_file, sync_folder
 from vmm_server.models.jobs import Report
 from vmm_server.models.names import ModelName, derive_name
+from vmm_server.models.on_top import identified
 from vmm_server.models.plan import Plan
 from vmm_server.models.sources import Listing, SourceFile, Transfer
 from vmm_server.models.store import InstalledModel, Store
@@ -189,7 +190,9 @@ class Installer:
         return self._store.blobs_dir / f"sha256-{key}.partial"
 
     def _describe(self, name: ModelName, runnable: Runnable) -> InstalledModel:
-        return describe_model(name, runnable, source=self._plan.source.uri, card=self._plan.card)
+        model = describe_model(name, runnable, source=self._plan.source.uri, card=self._plan.card)
+        bare = replace(model, system=None, sampling=SamplingDefaults(), license=runnable.imported.license)
+        return identified(model, bare)
 
 
 def _small(digests: Mapping[str, str]) -> dict[str, str]:

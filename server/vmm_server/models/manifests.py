@@ -27,7 +27,7 @@ class InstalledModel:
     aliases: tuple[str, ...]
     """Other short forms it answers to."""
     digest: str
-    """64 hex digits: `weights`, or for a created model the sha256 of those and of all that was put on top."""
+    """64 hex digits: `weights`, or the sha256 of those and of all that a card or a Modelfile put on top."""
     size_bytes: int
     """Of the runnable folder."""
     modified_at: datetime

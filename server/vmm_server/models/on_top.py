@@ -10,7 +10,7 @@ from vmm_adapters.card import SamplingDefaults
 from vmm_server.errors import InvalidRequest
 from vmm_server.models.manifests import InstalledModel, Manifest
 from vmm_server.models.names import ModelName
-from vmm_server.models.parameters import to_sampling
+from vmm_server.models.parameters import from_sampling, to_sampling
 from vmm_server.prompt.formats.detect import find_format
 from vmm_server.prompt.go_template import GoTemplate
 from vmm_server.prompt.templates import read_template
@@ -79,10 +79,20 @@ def put_on_top(base: InstalledModel, request: CreateRequest, name: ModelName, *,
         sampling=SamplingDefaults.model_validate(base.sampling.model_dump() | to_sampling(request.parameters)),
         num_ctx=num_ctx if isinstance(num_ctx, int) else None,
         messages=request.messages or base.messages,
-        license_texts=tuple(dict.fromkeys((*base.license_texts, *request.licenses))),
+        license_texts=tuple(dict.fromkeys((*base.license_texts, *_texts(request.licenses, base)))),
     )
-    is_changed = any((request.system, request.template, request.parameters, request.messages, request.licenses))
-    return replace(model, digest=digest_of(model)) if is_changed else model
+    return identified(model, base)
+
+
+def identified(model: InstalledModel, base: InstalledModel) -> InstalledModel:
+    """The model with its digest: that of the base, if nothing on top differs. Servers that have both agree on it."""
+    is_changed = _on_top(model) != _on_top(base)
+    return replace(model, digest=digest_of(model) if is_changed else base.digest)
+
+
+def _texts(licenses: tuple[str, ...], base: InstalledModel) -> list[str]:
+    """Without one that is the name of the base's licence: a model pushed from elsewhere brings no more than that."""
+    return [text for text in licenses if text.strip() != base.license]
 
 
 def _capabilities(base: tuple[str, ...], source: str | None) -> tuple[str, ...]:
@@ -98,13 +108,16 @@ def _capabilities(base: tuple[str, ...], source: str | None) -> tuple[str, ...]:
 
 def digest_of(model: InstalledModel) -> str:
     """sha256 of the weights' digest and of all that is put on top, as JSON with sorted keys."""
-    on_top = {
-        "weights": model.weights,
+    on_top = {"weights": model.weights, **_on_top(model)}
+    return hashlib.sha256(json.dumps(on_top, sort_keys=True).encode()).hexdigest()
+
+
+def _on_top(model: InstalledModel) -> dict[str, object]:
+    """What is put on top of the weights, whether a card, a Modelfile or another server said so."""
+    return {
         "system": model.system,
         "template": model.template,
-        "parameters": model.parameters,
-        "sampling": model.sampling.model_dump(mode="json"),
-        "messages": model.messages,
-        "licenses": model.license_texts,
+        "parameters": {**from_sampling(model.sampling), **model.parameters},
+        "messages": [list(message) for message in model.messages],
+        "licenses": list(model.license_texts) or ([model.license] if model.license else []),
     }
-    return hashlib.sha256(json.dumps(on_top, sort_keys=True).encode()).hexdigest()
