@@ -87,7 +87,7 @@ def smollm2() -> InstalledModel:
 @pytest.fixture(scope="session")
 def smollm2_gguf(smollm2: InstalledModel) -> Path:
     """The file that was fetched for it."""
-    return Store(CACHE / "models").blob(smollm2.digest)
+    return Store(CACHE / "models").blob(smollm2.weights)
 
 
 @pytest.fixture

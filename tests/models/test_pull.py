@@ -595,7 +595,7 @@ def test_the_default_model_with_the_real_importer(tmp_path: Path, smollm2: Insta
     store = Store(tmp_path / "store")
     pull(Puller(store, Registry(store)), f"file:{smollm2_gguf}", "mine")
     mine = only(store)
-    assert mine.digest == smollm2.digest
+    assert mine.weights == smollm2.weights
     assert (mine.family, mine.parameter_size, mine.quantization) == ("llama", "135M", "Q4_1")
     assert (mine.context_length, mine.embedding_length) == (8192, 576)
     assert mine.capabilities == ("completion",)
