@@ -89,6 +89,16 @@ def test_a_repository_of_a_text_model(store: Store, hub: Any, web: Any, write_fo
     assert set(order) == {*SMALL, INDEX, *SHARDS}
 
 
+def test_a_quantisation_that_is_asked_for_is_made(store: Store, hub: Any, write_folder: Write) -> None:
+    folder = write_folder("llama", dtype="BF16")
+    hub.repo("org/tiny", read(folder), lfs=(".safetensors",), **GENERATES)
+    model = pull(store, "hf.co/org/tiny:q8_0")
+    assert (model.name, model.format, model.quantization) == ("hf.co/org/tiny:q8_0", "safetensors", "Q8_0")
+    uploaded = create(store, "m", folder, quantize="Q8_0")
+    assert (uploaded.weights, uploaded.folder) == (model.weights, model.folder), "it is the same, however it came"
+    assert pull(store, "hf:org/tiny", name="whole").weights != model.weights
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
@@ -159,6 +169,16 @@ def test_a_text_model_with_an_onnx_file_of_another_kind_is_taken_as_safetensors(
     assert paths[-1] == "model.safetensors"
 
 
+def test_a_quantisation_is_fetched_where_it_is_and_made_where_it_can_be() -> None:
+    files = [*SMALL, "model.safetensors"]
+    assert choose([*files, "m-Q8_0.gguf"], quantization="Q8_0") == (["m-Q8_0.gguf"], None)
+    paths, root = choose([*files, "cpu/genai_config.json", "onnx/model.onnx"], quantization="q4_k_m")
+    assert (root, paths[-1]) == ("", "model.safetensors")
+    for quantization, more, generates in (("Q8_0", ["m-Q4_0.gguf"], True), ("IQ3_M", [], True), ("Q8_0", [], False)):
+        with pytest.raises(SourceNotFound, match=f"no GGUF file {quantization} there"):
+            choose([*files, *more], quantization=quantization, generates=generates)
+
+
 def test_parts_that_are_missing_are_known_before_others_are_fetched() -> None:
     with pytest.raises(ImportFailed, match="1 of the 2 parts of its safetensors are there"):
         choose([*SMALL, INDEX, SHARDS[0]])
@@ -201,6 +221,14 @@ def test_uploaded_safetensors_are_quantised_as_gguf_is(
     assert sizes[0] == sizes[1] < sizes[2]
     store.remove(ModelName.parse("m"))
     store.check_files(small)
+
+
+def test_a_folder_that_is_run_as_it_is_cannot_be_quantised(store: Store, write_folder: Write) -> None:
+    folder = write_folder("llama")
+    (folder / "genai_config.json").write_text("{}")
+    with pytest.raises(InvalidRequest, match="only GGUF files and safetensors can be quantized"):
+        create(store, "m", folder, quantize="q8_0")
+    assert store.installed() == []
 
 
 def test_a_model_that_is_quantised_stays_so(store: Store, write_folder: Write) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 from gguf.constants import LlamaFileType
 from pydantic import TypeAdapter, ValidationError
 
-from vmm_server.errors import ImportFailed
+from vmm_server.errors import ImportFailed, InvalidRequest
 from vmm_server.models.disk import delete_folder, publish_folder, store_errors, sync_file, sync_folder
 from vmm_server.models.importers.gguf_parts import all_part_paths
 from vmm_server.models.importers.gguf_writer import join_gguf
@@ -49,13 +49,7 @@ class Importer:
     version: str
     """Part of an imported folder's name: a new version imports anew, what is installed stays as it is."""
     quantizers: Mapping[str, Callable[[LlamaFileType], Convert]] = field(default_factory=dict)
-    """Of the formats whose weights can be quantised while they are converted."""
-
-    def quantizing(self, mix: LlamaFileType) -> "Importer":
-        """One that does so, and keeps what it makes apart."""
-        converters = {format_: quantizer(mix) for format_, quantizer in self.quantizers.items()}
-        version = f"{self.version}-{mix_name(mix).lower()}"
-        return replace(self, converters={**self.converters, **converters}, version=version)
+    """Converters of the formats whose weights can be quantised meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +137,9 @@ class FolderBuilder:
                 self._link(digests, source)
             with self._named(source):
                 found = self._importer.detect_format(source)
-                if found in self._importer.converters:
+                if listing.quantize is not None:
+                    runnable = self._import_quantized(source, digest, found, listing.quantize)
+                elif found in self._importer.converters:
                     runnable = self._import(source, digest, found)
                 else:
                     runnable = self._keep(source, digest)
@@ -181,8 +177,15 @@ class FolderBuilder:
         """Where what is converted of this source goes."""
         return self._store.models_dir / f"{digest[:40]}-{format_}-{self._importer.version}"
 
-    def _import(self, source: Path, digest: str, format_: str) -> Runnable:
-        """Convert a file or folder into a folder of the store."""
+    def _import_quantized(self, source: Path, digest: str, format_: str, mix: LlamaFileType) -> Runnable:
+        """Convert a folder whose weights are quantised meanwhile: what comes out is another model."""
+        if format_ not in self._importer.quantizers:
+            raise InvalidRequest("quantize: only GGUF files and safetensors can be quantized", param="quantize")
+        quantized = hashlib.sha256(f"{digest} {mix_name(mix)}".encode()).hexdigest()
+        return self._import(source, quantized, format_, self._importer.quantizers[format_](mix))
+
+    def _import(self, source: Path, digest: str, format_: str, convert: Convert | None = None) -> Runnable:
+        """Convert a file or folder into a folder of the store; by its format's own converter without another."""
         if (found := self._importer.detect_format(source)) != format_:
             hint = "name the folder it lies in"
             raise ImportFailed(f"{self._uri}: a {format_} file was expected, this is {found}", hint=hint)
@@ -200,7 +203,7 @@ class FolderBuilder:
             transfer.progress(completed, total)
 
         def write(aside: Path) -> None:
-            imported = self._importer.converters[format_](source, aside, progress)
+            imported = (convert or self._importer.converters[format_])(source, aside, progress)
             (aside / DESCRIPTION_FILE).write_bytes(_IMPORTED.dump_json(imported))
 
         def read() -> ImportedModel:

@@ -123,32 +123,24 @@ class Creation:
         def convert(builder: FolderBuilder) -> Runnable:
             if "config.json" in digests:
                 builder.check_config({path: each for path, each in digests.items() if not path.endswith(SAFETENSORS)})
-            runnable = builder.import_fetched(Listing(label, None, is_folder=True), digests)
-            if not self._request.quantize:
-                return runnable
-            weights = f"{runnable.digest} {self._request.quantize.lower()}"
-            return replace(runnable, digest=hashlib.sha256(weights.encode()).hexdigest())
+            quantize = parse_quantization(self._request.quantize) if self._request.quantize else None
+            return builder.import_fetched(Listing(label, None, is_folder=True, quantize=quantize), digests)
 
-        importer = self._importer
-        if self._request.quantize:
-            importer = importer.quantizing(parse_quantization(self._request.quantize))
-        return self._built(label, convert, importer)
+        return self._built(label, convert)
 
-    def _built(
-        self, label: str, build: Callable[[FolderBuilder], Runnable], importer: Importer | None = None
-    ) -> Runnable:
+    def _built(self, label: str, build: Callable[[FolderBuilder], Runnable]) -> Runnable:
         """A folder of the store that can be run; `label` is what messages call the files."""
         before = set(self._store.models_dir.iterdir())
-        runnable = build(self._builder(label, importer))
+        runnable = build(self._builder(label))
         kind = "using existing" if runnable.folder in before else "creating new"
         self._report(f"{kind} layer sha256:{runnable.digest}")
         return runnable
 
-    def _builder(self, label: str, importer: Importer | None = None) -> FolderBuilder:
+    def _builder(self, label: str) -> FolderBuilder:
         def report(status: str) -> None:
             self._report("converting model" if status == "importing" else status)
 
-        return FolderBuilder(self._store, importer or self._importer, label, report, self._step, self._cancelled)
+        return FolderBuilder(self._store, self._importer, label, report, self._step, self._cancelled)
 
     def _step(self, status: str) -> Step:
         shown = "converting model" if status == "importing" else status

@@ -38,14 +38,18 @@ _BLOCK = re.compile(r"blk\.(\d+)\.")
 
 def parse_quantization(text: str) -> LlamaFileType:
     """The mix that `quantize` names, in any case. Raises `InvalidRequest` naming those that can be made."""
-    mixes = {mix_name(mix).lower(): mix for mix in _BASES}
-    if text.lower() in mixes:
-        return mixes[text.lower()]
+    if mix := find_mix(text):
+        return mix
     raise InvalidRequest(
         f"quantize: {text[:100]!r} cannot be made here; {', '.join(map(mix_name, _BASES))} can",
         param="quantize",
         hint="models of other types can be pulled or uploaded as GGUF files and run as they are",
     )
+
+
+def find_mix(text: str) -> LlamaFileType | None:
+    """The mix of that name, in any case, if it is one that can be made."""
+    return {mix_name(mix).lower(): mix for mix in _BASES}.get(text.lower())
 
 
 def mix_name(mix: LlamaFileType) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import httpx
+from gguf.constants import LlamaFileType
 
 from vmm_server.errors import InvalidRequest, RequestCancelled
 
@@ -63,6 +64,8 @@ class Listing:
     is_folder: bool = False
     unpack: Callable[[Path, Path, Step], None] | None = None
     """Writes the folder that the one file is an archive of: `(archive, empty folder, step)`."""
+    quantize: LlamaFileType | None = None
+    """What the safetensors of a folder are to become while they are imported."""
     local: Path | None = None
     """A file or folder that is on this machine already; there are no `files` then."""
 

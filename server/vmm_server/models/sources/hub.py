@@ -24,6 +24,7 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from vmm_server.errors import SourceError, SourceNotFound
 from vmm_server.models.importers.gguf_families import check_architecture
 from vmm_server.models.importers.gguf_parts import whole_name
+from vmm_server.models.importers.quantization_mix import find_mix
 from vmm_server.models.sources.base import Listing, SourceFile, Transfer, invalid_uri
 from vmm_server.models.sources.download import RetryPolicy, fetch_verified
 from vmm_server.models.sources.hub_files import choose_files
@@ -83,8 +84,10 @@ class HubSource:
             url = hf_hub_url(self.repo, path, revision=found.sha, endpoint=endpoint)
             name = PurePosixPath(path).name if root is None else path.removeprefix(root)
             files.append(_source_file(siblings[path], name, url, headers))
-        name = PurePosixPath(whole_name(paths[0])).stem if root is None else self.repo.partition("/")[2]
-        return Listing(name=name, revision=found.sha, files=tuple(files), is_folder=root is not None)
+        if root is None:
+            return Listing(PurePosixPath(whole_name(paths[0])).stem, found.sha, files=tuple(files))
+        quantize = find_mix(self.quantization) if self.quantization else None
+        return Listing(self.repo.partition("/")[2], found.sha, files=tuple(files), is_folder=True, quantize=quantize)
 
     def fetch(self, file: SourceFile, target: Path, transfer: Transfer) -> str:
         """Download, resumed."""

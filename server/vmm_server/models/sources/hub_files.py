@@ -3,7 +3,8 @@
 GGUF files come first, and go by their quantization, which stands at the end of their names or is the name of their
 folder. As with Ollama, a repository without one means Q4_K_M where there is that, else something reasonable; a whole
 file name does as well as a quantization (huggingface.co/docs/hub/ollama). Then come folders that can be run as they
-are, then safetensors; pickled weights are never taken.
+are, then safetensors, which are quantised while they are imported where that is asked for; pickled weights are never
+taken.
 """
 
 import re
@@ -13,6 +14,7 @@ from pathlib import PurePosixPath
 from vmm_server.errors import ImportFailed, SourceNotFound
 from vmm_server.models.importers.encoder_folder import encoder_files
 from vmm_server.models.importers.gguf_parts import PartName, all_parts, whole_name
+from vmm_server.models.importers.quantization_mix import find_mix
 from vmm_server.models.importers.safetensors_tokenizer import FILES, TOKENIZER
 from vmm_server.models.importers.safetensors_weights import FILE as SAFETENSORS_FILE
 from vmm_server.models.importers.safetensors_weights import INDEX
@@ -50,14 +52,16 @@ def choose_files(
         hint = f"it holds {', '.join(_shortened(paths))}"
         raise SourceNotFound(f"{uri}: no such file or folder in the repository", hint=hint)
     weights = [each for each in below if _is_weights(each)]
-    if weights or quantization:
-        return chooser.parts(chooser.weights(weights), paths), None
-    folders = sorted({_parent(each) for each in below if PurePosixPath(each).name in _FOLDER_MARKS})
     relative = [each.removeprefix(prefix) for each in below]
-    encoder = [] if folders else encoder_files(relative)
+    text = text_files(relative)
+    is_made = quantization and find_mix(quantization) and text and generates
+    if weights or (quantization and not is_made):
+        return chooser.parts(chooser.weights(weights), paths), None
+    folders = [] if is_made else sorted({_parent(path) for path in below if PurePosixPath(path).name in _FOLDER_MARKS})
+    encoder = [] if folders or is_made else encoder_files(relative)
     if encoder and not (generates and "modules.json" not in encoder):
         return [prefix + each for each in encoder], prefix
-    if not folders and (text := text_files(relative)):
+    if not folders and text:
         chooser.check_parts(text)
         return [prefix + each for each in text], prefix
     folder = chooser.folder(folders, relative)
