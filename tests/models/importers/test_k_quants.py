@@ -98,3 +98,13 @@ def test_rows_keep_their_order_and_zeros_stay_zeros(kind: str) -> None:
 def test_a_block_of_one_value_comes_back(kind: str, value: float) -> None:
     rows = np.full((1, 256), value, np.float32)
     np.testing.assert_allclose(restored(kind, rows), rows, rtol=0.01)
+
+
+@pytest.mark.parametrize("kind", K_QUANTS)
+@pytest.mark.parametrize("noise", [1e-6, 1e-4, 1e-2])
+def test_blocks_of_nearly_one_value_come_back(kind: str, noise: float) -> None:
+    """Their levels are all but one and the same: a line through them is nearly any line."""
+    random = np.random.default_rng(1)
+    values = np.concatenate([random.uniform(0.5, 5, (500, 1)), -random.uniform(0.5, 5, (500, 1))])
+    rows = (values * (1 + noise * random.standard_normal((1000, 256)))).astype(np.float32)
+    np.testing.assert_allclose(restored(kind, rows), rows, rtol=0.05)
