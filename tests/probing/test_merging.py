@@ -160,8 +160,11 @@ def test_what_is_not_installed_or_broken_is_the_reason_for_every_device() -> Non
     assert (cpu.description, cpu.num_threads) == ("unknown", None)
     for each in (cpu, device):
         assert reason(each, "openvino") == "openvino crashed (SIGSEGV)"
-        assert reason(each, "onnxruntime") == "onnxruntime is not installed: pip install onnxruntime"
-        assert reason(each, "onnxruntime-genai") == "onnxruntime-genai is not installed: pip install onnxruntime-genai"
+        assert reason(each, "onnxruntime") == "onnxruntime is not installed: pip install 'vmm-server[onnxruntime]'"
+        assert (
+            reason(each, "onnxruntime-genai")
+            == "onnxruntime-genai is not installed: pip install 'vmm-server[onnxruntime]'"
+        )
     cpu, _ = merge(replace(ALL_INSTALLED, openvino_genai=None, system=on_bus(gpu("Intel"))))
     assert cpu.use("openvino") is not None
     assert reason(cpu, "openvino-genai") == "openvino-genai is not installed: pip install openvino-genai"

@@ -126,7 +126,8 @@ def _onnxruntime(
 
 
 def _absent(package: str, finding: type[Finding], findings: Findings) -> str:
-    return findings.problems.get(finding) or f"{package} is not installed: pip install {package}"
+    target = "'vmm-server[onnxruntime]'" if package.startswith("onnxruntime") else package
+    return findings.problems.get(finding) or f"{package} is not installed: pip install {target}"
 
 
 def _providers(kind: DeviceKind, hardware: Hardware | None, findings: Findings) -> tuple[str, ...]:

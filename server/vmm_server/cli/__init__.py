@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("vmm_server.cli.loaded:stop", "Unload a model"),
     "cp": ("vmm_server.cli.models:copy", "Give a model a second name"),
     "rm": ("vmm_server.cli.models:remove", "Remove models"),
+    "devices": ("vmm_server.cli.devices:devices", "List the processors of this machine"),
+    "doctor": ("vmm_server.cli.doctor:doctor", "Say what is wrong here, and what mends it"),
     "help": ("vmm_server.cli:help_command", "Explain a command"),
 }
 """Command → (`module:object`, one line of help). A module is imported when its command is asked for, so that

@@ -76,6 +76,12 @@ class Client:
         """`/api/ps`: the models in memory."""
         return self._models("/api/ps")
 
+    def devices(self) -> dict[str, Any]:
+        """`/api/vmm/devices`: what its machine computes on."""
+        with _transport_errors(self.url, self._hint):
+            answer: dict[str, Any] = _checked(self._http.get("/api/vmm/devices"), "").json()
+        return answer
+
     def unload(self, model: str) -> None:
         """Unload a model once it is idle."""
         self._post("/api/generate", {"model": model, "keep_alive": 0, "stream": False})

@@ -1,0 +1,145 @@
+"""The machine is probed once, a refresh looks again, the event loop never waits, and the key stays as it should."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from vmm_adapters.device import AdapterUse, Device, DeviceKind, Machine
+from vmm_server.models.machine import MachineReader, describe, machine_key
+
+CPU = Device("CPU", DeviceKind.CPU, "Intel", "A CPU", 16, 8, None, 4, 8, 1, ("avx2",), (AdapterUse("openvino", "CPU"),))
+MACHINE = Machine((CPU, Device("GPU.0", DeviceKind.GPU, "Intel", "A GPU", driver="1.0")), {"openvino": "2026.4.1"})
+
+
+class Probing:
+    """A probe that can be held, and counts: each machine it finds has its number as a problem."""
+
+    def __init__(self) -> None:
+        self.num_probes = 0
+        self.began = threading.Semaphore(0)
+        self.may_end = threading.Event()
+        self.may_end.set()
+
+    def __call__(self) -> Machine:
+        self.num_probes += 1
+        number = self.num_probes
+        self.began.release()
+        assert self.may_end.wait(20)
+        return replace(MACHINE, problems=(str(number),))
+
+
+@contextmanager
+def reader_of(probing: Probing) -> Iterator[MachineReader]:
+    reader = MachineReader(probing)
+    try:
+        yield reader
+    finally:
+        probing.may_end.set()
+        reader.close()
+
+
+def test_nothing_is_probed_until_somebody_asks_and_then_once() -> None:
+    probing = Probing()
+    with reader_of(probing) as reader:
+        assert probing.num_probes == 0
+        assert reader.machine() is reader.machine()
+        assert asyncio.run(reader.read()) is reader.machine()
+        assert probing.num_probes == 1
+
+
+def test_a_refresh_looks_again() -> None:
+    with reader_of(Probing()) as reader:
+        reader.machine()
+        assert reader.machine(refresh=True).problems == ("2",)
+        assert reader.machine().problems == ("2",)
+
+
+def test_those_who_ask_at_the_same_time_share_a_probe_and_refreshes_one_that_begins_after_them() -> None:
+    probing = Probing()
+    with reader_of(probing) as reader, ThreadPoolExecutor(8) as threads:
+        probing.may_end.clear()
+        first = [threads.submit(reader.machine) for _ in range(3)]
+        assert probing.began.acquire(timeout=20)
+        asked = [reader._asked(refresh=True) for _ in range(3)]
+        probing.may_end.set()
+        assert {each.result(20).problems for each in first} <= {("1",), ("2",)}
+        assert {each.result(20).problems for each in asked} == {("2",)}
+        assert probing.num_probes == 2
+
+
+def test_the_event_loop_turns_while_a_machine_is_probed_and_who_leaves_takes_it_from_nobody() -> None:
+    probing = Probing()
+    probing.may_end.clear()
+
+    async def ask() -> Machine:
+        staying, leaving = asyncio.create_task(reader.read()), asyncio.create_task(reader.read())
+        assert await asyncio.to_thread(probing.began.acquire, timeout=20)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert not staying.done()
+        probing.may_end.set()
+        return await staying
+
+    with reader_of(probing) as reader:
+        assert asyncio.run(asyncio.wait_for(ask(), 20)).problems == ("1",)
+
+
+def test_a_probe_that_failed_is_tried_again() -> None:
+    answers: list[Machine | Exception] = [RuntimeError("out of processes"), MACHINE]
+
+    def probe() -> Machine:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    reader = MachineReader(probe)
+    with pytest.raises(RuntimeError, match="out of processes"):
+        reader.machine()
+    assert reader.machine() is MACHINE
+    reader.close()
+
+
+def changed(**fields: object) -> Machine:
+    return replace(MACHINE, devices=(replace(CPU, **fields), *MACHINE.devices[1:]))  # type: ignore[arg-type]
+
+
+SAME = [
+    changed(memory_free_bytes=1),
+    changed(memory_total_bytes=1),
+    changed(uses=()),
+    replace(MACHINE, problems=("odd",)),
+    replace(MACHINE, devices=MACHINE.devices[::-1]),
+]
+OTHER = [
+    changed(description="Another CPU"),
+    changed(features=("avx2", "amx_int8")),
+    changed(num_cores=2),
+    changed(num_threads=4),
+    replace(MACHINE, devices=(CPU,)),
+    replace(MACHINE, devices=(CPU, replace(MACHINE.devices[1], driver="1.1"))),
+    replace(MACHINE, packages={"openvino": "2026.4.2"}),
+    replace(MACHINE, packages={**MACHINE.packages, "onnxruntime": "1.31.1"}),
+]
+
+
+def test_the_key_changes_with_what_changes_measurements_and_with_nothing_else() -> None:
+    assert machine_key(MACHINE) == "df09807bc942b57a"
+    assert {machine_key(machine) for machine in SAME} == {machine_key(MACHINE)}
+    keys = {machine_key(machine) for machine in OTHER}
+    assert len(keys) == len(OTHER)
+    assert machine_key(MACHINE) not in keys
+
+
+def test_a_machine_is_described_in_plain_values() -> None:
+    shown = json.loads(json.dumps(describe(MACHINE)))
+    assert shown["devices"][0]["kind"] == "cpu"
+    assert shown["devices"][0]["uses"] == [{"adapter": "openvino", "spelling": "CPU", "providers": [], "reason": None}]
+    assert shown["machine_key"] == machine_key(MACHINE)
