@@ -239,6 +239,18 @@ def test_a_server_that_is_named_is_asked_wherever_it_is(
     assert main(["list", "--home", str(home)]) == 0, "a flag wins"
 
 
+@pytest.mark.parametrize(("variable", "value"), [("VMM_PORT", "0"), ("VMM_HOST", ""), ("OLLAMA_HOST", "")])
+def test_what_names_no_server_leaves_the_store(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("VMM_PORT")
+    monkeypatch.setenv(variable, value)
+    assert main(["list"]) == 0
+    assert "echo:latest" in capsys.readouterr().out
+    assert main(["cp", "echo", "x"]) == 0
+    assert main(["rm", "x"]) == 0
+
+
 def test_a_server_of_this_machine_that_is_named_has_its_own_models(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

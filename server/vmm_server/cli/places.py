@@ -212,7 +212,7 @@ def read_pieces(path: Path) -> Iterator[bytes]:
 def _named_by(settings: Settings) -> str | None:
     """What names a server without a flag; `None`: nothing does, and the default is meant."""
     for setting in ("host", "port"):
-        if setting in settings.model_fields_set:
+        if setting in settings.model_fields_set and getattr(settings, setting):  # port 0 names nobody
             return next((variable for variable in variables(setting) if variable in os.environ), "vmm.toml")
     return None
 
