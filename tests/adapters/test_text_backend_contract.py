@@ -11,8 +11,10 @@ import pytest
 from vmm_adapters.base import TextBackend
 from vmm_adapters.errors import AdapterError
 from vmm_adapters.types import FinishReason, Guidance, SamplingParams
+from vmm_server.engine.backend_executor import BackendExecutor
+from vmm_server.engine.sequence import Sequence, SequenceStatus
 
-from .backend_subjects import BACKENDS, GREEDY, Answer, BackendSubject, Session, ids
+from .backend_subjects import BACKENDS, GREEDY, PATIENCE, Answer, BackendSubject, Session, ids
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -76,8 +78,8 @@ def test_its_sizes_are_sane(backend: TextBackend) -> None:
 def test_what_it_lacks_are_fields_and_reasons(backend: TextBackend) -> None:
     assert set(backend.lacks) <= {*SamplingParams.__dataclass_fields__, "guidance"}
     assert all(backend.lacks.values())
-    unlackable = {"temperature", "max_tokens", "stop", "ignore_eos"}
-    assert not unlackable & set(backend.lacks), "stop strings are the engine's, and nothing works without the others"
+    assert not {"temperature", "max_tokens", "ignore_eos"} & set(backend.lacks), "nothing works without these"
+    assert not {"stop", "stop_token_ids"} & set(backend.lacks), "it is never asked for these"
 
 
 def test_tokens_are_in_the_vocabulary(session: Session, subject: BackendSubject) -> None:
@@ -139,15 +141,6 @@ def test_an_end_token_at_the_limit_is_an_end(session: Session) -> None:
     eos = frozenset({plain.token_ids[index]})
     answer = session.ask(prompt, replace(GREEDY, max_tokens=index + 1), eos_token_ids=eos)
     assert len(answer.token_ids) == index + 1
-    assert answer.finish_reason is FinishReason.STOP
-
-
-def test_stop_token_ids_end_the_answer(session: Session) -> None:
-    needs(session.backend, "stop_token_ids")
-    prompt, plain, index = varied(session)
-    sampling = replace(GREEDY, max_tokens=12, stop_token_ids=(plain.token_ids[index],))
-    answer = session.ask(prompt, sampling)
-    assert answer.token_ids == plain.token_ids[: index + 1]
     assert answer.finish_reason is FinishReason.STOP
 
 
@@ -343,6 +336,35 @@ def test_what_is_cached_changes_no_answer(subject: BackendSubject) -> None:
         warm.ask((*prompt[:length], *prompt_of(19, 3)), replace(GREEDY, max_tokens=2))
     assert warm.ask(prompt).token_ids[: None if subject.is_exact else 1] == cold[: None if subject.is_exact else 1]
     loaded.close()
+
+
+def test_more_requests_than_it_computes_at_once_are_answered(session: Session, subject: BackendSubject) -> None:
+    """Through the executor, whose queue they wait in; a few are dropped on the way."""
+    backend = session.backend
+    num_requests = 2 * backend.max_sequences + 3
+    prompts = [prompt_of(40 + index, 5 + index) for index in range(num_requests)]
+    executor = BackendExecutor(backend, max_sequences=64, clock=lambda: 0.0)
+    sequences = [Sequence(list(prompt), GREEDY, max_length=backend.context_length) for prompt in prompts]
+    for sequence in sequences:
+        executor.add(sequence, None)
+    dropped = [sequences[0], sequences[-1]]
+    for turn in range(PATIENCE):
+        if not executor.has_work:
+            break
+        for outcome in executor.step():
+            assert outcome.error is None
+            if outcome.sequence.is_finished:
+                executor.finish(outcome.sequence, outcome.sequence.status)
+        if turn == 0:
+            for sequence in dropped:
+                executor.finish(sequence, SequenceStatus.ABORTED)
+        assert executor.stats.num_running <= backend.max_sequences
+    assert not executor.has_work
+    size = None if subject.is_exact else 1
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        if sequence not in dropped:
+            assert sequence.num_generated_tokens == 8
+            assert sequence.token_ids[len(prompt) :][:size] == session.ask(prompt).token_ids[:size]
 
 
 def test_warming_up_changes_no_answer(subject: BackendSubject) -> None:
