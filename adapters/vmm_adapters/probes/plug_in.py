@@ -25,7 +25,11 @@ def ask(module: str) -> PlugIn:
     """Register the library of a package and start a session on each device that is new by it."""
     before = {device.ep_name for device in onnxruntime.get_ep_devices()}
     onnxruntime.register_execution_provider_library(module, str(import_module(module).get_library_path()))
-    new = [device for device in onnxruntime.get_ep_devices() if device.ep_name not in before]
+    new = [
+        device
+        for device in onnxruntime.get_ep_devices()
+        if device.ep_name not in before and "." not in device.ep_name  # `….AUTO` chooses among devices; it is none
+    ]
     return PlugIn(module, tuple(_read(device) for device in new))
 
 
