@@ -117,7 +117,7 @@ class GenAIBackend:
             **({} if described.has_tokenizer else {"guidance": NO_GUIDANCE}),
         }
         self._scheduler = Scheduler(
-            model,
+            lambda: Lane(model),
             Limits(
                 context_length=self.context_length,
                 vocab_size=self.vocab_size,

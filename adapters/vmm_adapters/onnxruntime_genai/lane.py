@@ -4,7 +4,8 @@ What the runtime does (0.18), and this adapter counts on:
 
 * An engine belongs to the thread that made it.
 * The static engine, of models without a paged KV cache, computes the turns that were begun before its first step as one
-  batch; later ones wait until all of those are over. A session of it can have a second turn when it is alone there.
+  batch; later ones wait until all of those are over. A session of it can have a second turn when it is alone there, but
+  is computed from its start after it was rewound.
 * The paged one takes turns at any time and keeps a session's blocks until it is closed.
 * An end token of the model's configuration ends a turn and is neither reported nor in the session's text.
 * After `cancel_turn` one more step reports the end, and the session can go on.

@@ -2,17 +2,16 @@
 
 A model without a paged KV cache gets an engine for every batch: requests that are there at the same time and of similar
 length go into one together, a later one starts at once in an engine of its own, and all engines take turns. What was
-answered alone stays as an idle session, which a prompt that begins with its tokens goes on in. A paged model has one
-engine that takes requests at any time, and all its sessions can stay.
+answered alone stays as an idle session, which a prompt that begins with all its tokens goes on in. A paged model has
+one engine that takes requests at any time; all its sessions stay, and can be rewound to where a turn began.
 
 Nothing is started for which there is no memory while something else runs: it waits, in order.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 from vmm_adapters.errors import AdapterError, OutOfMemory
 from vmm_adapters.onnxruntime_genai.lane import Event, Lane, Session, Turn
@@ -43,14 +42,14 @@ class Limits:
     grows: bool
     """Whether a session's KV cache grows with its text, or is as large as it may get from the start."""
     continues: bool
-    """Whether the device can go on in a session."""
+    """Whether the device can go on in a session. One that is rewound keeps its cache only when it is paged."""
 
 
 class Scheduler:
     """Requests in, outputs out, over one loaded `og.Model`."""
 
-    def __init__(self, model: Any, limits: Limits) -> None:
-        self._model = model
+    def __init__(self, new_lane: Callable[[], Lane], limits: Limits) -> None:
+        self._new_lane = new_lane
         self._limits = limits
         self._keys = count()
         self._lanes: list[Lane] = []
@@ -87,17 +86,19 @@ class Scheduler:
         length = max(1, min(_WARM_PROMPT, self._limits.context_length - 2))
         sampling = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
         self.add(TextRequest(-1, (0,) * length, sampling, self._limits.context_length))
-        while not any(output.finish_reason or output.error for output in self.step()):
-            pass
+        while self._waiting or self._live:
+            for output in self.step():
+                if output.error is not None:
+                    raise output.error
         self._drop(self._cache.pop_all())
 
     def close(self) -> None:
         """Let go of everything."""
+        self._cache.pop_all()
         self._waiting.clear()
         self._live.clear()
         self._idle.clear()
         self._lanes.clear()
-        self._model = None
 
     def _drain(self) -> None:
         """Let engines where nobody waits for anything report the end of what was cancelled."""
@@ -167,7 +168,7 @@ class Scheduler:
     def _lane(self) -> Lane:
         if self._limits.is_paged and self._lanes:
             return self._lanes[0]
-        self._lanes.append(Lane(self._model))
+        self._lanes.append(self._new_lane())
         return self._lanes[-1]
 
     def _open(self, lane: Lane, request: TextRequest) -> Session:
@@ -196,6 +197,7 @@ class Scheduler:
                     self._settle(event)
         except AdapterError as error:
             if self._limits.is_paged:
+                self.close()
                 raise
             self._lanes.remove(lane)
             for turn in lane.turns.values():
@@ -246,7 +248,9 @@ class Scheduler:
             self._give_up(session)
             return
         self._idle[session.key] = session
-        self._drop(self._cache.put(session.key, session.token_ids, tuple(session.turn_starts)))
+        turn_starts = tuple(session.turn_starts) if self._limits.is_paged else ()
+        size = len(session.token_ids) if self._limits.grows or self._limits.is_paged else session.max_tokens
+        self._drop(self._cache.put(session.key, session.token_ids, turn_starts, size=size))
 
     def _drop(self, keys: list[int]) -> None:
         for key in keys:

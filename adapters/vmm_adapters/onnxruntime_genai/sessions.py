@@ -25,6 +25,7 @@ class _Idle:
     token_ids: tuple[int, ...]
     ends: tuple[int, ...]
     """Lengths at which a prompt may go on, ascending."""
+    size: int
 
 
 class SessionCache:
@@ -35,16 +36,21 @@ class SessionCache:
         self._max_tokens = max_tokens
         self._idle: OrderedDict[int, _Idle] = OrderedDict()
         self.num_tokens = 0
-        """Of all of them."""
+        """That there is memory for in all of them."""
 
     def __len__(self) -> int:
         return len(self._idle)
 
-    def put(self, key: int, token_ids: Sequence[int], turn_starts: Sequence[int]) -> list[int]:
-        """Keep a session; the keys of those that had to go, this one among them if it is too large."""
+    def put(
+        self, key: int, token_ids: Sequence[int], turn_starts: Sequence[int], *, size: int | None = None
+    ) -> list[int]:
+        """Keep a session; the keys of those that had to go, this one among them if it is too large.
+
+        `size` is the tokens it has memory for; `None`: those that it holds.
+        """
         ends = sorted({start for start in turn_starts if 0 < start < len(token_ids)} | {len(token_ids)})
-        self._idle[key] = _Idle(tuple(token_ids), tuple(ends))
-        self.num_tokens += len(token_ids)
+        self._idle[key] = idle = _Idle(tuple(token_ids), tuple(ends), len(token_ids) if size is None else size)
+        self.num_tokens += idle.size
         return self.make_room(0)
 
     def take(self, prompt: Sequence[int]) -> Reuse | None:
@@ -82,7 +88,7 @@ class SessionCache:
         return gone
 
     def _remove(self, key: int) -> None:
-        self.num_tokens -= len(self._idle.pop(key).token_ids)
+        self.num_tokens -= self._idle.pop(key).size
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
