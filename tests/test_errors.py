@@ -47,6 +47,7 @@ AddressInUse             500 no      api             api
 BlobNotFound             404 no      not_found       not_found       - digest
 ContextLengthExceeded    400 no      invalid_request invalid_request context_length_exceeded messages
 CorruptFile              500 no      api             api
+DeviceLost               500 no      api             api
 DigestMismatch           502 no      api             api
 GenerationFailed         500 yes     api             api
 HostNotAllowed           403 no      permission      permission
