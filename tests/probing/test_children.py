@@ -9,9 +9,9 @@ from time import monotonic
 import pytest
 
 from vmm_adapters.device import DeviceKind
-from vmm_adapters.probing import probe
+from vmm_adapters.probing import probe, providers_to_try
 from vmm_adapters.probing.children import MAX_OUTPUT_BYTES, Outcome, Probe, last_words, run_probes
-from vmm_adapters.probing.findings import NvidiaDriver, OnnxRuntime, OpenVINOCore, ProviderTrial
+from vmm_adapters.probing.findings import Accelerator, NvidiaDriver, OnnxRuntime, OpenVINOCore, ProviderTrial
 
 WORKS = 'print(\'{"providers": ["CPUExecutionProvider"]}\')'
 BAD: dict[str, tuple[str, str]] = {
@@ -98,6 +98,8 @@ def test_the_last_line_of_a_log_is_what_a_reason_is_made_of() -> None:
         b"libonnxruntime_providers_cuda.so with error: libcublasLt.so.12: cannot open shared object file\n\n"
     )
     assert last_words(log).startswith("Failed to load library libonnxruntime_providers_cuda.so with error: libcublasLt")
+    coloured = b"\x1b[0;93m2026-11-22 03:37:11.84 [W:onnxruntime:Default, x.cc:1 F] Require CUDA 13.*\x1b[m\n\x1b[m\n"
+    assert last_words(coloured) == "Require CUDA 13.*"
     assert last_words(b"") == ""
     assert len(last_words(b"y" * MAX_OUTPUT_BYTES)) <= 300
 
@@ -156,6 +158,15 @@ def test_providers_are_tried_and_those_that_do_not_start_say_why() -> None:
         "driver 470.82 is too old for CUDA 12: install 525 or newer"
     )
     assert cpu.name == "CPU"
+
+
+def test_providers_with_nothing_to_run_on_are_not_tried() -> None:
+    built_in = ["TensorrtExecutionProvider", "DmlExecutionProvider", "NewExecutionProvider", "CPUExecutionProvider"]
+    assert providers_to_try(built_in, []) == ["NewExecutionProvider"]
+    amd = Accelerator(DeviceKind.GPU, "AMD", "A GPU")
+    assert providers_to_try(built_in, [amd]) == ["DmlExecutionProvider", "NewExecutionProvider"]
+    nvidia = Accelerator(DeviceKind.GPU, "NVIDIA", "A GPU")
+    assert providers_to_try(built_in, [nvidia]) == built_in[:3]
 
 
 @pytest.mark.runtime

@@ -210,3 +210,26 @@ def test_whatever_is_said_every_device_has_a_name_of_its_own_and_a_word_on_every
     for device in devices:
         assert {use.adapter for use in device.uses} == RUNS.keys() - {"echo"}
         assert all((use.spelling is None) == (use.reason is not None) for use in device.uses)
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason_of_the_runtime", "words"),
+    [
+        (
+            "550.54.14",
+            "Require cuDNN 9.* and CUDA 13.*",
+            "driver 550.54.14 is too old for CUDA 13: install 580 or newer",
+        ),
+        ("550.54.14", "Require cuDNN 9.* and CUDA 12.*", "Require cuDNN 9.* and CUDA 12.*"),
+        ("580.95.05", "Require cuDNN 9.* and CUDA 13.*", "Require cuDNN 9.* and CUDA 13.*"),
+        ("470.82", "libcudart.so: no such file", "driver 470.82 is too old for CUDA 12: install 525 or newer"),
+    ],
+)
+def test_a_driver_that_is_too_old_is_said(driver: str, reason_of_the_runtime: str, words: str) -> None:
+    findings = replace(
+        ALL_INSTALLED,
+        onnxruntime=OnnxRuntime(("CUDAExecutionProvider",)),
+        nvidia=NvidiaDriver((gpu("NVIDIA", number="0", driver=driver),)),
+        trials=(ProviderTrial("CUDAExecutionProvider", False, reason_of_the_runtime),),
+    )
+    assert reason(merge(findings)[1], "onnxruntime").endswith(words)

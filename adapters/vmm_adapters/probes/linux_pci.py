@@ -6,11 +6,12 @@ from vmm_adapters.device import DeviceKind
 from vmm_adapters.probes.files import read_text
 from vmm_adapters.probing.findings import Accelerator
 
-_DISPLAY, _COPROCESSOR, _SIGNAL_PROCESSOR = 0x03, 0x12, 0x11
-"""Base classes (PCI Code and ID Assignment Specification). AMD's NPUs call themselves signal processors."""
+_DISPLAY, _COPROCESSOR = 0x03, 0x12
+"""Base classes (PCI Code and ID Assignment Specification)."""
 _VENDORS = {0x8086: "Intel", 0x10DE: "NVIDIA", 0x1002: "AMD", 0x1022: "AMD"}
 _NAME_LISTS = ("usr/share/hwdata/pci.ids", "usr/share/misc/pci.ids")
 _NPU_DRIVERS = {"intel_vpu", "amdxdna"}
+"""AMD's NPUs call themselves signal processors, as much else does: their driver tells them."""
 
 
 def read_accelerators(root: Path) -> tuple[Accelerator, ...]:
@@ -44,9 +45,7 @@ def _kind(device_class: int, vendor: str | None, driver: str) -> DeviceKind | No
         return DeviceKind.GPU
     if driver in _NPU_DRIVERS or (device_class == _COPROCESSOR and vendor == "Intel"):
         return DeviceKind.NPU
-    if device_class == _COPROCESSOR and vendor == "AMD":  # Instinct
-        return DeviceKind.GPU
-    return DeviceKind.NPU if device_class == _SIGNAL_PROCESSOR and driver in _NPU_DRIVERS else None
+    return DeviceKind.GPU if device_class == _COPROCESSOR and vendor == "AMD" else None  # Instinct
 
 
 def _name(root: Path, vendor: str, vendor_id: int, device_id: int, kind: DeviceKind) -> str:

@@ -7,7 +7,7 @@ Then each accelerator provider of ONNX Runtime's is tried with a session: being 
 
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.util import find_spec
 from time import monotonic
 from typing import TypeVar
@@ -15,6 +15,7 @@ from typing import TypeVar
 from vmm_adapters.device import Machine
 from vmm_adapters.probing.children import Outcome, Probe, run_probes
 from vmm_adapters.probing.findings import (
+    Accelerator,
     Finding,
     Findings,
     NvidiaDriver,
@@ -29,6 +30,7 @@ from vmm_adapters.probing.findings import (
 )
 from vmm_adapters.probing.merging import merge
 from vmm_adapters.probing.packages import installed_packages, plug_in_modules
+from vmm_adapters.probing.uses import PROVIDERS
 
 Found = TypeVar("Found", bound=Finding)
 
@@ -57,7 +59,9 @@ def probe(
     deadline = monotonic() + timeout_s
     outcomes = run_probes(installed_probes() if probes is None else probes, timeout_s)
     onnxruntime = _first(outcomes, OnnxRuntime)
-    providers = [each for each in onnxruntime.providers if each not in _UNTRIED] if onnxruntime else []
+    witnesses = [_first(outcomes, SystemAccelerators), _first(outcomes, NvidiaDriver)]
+    accelerators = [each for witness in witnesses if witness is not None for each in witness.accelerators]
+    providers = providers_to_try(onnxruntime.providers if onnxruntime else (), accelerators)
     trials = run_probes([(trial or provider_trial)(each) for each in providers], max(0.0, deadline - monotonic()))
     findings = Findings(
         processor=_first(outcomes, Processor),
@@ -74,6 +78,19 @@ def probe(
     )
     problems = tuple(each.problem for each in (*outcomes, *trials) if each.problem)
     return Machine(devices=merge(findings), packages=installed_packages(), problems=problems)
+
+
+def providers_to_try(built_in: Iterable[str], accelerators: Collection[Accelerator]) -> list[str]:
+    """Without those that have nothing here to run on: loading CUDA takes seconds."""
+    return [
+        name
+        for name in built_in
+        if name not in _UNTRIED
+        and (
+            (provider := PROVIDERS.get(name)) is None
+            or any(provider.serves(each.kind, each.vendor) for each in accelerators)
+        )
+    ]
 
 
 def installed_probes() -> tuple[Probe, ...]:

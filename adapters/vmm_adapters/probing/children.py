@@ -20,6 +20,7 @@ from vmm_adapters.probing.findings import Finding
 
 MAX_OUTPUT_BYTES = 1 << 20
 _KILL_TIMEOUT_S = 2.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LOG_PREFIX = re.compile(r"^.*\[[EFW]:onnxruntime[^\]]*\]\s*")
 _LINE_LENGTH = 300
 
@@ -57,8 +58,9 @@ def run_probes(probes: Sequence[Probe], timeout_s: float) -> list[Outcome]:
 
 
 def last_words(text: bytes) -> str:
-    """The last line that a process wrote to stderr, without a log's prefix: of a traceback, the error."""
-    lines = [line.strip() for line in text.decode("utf-8", "replace").splitlines() if line.strip()]
+    """The last line that a process wrote to stderr, without colours and a log's prefix: of a traceback, the error."""
+    plain = _COLOUR.sub("", text.decode("utf-8", "replace"))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
     return _LOG_PREFIX.sub("", lines[-1])[:_LINE_LENGTH] if lines else ""
 
 

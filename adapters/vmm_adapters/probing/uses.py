@@ -1,5 +1,6 @@
 """Which adapters can use a device, and what would mend it where one cannot. Pure."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -69,6 +70,8 @@ _INTEL_DRIVERS = {
     DeviceKind.NPU: "install Intel's NPU driver (github.com/intel/linux-npu-driver), and let this user read /dev/accel "
     "(group render)",
 }
+_LEAST_DRIVER = {12: 525, 13: 580}
+"""CUDA → the oldest branch of NVIDIA's driver that runs it (CUDA Toolkit release notes, table of drivers)."""
 _WINDOWS_DRIVERS = "install the current driver from intel.com"
 
 
@@ -187,7 +190,7 @@ def _no_provider(hardware: Hardware, findings: Findings, *, genai: bool) -> str:
         if device.reason is not None and device.kind is hardware.kind and _is_same(device, hardware)
     ]
     if failed:
-        return "; ".join((*failed, *_old_driver(hardware)))
+        return "; ".join((*failed, *_old_driver(hardware, " ".join(failed))))
     package, extra = _mend(hardware, findings.platform, genai=genai)
     return f"{package} is not installed: pip install {extra}"
 
@@ -213,10 +216,13 @@ def _mend(hardware: Hardware, platform: str, *, genai: bool) -> tuple[str, str]:
     return "onnxruntime-ep-webgpu", "'vmm-server[webgpu]'"
 
 
-def _old_driver(hardware: Hardware) -> tuple[str, ...]:
-    """A word on NVIDIA's driver when it is older than CUDA 12 takes (CUDA 12 release notes, table of drivers)."""
+def _old_driver(hardware: Hardware, words: str) -> tuple[str, ...]:
+    """A word on NVIDIA's driver when it is older than the CUDA that the `words` ask for takes, 12 unless they say."""
     driver = hardware.nvidia.driver if hardware.nvidia else None
     major = driver.split(".")[0] if driver else ""
-    if major.isdigit() and int(major) < 525:
-        return (f"driver {driver} is too old for CUDA 12: install 525 or newer",)
+    found = re.search(r"CUDA (\d+)", words)
+    cuda = int(found[1]) if found else 12
+    least = _LEAST_DRIVER.get(cuda, 0)
+    if major.isdigit() and int(major) < least:
+        return (f"driver {driver} is too old for CUDA {cuda}: install {least} or newer",)
     return ()
