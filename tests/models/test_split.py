@@ -131,6 +131,9 @@ def test_uploaded_they_become_one_file(store: Store, creator: Creator, parts: li
     with_more = create(creator, files=upload(store, parts), quantize="q4_K_M")
     assert "quantizing model to Q4_K_M" in with_more
     assert only(store).quantization == "Q4_K_M"
+    with store.lease("x", cancelled=threading.Event()):
+        pass  # collects what nothing refers to
+    assert [path.name for path in store.blobs_dir.iterdir()] == [f"sha256-{only(store).weights}"]
 
 
 def test_what_is_missing_or_too_much_is_said_at_once(store: Store, creator: Creator, parts: list[Path]) -> None:

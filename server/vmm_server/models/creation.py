@@ -113,7 +113,9 @@ class Creation:
         if len(digests) > 1:
             digest = self._builder(label).join_parts(digests)
         if self._request.quantize:
-            digest = self._quantize(digest, self._request.quantize, label)
+            source, digest = digest, self._quantize(digest, self._request.quantize, label)
+            if len(digests) > 1:
+                self._store.release_blob(source)
         return self._built(label, lambda builder: builder.import_fetched(Listing(label, None), {label: digest}))
 
     def _import_folder(self, digests: dict[str, str], label: str) -> Runnable:
