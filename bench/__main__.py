@@ -23,6 +23,7 @@ from vmm_adapters.types import Batch, Chunk, RunnerOptions
 from vmm_server.models.compiled import compiled_dir
 from vmm_server.models.loading import ReadyModel, load_model
 from vmm_server.models.registry import Registry, read_cards
+from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.settings import Settings, read_settings
 
@@ -158,7 +159,7 @@ def measure_all(
     theirs: Server | None,
 ) -> None:
     """The tables that need a loaded model in this process too."""
-    ready = load_model(model, kv_cache_bytes, settings)
+    ready = load_model(model, Placement("openvino", "CPU"), kv_cache_bytes, settings)
     if not isinstance(ready, ReadyModel):
         raise SystemExit(f"{model.name} makes no text: `bench embeddings` measures it")
     options = RunnerOptions(kv_cache_bytes=kv_cache_bytes, cache_dir=compiled_dir(settings.cache_dir, model))

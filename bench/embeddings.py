@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ from vmm_adapters.types import Pooling
 from vmm_server.embedding import Embeddings
 from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.loading import load_model
+from vmm_server.models.machine import MachineReader
+from vmm_server.models.placing import Placer
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.store import InstalledModel, Store
@@ -169,7 +172,7 @@ async def _measure(settings: Settings, model: InstalledModel, port: int, rounds:
     console.print(f"{model.name}, {settings.num_threads} threads of {os.cpu_count()} cores, {rounds} rounds")
     plain = PlainOnnxruntime(model, settings.num_threads or 1)
     registry = Registry(Store(settings.store_dir), read_cards(settings.card_dirs))
-    pool = ModelPool(settings, lambda model, kv_bytes: load_model(model, kv_bytes, settings))
+    pool = ModelPool(settings, partial(load_model, settings=settings), Placer(settings, MachineReader().read))
     embeddings = Embeddings(registry, pool)
     lease = await pool.acquire(model, None, ReadyEncoder)
     layers: dict[str, Callable[[Sequence[Requests]], Awaitable[None]]] = {

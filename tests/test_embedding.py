@@ -24,6 +24,7 @@ from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed,
 from vmm_server.models.encoders import ReadyEncoder, load_encoder
 from vmm_server.models.loading import ReadyModel, load_model
 from vmm_server.models.ready import Ready
+from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.requests import EmbeddingRequest, KeepAlive, RerankRequest
 
@@ -93,7 +94,7 @@ def run(settings: Any, tmp_path: Path) -> Callable[..., None]:
         )
 
         async def bounded() -> None:
-            given = partial(load_model, settings=configured) if load is None else lambda model, _: load(model)
+            given = partial(load_model, settings=configured) if load is None else lambda model, *_: load(model)
             parts = build_parts(configured, given)
             try:
                 await asyncio.wait_for(body(parts), 20)
@@ -114,7 +115,7 @@ def gated(settings: Any) -> Callable[..., Callable[[InstalledModel], Ready]]:
         kind: type[echo_encoder.EchoEncoder] = echo_encoder.EchoEncoder,
     ) -> Callable[[InstalledModel], Ready]:
         def load(model: InstalledModel) -> Ready:
-            loaded = load_encoder(model, settings())
+            loaded = load_encoder(model, Placement("echo", "CPU"), settings())
             encoder = kind(gate=gate)
             batcher = Watched(
                 lambda inputs: list(encoder.encode(inputs)),

@@ -9,6 +9,7 @@ from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import FinishReason, SamplingParams
 from vmm_server.api.answers import open_all
 from vmm_server.app import Parts
+from vmm_server.completion import Completion
 from vmm_server.errors import (
     ContextLengthExceeded,
     InvalidRequest,
@@ -17,9 +18,10 @@ from vmm_server.errors import (
     ShuttingDown,
     UnsupportedCapability,
 )
-from vmm_server.inference import Completion, Inference
+from vmm_server.inference import Inference
 from vmm_server.models.loading import load_model
 from vmm_server.models.pool import ModelPool
+from vmm_server.models.router import Placement
 from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
@@ -42,7 +44,7 @@ def test_a_chat_is_rendered_run_and_accounted_for(installed: Any, with_parts: An
         assert await read(completion) == "hello"
         assert completion.usage is not None
         assert completion.usage.num_prompt_tokens == len(completion.prompt_tokens) == len("hello") + 3
-        assert completion.placement == "echo/CPU"
+        assert completion.placement == Placement("echo", "CPU")
         assert parts.pool.loaded()[0].num_leases == 0
 
     installed()
@@ -216,12 +218,12 @@ def test_generations_beside_one_another_wait_for_their_model_once(installed: Any
     class Pool(ModelPool):
         num_acquired = 0
 
-        async def acquire(self, *asked: Any) -> Any:
+        async def acquire(self, *asked: Any, **how: Any) -> Any:
             self.num_acquired += 1
-            return await super().acquire(*asked)
+            return await super().acquire(*asked, **how)
 
     async def body(parts: Parts) -> None:
-        pool = Pool(parts.settings, functools.partial(load_model, settings=parts.settings))
+        pool = Pool(parts.settings, functools.partial(load_model, settings=parts.settings), parts.placer)
         async with open_all(Inference(parts.registry, pool), [chat("a"), chat("b"), chat("c")]) as completions:
             assert [await read(completion) for completion in completions] == ["a", "b", "c"]
             assert pool.num_acquired == 1

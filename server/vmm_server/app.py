@@ -47,11 +47,13 @@ from vmm_server.models.create import Creator
 from vmm_server.models.facts import FactsReader
 from vmm_server.models.loading import ModelLoader, load_model
 from vmm_server.models.machine import MachineReader
+from vmm_server.models.placing import Placer
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.pull import Puller
 from vmm_server.models.push import Pusher
 from vmm_server.models.ready import Ready
 from vmm_server.models.registry import Registry, read_cards
+from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.response_store import ResponseStore
 from vmm_server.settings import Settings
@@ -88,6 +90,7 @@ class Parts:
     creator: Creator
     pusher: Pusher
     machine: MachineReader
+    placer: Placer
     pool: ModelPool
     inference: Inference
     embeddings: Embeddings
@@ -140,11 +143,13 @@ def build_parts(settings: Settings, load: ModelLoader, machine: MachineReader | 
     store = Store(settings.store_dir)
     registry = Registry(store, read_cards(settings.card_dirs))
 
-    def load_checked(model: InstalledModel, kv_cache_bytes: int) -> Ready:
+    def load_checked(model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> Ready:
         store.check_files(model)  # a folder used in place may have changed since it was installed
-        return load(model, kv_cache_bytes)
+        return load(model, placement, kv_cache_bytes)
 
-    pool = ModelPool(settings, load_checked)
+    machine = machine or MachineReader()
+    placer = Placer(settings, machine.read)
+    pool = ModelPool(settings, load_checked, placer)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
     inference = Inference(registry, pool)
     embeddings = Embeddings(registry, pool, read_table=partial(read_cl100k, settings.tiktoken_dir))
@@ -158,7 +163,8 @@ def build_parts(settings: Settings, load: ModelLoader, machine: MachineReader | 
         puller=puller,
         creator=Creator(store, registry, puller),
         pusher=Pusher(store, registry),
-        machine=machine or MachineReader(),
+        machine=machine,
+        placer=placer,
         pool=pool,
         inference=inference,
         embeddings=embeddings,

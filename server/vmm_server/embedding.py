@@ -21,8 +21,9 @@ from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.leases import Lease
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.registry import Registry
+from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
-from vmm_server.requests import EmbeddingRequest, KeepAlive, RerankRequest
+from vmm_server.requests import EmbeddingRequest, KeepAlive, RerankRequest, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Answered:
     """Who answered, and what it took."""
 
     model: InstalledModel
-    placement: str
+    placement: Placement
     num_tokens: int
     """Tokens of the inputs, special ones included, padding not."""
     load_s: float
@@ -93,7 +94,7 @@ class Embeddings:
         if model.embedding_length is not None:
             _check_dimensions(request.dimensions, model.embedding_length)
         table = await self._table_for(request)
-        async with self._lease(model, request.keep_alive) as lease:
+        async with self._lease(model, request.keep_alive, request.wanted) as lease:
             ready = lease.ready
             _check_dimensions(request.dimensions, ready.dim)
             inputs = await _prepare(lambda: embedding_inputs(request, ready, table), ready)
@@ -114,7 +115,7 @@ class Embeddings:
         if not {"rerank", "embedding"} & {*model.capabilities}:
             raise UnsupportedCapability(request.model, "rerank")
         scores_pairs = "rerank" in model.capabilities
-        async with self._lease(model, request.keep_alive) as lease:
+        async with self._lease(model, request.keep_alive, request.wanted) as lease:
             ready = lease.ready
             write = pair_inputs if scores_pairs else text_inputs
             inputs = await _prepare(lambda: write(request, ready), ready)
@@ -132,8 +133,10 @@ class Embeddings:
         return True
 
     @asynccontextmanager
-    async def _lease(self, model: InstalledModel, keep_alive: KeepAlive | None) -> AsyncIterator[Lease[ReadyEncoder]]:
-        lease = await self._pool.acquire(model, keep_alive, ReadyEncoder)
+    async def _lease(
+        self, model: InstalledModel, keep_alive: KeepAlive | None, wanted: Wanted
+    ) -> AsyncIterator[Lease[ReadyEncoder]]:
+        lease = await self._pool.acquire(model, keep_alive, ReadyEncoder, wanted=wanted)
         self._num_running += 1
         self._idle.clear()
         try:
@@ -188,8 +191,8 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _told(
     model: InstalledModel, lease: Lease[ReadyEncoder], inputs: Inputs
-) -> tuple[InstalledModel, str, int, float, int]:
+) -> tuple[InstalledModel, Placement, int, float, int]:
     """The fields of `Answered`. What was cut off is said in the log as well."""
     if inputs.num_dropped_tokens:
         logger.warning("cut off %d tokens of texts that are too long for %s", inputs.num_dropped_tokens, model.name)
-    return model, str(lease.ready.placement), inputs.num_tokens, lease.load_s, inputs.num_dropped_tokens
+    return model, lease.ready.placement, inputs.num_tokens, lease.load_s, inputs.num_dropped_tokens

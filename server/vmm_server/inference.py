@@ -9,115 +9,40 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Self
+from functools import partial
 
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import SamplingParams
-from vmm_server.engine.engine import Generation
+from vmm_server.completion import Completion, Started
+from vmm_server.engine.engine import Engine
 from vmm_server.engine.grammar import CompiledGrammar
-from vmm_server.engine.stream import Delta, Usage
-from vmm_server.errors import InvalidRequest, ShuttingDown, UnsupportedCapability
+from vmm_server.errors import InvalidRequest, ModelLoadFailed, ShuttingDown, UnsupportedCapability, UnsupportedParameter
 from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.leases import Lease
 from vmm_server.models.loading import ReadyModel
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.registry import Registry
+from vmm_server.models.router import Work
 from vmm_server.models.store import InstalledModel
-from vmm_server.prompt.answer import AnswerReader
 from vmm_server.prompt.words import Words
-from vmm_server.prompting import WrittenPrompt, check_token_ids, prepare, write_prompt
-from vmm_server.requests import ChatPrompt, Composite, Constraint, GenerateRequest, KeepAlive
+from vmm_server.prompting import check_token_ids, prepare, write_prompt
+from vmm_server.requests import (
+    ANYWHERE,
+    ChatPrompt,
+    Composite,
+    Constraint,
+    GenerateRequest,
+    InsertPrompt,
+    KeepAlive,
+    Wanted,
+)
 
 logger = logging.getLogger(__name__)
 
-
-class Completion:
-    """One generation and the lease it runs under. Iterate it for `Delta`s; `aclose` it in any case."""
-
-    def __init__(
-        self,
-        model: InstalledModel,
-        lease: Lease[ReadyModel],
-        generation: Generation,
-        prompt: WrittenPrompt,
-        reader: AnswerReader | None,
-        created: datetime,
-        prepare_s: float,
-        on_close: Callable[["Completion"], None],
-    ) -> None:
-        self.model = model
-        self.prompt_tokens = prompt.tokens
-        self.prompt_text = prompt.text
-        """Of a chat, as rendered."""
-        self.num_dropped_tokens = prompt.num_dropped_tokens
-        """Of a prompt that was too long; `prompt_tokens` are the others."""
-        self.num_dropped_messages = prompt.num_dropped_messages
-        self.created = created
-        self.load_s = lease.load_s
-        self.prepare_s = prepare_s
-        """From the model's being there to the engine's having the prompt: rendering, tokenising, compiling a form."""
-        self.placement = str(lease.ready.placement)
-        self._lease = lease
-        self._generation = generation
-        self._deltas = generation if reader is None else _Answer(generation, reader)
-        self._on_close = on_close
-
-    @property
-    def usage(self) -> Usage | None:
-        """Known after the last delta."""
-        return self._deltas.usage
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes a token stands for."""
-        return self._lease.ready.token_bytes(token_id)
-
-    def __aiter__(self) -> AsyncIterator[Delta]:
-        return self._deltas
-
-    def lease_again(self) -> Lease[ReadyModel]:
-        """A second lease of the model that this runs on."""
-        return self._lease.again()
-
-    async def aclose(self) -> None:
-        """Abort if unfinished and return the lease. Idempotent."""
-        try:
-            await self._generation.aclose()
-        finally:
-            self._lease.release()
-            self._on_close(self)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-
-class _Answer:
-    """A generation's deltas as a reader tells them apart."""
-
-    def __init__(self, generation: Generation, reader: AnswerReader) -> None:
-        self.usage: Usage | None = None
-        self._generation = generation
-        self._reader = reader
-        self._said: deque[Delta] = deque()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Delta:
-        while not self._said:
-            self._said.extend(self._reader.read(await anext(self._generation)))
-        delta = self._said.popleft()
-        self.usage = delta.usage
-        return delta
+_CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,28 +93,28 @@ class Inference:
         `Overloaded`, `ShuttingDown`.
         """
         if beside is None:
-            model, lease = await self._acquire(request)
+            model, lease, request = await self._acquire(request)
         else:
-            model, lease = beside.model, beside.lease_again()
+            model, lease, request = beside.model, beside.lease_again(), _with_model(request, beside.model)
         leased_at = self._clock()
-        request = _with_num_ctx(request, model)
         try:
-            sampling = _with_defaults(request.sampling, request.unset, model.sampling)
-            request = replace(request, sampling=sampling)
+            sampling = request.sampling
             _check_token_ids(sampling, lease.ready.vocab_size)
             with lease.ready.engine.preparing():
                 prompt, form = await asyncio.to_thread(prepare, request, model, lease.ready, self._now())
                 if prompt.end_tokens:
                     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *prompt.end_tokens))
                 grammar = None if form is None else await _compile(form, sampling, lease.ready)
-                generation = lease.ready.engine.submit(
-                    prompt.tokens,
-                    sampling,
+                submit = partial(
+                    Engine.submit,
+                    prompt=prompt.tokens,
+                    sampling=sampling,
                     grammar=grammar,
                     shown_tokens=prompt.shown_tokens,
                     context_length=request.num_ctx,
                     param=request.prompt.param,
                 )
+                generation = submit(lease.ready.engine)
                 prepare_s = self._clock() - leased_at
         except BaseException:
             lease.release()
@@ -203,15 +128,15 @@ class Inference:
                 len(prompt.tokens),
             )
         reader = prompt.reader(lease.ready.token_bytes, self._new_call_id)
-        completion = Completion(model, lease, generation, prompt, reader, self._now(), prepare_s, self._closed)
+        started = Started(lease, generation, partial(self._lease, model, request), submit)
+        completion = Completion(model, started, prompt, reader, self._now(), prepare_s, self._closed)
         self._running.add(completion)
         self._idle.clear()
         return completion
 
     async def count_tokens(self, request: GenerateRequest) -> Prompted:
         """The request's prompt, rendered and tokenised; nothing is run. Raises what `generate` raises for it."""
-        model, lease = await self._acquire(request)
-        request = _with_num_ctx(request, model)
+        model, lease, request = await self._acquire(request)
         try:
             prompt = await asyncio.to_thread(write_prompt, request, model, lease.ready, self._now())
             return Prompted(model, prompt.text, prompt.tokens, lease.ready.context_length)
@@ -232,12 +157,12 @@ class Inference:
         finally:
             lease.release()
 
-    async def load(self, name: str, keep_alive: KeepAlive | None) -> LoadInfo:
+    async def load(self, name: str, keep_alive: KeepAlive | None, wanted: Wanted = ANYWHERE) -> LoadInfo:
         """Load a model and start its keep-alive clock (Ollama's empty prompt)."""
         if self.draining:
             raise ShuttingDown
         model = self._registry.resolve(name)
-        return LoadInfo(model, await self._pool.load(model, keep_alive))
+        return LoadInfo(model, await self._pool.load(model, keep_alive, wanted))
 
     async def unload(self, name: str) -> bool:
         """Unload a model once it is idle. False if it was not loaded."""
@@ -252,15 +177,29 @@ class Inference:
             return False
         return True
 
-    async def _acquire(self, request: GenerateRequest) -> tuple[InstalledModel, Lease[ReadyModel]]:
-        """The model of a request, loaded."""
+    async def _acquire(self, request: GenerateRequest) -> tuple[InstalledModel, Lease[ReadyModel], GenerateRequest]:
+        """The model of a request, loaded where it can be honoured; the request with the model's defaults."""
         if self.draining:
             raise ShuttingDown
         model = self._registry.resolve(request.model)
         if not model.generates:
             asked = "chat" if isinstance(request.prompt, ChatPrompt) else "generate"
             raise UnsupportedCapability(request.model, asked)
-        return model, await self._pool.acquire(model, request.keep_alive)
+        request = _with_model(request, model)
+        return model, await self._lease(model, request), request
+
+    async def _lease(self, model: InstalledModel, request: GenerateRequest) -> Lease[ReadyModel]:
+        """Where the request ends first. What a runtime lacks that draws the tokens itself, another one may have."""
+        acquire = partial(self._pool.acquire, model, request.keep_alive, work=_work(request))
+        lease = await acquire(wanted=request.wanted)
+        if not lease.ready.engine.lacks(request.sampling, request.constraint):
+            return lease
+        try:
+            elsewhere = await acquire(wanted=replace(request.wanted, needs_logits=True))
+        except (UnsupportedParameter, ModelLoadFailed):
+            return lease  # the engine says what it lacks, and why
+        lease.release()
+        return elsewhere
 
     def _closed(self, completion: Completion) -> None:
         self._running.discard(completion)
@@ -274,8 +213,25 @@ async def _compile(form: Constraint | Composite, sampling: SamplingParams, ready
     return await ready.engine.grammars.compile(form)
 
 
-def _with_num_ctx(request: GenerateRequest, model: InstalledModel) -> GenerateRequest:
-    return request if request.num_ctx is not None else replace(request, num_ctx=model.num_ctx)
+def _work(request: GenerateRequest) -> Work:
+    """What a request will take, roughly: it decides where it goes, before its prompt is rendered."""
+    prompt = request.prompt
+    if isinstance(prompt, ChatPrompt):
+        size = len(prompt.context) + sum(len(message.content) for message in prompt.messages) // _CHARACTERS_A_TOKEN
+    elif isinstance(prompt, InsertPrompt):
+        size = (len(prompt.prefix) + len(prompt.suffix)) // _CHARACTERS_A_TOKEN
+    else:
+        size = len(prompt.text) // (_CHARACTERS_A_TOKEN if isinstance(prompt.text, str) else 1)
+    most = request.sampling.max_tokens
+    usual = Work().num_output_tokens
+    return Work(num_prompt_tokens=1 + size, num_output_tokens=usual if most is None else most)
+
+
+def _with_model(request: GenerateRequest, model: InstalledModel) -> GenerateRequest:
+    """The model's own settings in place of what the client left out."""
+    sampling = _with_defaults(request.sampling, request.unset, model.sampling)
+    num_ctx = model.num_ctx if request.num_ctx is None else request.num_ctx
+    return replace(request, sampling=sampling, num_ctx=num_ctx)
 
 
 def _with_defaults(params: SamplingParams, unset: frozenset[str], defaults: SamplingDefaults) -> SamplingParams:

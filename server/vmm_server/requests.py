@@ -16,6 +16,36 @@ class KeepAlive:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Where a model has to run: what a setting, a model or a request asks for by name; `None` leaves it open."""
+
+    device: str | None = None
+    """`CPU`, `GPU` (any of its numbers), `GPU.1`; letters of either case."""
+    backend: str | None = None
+    """An adapter's name (`vmm_adapters.catalog.RUNS`)."""
+    variant: str | None = None
+    """A precision of the model, by its name; `""` is the model as it was installed."""
+    needs_logits: bool = False
+    """Only a runtime that leaves the choice of each token to us, and so can do all there is."""
+
+    def over(self, other: "Wanted") -> "Wanted":
+        """This one, and `other` for what it leaves open."""
+        return Wanted(
+            self.device or other.device,
+            self.backend or other.backend,
+            other.variant if self.variant is None else self.variant,
+            self.needs_logits or other.needs_logits,
+        )
+
+    def __str__(self) -> str:
+        named = {"backend": self.backend, "device": self.device, "variant": self.variant}
+        return ", ".join(f"{name} {value}" for name, value in named.items() if value) or "any device"
+
+
+ANYWHERE = Wanted()
+
+
+@dataclass(frozen=True, slots=True)
 class Tool:
     """A function that the model may call."""
 
@@ -199,6 +229,7 @@ class GenerateRequest:
     """What every answer that ends by itself looks like, after its thinking. A tool call may stand in its place."""
     num_ctx: int | None = None
     """A context limit below the model's own (Ollama's option)."""
+    wanted: Wanted = ANYWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +256,7 @@ class EmbeddingRequest:
     normalize: bool | None = None
     """Vectors of length 1, or as long as pooling made them; `None`: as the model's authors have it."""
     keep_alive: KeepAlive | None = None
+    wanted: Wanted = ANYWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,3 +271,4 @@ class RerankRequest:
     max_tokens_per_document: int | None = None
     """With `truncate`: tokens kept of a document at most."""
     keep_alive: KeepAlive | None = None
+    wanted: Wanted = ANYWHERE

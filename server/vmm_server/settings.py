@@ -90,7 +90,9 @@ class Settings(BaseSettings):
     default_model: str = "smollm2:135m"
     """Model that `vmm serve` pulls and loads before it says ready; empty loads none."""
     device: str = "auto"
-    """Device to run on: auto, CPU, GPU or GPU.0."""
+    """Device to run on: auto, or one that `vmm devices` lists, such as CPU, GPU or CUDA.0."""
+    backend: Literal["auto", "openvino", "onnxruntime-genai", "openvino-genai", "onnxruntime"] = "auto"
+    """Runtime to use: auto measures which one is the fastest."""
     num_threads: Annotated[int, Field(ge=1)] | None = None
     """Compute threads; unset leaves the choice to the runtime."""
     memory_budget: ByteSize | None = None

@@ -76,11 +76,11 @@ class EchoLoader:
     context_length: int = 512
     num_blocks: int = 64
 
-    def __call__(self, model: InstalledModel, kv_cache_bytes: int) -> ReadyModel | ReadyEncoder:
+    def __call__(self, model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> ReadyModel | ReadyEncoder:
         if self.load_gate is not None:
             self.load_gate(Batch(()))
         if not model.generates:
-            return load_encoder(model, Settings(home=model.folder))
+            return load_encoder(model, placement, Settings(home=model.folder))
         runner = EchoRunner(num_blocks=self.num_blocks, context_length=self.context_length, gate=self.gate)
         tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
         engine = Engine(
@@ -98,7 +98,7 @@ class EchoLoader:
             template=template,
             format=model_format(model, template, spell),
             spell=spell,
-            placement=Placement("echo", "CPU"),
+            placement=placement,
             context_length=engine.context_length,
             vocab_size=VOCAB_SIZE,
             memory_bytes=runner.memory_bytes,

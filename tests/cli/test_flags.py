@@ -40,6 +40,7 @@ VALUES = {
     "allowed_hosts": "a.example",
     "default_model": "mine",
     "device": "GPU",
+    "backend": "openvino",
     "num_threads": "3",
     "memory_budget": "3GB",
     "kv_cache_size": "2GB",

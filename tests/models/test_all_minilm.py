@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from vmm_server.embedding import Embeddings
 from vmm_server.errors import ContextLengthExceeded
 from vmm_server.models.loading import load_model
+from vmm_server.models.machine import MachineReader
+from vmm_server.models.placing import Placer
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.pull import Puller
 from vmm_server.models.registry import Registry, read_cards
@@ -47,7 +50,8 @@ def with_embeddings(registry: Registry, settings: Any) -> Callable[[Callable[[Em
     def run(body: Callable[[Embeddings], Any]) -> None:
         async def bounded() -> None:
             configured = settings()
-            pool = ModelPool(configured, lambda model, kv_bytes: load_model(model, kv_bytes, configured))
+            placer = Placer(configured, MachineReader().read)
+            pool = ModelPool(configured, partial(load_model, settings=configured), placer)
             try:
                 await asyncio.wait_for(body(Embeddings(registry, pool)), 60)
             finally:
@@ -76,7 +80,7 @@ def test_vectors_are_those_of_sentence_transformers(with_embeddings: Any) -> Non
     async def body(embeddings: Embeddings) -> None:
         together = await embeddings.embed(request(*TEXTS, truncate=True))
         np.testing.assert_allclose(together.vectors, VECTORS, rtol=0, atol=1e-5)
-        assert together.placement == "openvino/CPU"
+        assert str(together.placement) == "openvino/CPU"
         for text, expected in zip(TEXTS, VECTORS, strict=True):
             alone = await embeddings.embed(request(text, truncate=True))
             np.testing.assert_allclose(alone.vectors[0], expected, rtol=0, atol=1e-5)

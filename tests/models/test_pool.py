@@ -16,6 +16,8 @@ from vmm_server.engine.engine import Engine, EngineOptions
 from vmm_server.errors import LoadTimeout, ModelLoadFailed, Overloaded, ShuttingDown
 from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.loading import ReadyModel, load_key, load_model, model_format
+from vmm_server.models.machine import MachineReader
+from vmm_server.models.placing import Placer
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
@@ -25,6 +27,7 @@ from vmm_server.requests import KeepAlive
 from vmm_server.settings import Settings
 
 MB = 1 << 20
+ECHO = Placement("echo", "CPU")
 Install = Callable[..., InstalledModel]
 
 
@@ -54,7 +57,7 @@ class Machine:
         self.now = 1000.0
         self.runners: dict[str, Runner] = {}
 
-    def load(self, model: InstalledModel, kv_cache_bytes: int) -> ReadyModel:
+    def load(self, model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> ReadyModel:
         self.loads.append((model.name, kv_cache_bytes))
         self.is_loading.set()
         assert self.may_load.wait(10)
@@ -71,7 +74,7 @@ class Machine:
             template=None,
             format=model_format(model, None, Spelling(self.tokenizer)),
             spell=Spelling(self.tokenizer),
-            placement=Placement("echo", "CPU"),
+            placement=placement,
             context_length=512,
             vocab_size=runner.vocab_size,
             memory_bytes=model.size_bytes + kv_cache_bytes,
@@ -90,7 +93,8 @@ def with_pool(machine: Machine, tmp_path: Path) -> Callable[..., None]:
     def run(body: Callable[[ModelPool], Coroutine[Any, Any, None]], **flags: Any) -> None:
         async def bounded() -> None:
             settings = Settings(home=tmp_path, **flags)
-            pool = ModelPool(settings, machine.load, clock=lambda: machine.now)
+            placer = Placer(settings, MachineReader().read, clock=lambda: machine.now)
+            pool = ModelPool(settings, machine.load, placer, clock=lambda: machine.now)
             try:
                 await asyncio.wait_for(body(pool), 20)
             finally:
@@ -585,7 +589,7 @@ def test_a_load_that_ends_while_the_pool_closes_is_closed_too(
 def test_loading_reads_the_folder(tmp_path: Path, install: Install) -> None:
     write_echo_model(tmp_path / "echo")
     model = install("echo:latest", folder=tmp_path / "echo", context_length=100)
-    ready = load_model(model, 1 * MB, Settings(home=tmp_path, context_length=80))
+    ready = load_model(model, ECHO, 1 * MB, Settings(home=tmp_path, context_length=80))
     try:
         assert (ready.context_length, str(ready.placement)) == (80, "echo/CPU")
         assert ready.template is not None
@@ -599,7 +603,7 @@ def test_a_folder_without_a_tokenizer_is_refused_in_words(tmp_path: Path, instal
     (tmp_path / "echo" / "tokenizer.json").unlink()
     echo = install("echo:latest", folder=tmp_path / "echo", source="upload:echo.gguf")
     with pytest.raises(ModelLoadFailed, match=r"tokenizer\.json is missing") as refused:
-        load_model(echo, 1 * MB, Settings(home=tmp_path))
+        load_model(echo, ECHO, 1 * MB, Settings(home=tmp_path))
     assert refused.value.hint == "create echo:latest again from its files"
 
 
@@ -611,9 +615,3 @@ def test_a_model_of_another_kind_than_its_manifest_says(machine: Machine, instal
             assert (refused.value.hint or "").startswith(mend)
 
     with_pool(body)
-
-
-def test_a_device_that_is_not_there_is_refused_in_words(tmp_path: Path, install: Install) -> None:
-    write_echo_model(tmp_path / "echo")
-    with pytest.raises(ModelLoadFailed, match="no device 'GPU'"):
-        load_model(install("echo:latest", folder=tmp_path / "echo"), 1 * MB, Settings(home=tmp_path, device="GPU"))

@@ -18,8 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from vmm_adapters.card import SamplingDefaults
 from vmm_server.errors import ModelLoadFailed, ShuttingDown
 from vmm_server.models.leases import Lease
+from vmm_server.models.machine import MachineReader
+from vmm_server.models.placing import Placer
 from vmm_server.models.pool import ModelPool
-from vmm_server.models.router import Placement
+from vmm_server.models.router import NO_LOAD, NoLoad, Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import KeepAlive
 from vmm_server.settings import Settings
@@ -83,6 +85,8 @@ class Ready:
     on_close: Callable[["Ready"], None]
     placement: Placement = field(default=Placement("echo", "CPU"))
     context_length: int = 64
+    load: NoLoad = NO_LOAD
+    failure: str | None = None
     may_close: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def aclose(self) -> None:
@@ -104,11 +108,9 @@ class Pool(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.executor = ByHand()
         self.loop.set_default_executor(self.executor)
-        self.pool = ModelPool(
-            Settings.model_validate({"memory_budget": BUDGET, "kv_cache_size": KV, "load_timeout_s": 0}),
-            self.load,
-            clock=lambda: self.now,
-        )
+        settings = Settings.model_validate({"memory_budget": BUDGET, "kv_cache_size": KV, "load_timeout_s": 0})
+        placer = Placer(settings, MachineReader().read, clock=lambda: self.now)
+        self.pool = ModelPool(settings, self.load, placer, clock=lambda: self.now)
         self.granted: dict[str, int] = {}
         """Bytes that loads were given and that are not given back yet."""
         self.closing: list[Ready] = []
@@ -121,7 +123,7 @@ class Pool(RuleBasedStateMachine):
 
     # What the pool is given
 
-    def load(self, wanted: InstalledModel, kv_bytes: int) -> Ready:
+    def load(self, wanted: InstalledModel, placement: Placement, kv_bytes: int) -> Ready:
         name = wanted.name[0]
         assert name not in self.granted, "loaded twice"
         if self.fails:

@@ -85,7 +85,7 @@ def normalized(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _choose_output(outputs: Sequence[TensorSpec], rank: int) -> TensorSpec:
-    """The first of this rank: hidden states (3), a row (2). `pooler_output` is what BERT was pretrained with, no vector."""
+    """The first of this rank: hidden states (3), a row (2). BERT's `pooler_output` is no vector of a text."""
     for spec in outputs:
         if len(spec.shape) == rank and spec.name != "pooler_output":
             return spec

@@ -5,17 +5,25 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 from vmm_server.api.gathered import Gathered
+from vmm_server.completion import Completion
 from vmm_server.embedding import Answered
 from vmm_server.engine.stream import Delta, Usage
-from vmm_server.inference import Completion, Inference
+from vmm_server.inference import Inference
 from vmm_server.requests import GenerateRequest
 
 
 def provenance(answered: Completion | Answered) -> dict[str, str]:
-    """Response headers: the model that answered, by its full name, the adapter and device it runs on, and how much of
-    a prompt that was too long it did not see.
+    """Response headers: the model that answered, by its full name and digest, the runtime and the device it runs on,
+    and how much of a prompt that was too long it did not see.
     """
-    headers = {"x-vmm-model": answered.model.name, "x-vmm-placement": answered.placement}
+    headers = {
+        "x-vmm-model": answered.model.name,
+        "x-vmm-model-digest": answered.model.digest,
+        "x-vmm-backend": answered.placement.adapter,
+        "x-vmm-device": answered.placement.device,
+    }
+    if answered.placement.variant:
+        headers["x-vmm-variant"] = answered.placement.variant
     if answered.num_dropped_tokens:
         headers["x-vmm-dropped-tokens"] = str(answered.num_dropped_tokens)
     if isinstance(answered, Completion) and answered.num_dropped_messages:

@@ -12,8 +12,8 @@ from vmm_adapters.card import EmbeddingRecipe
 from vmm_adapters.types import EncoderInput, EncoderOptions
 from vmm_server.engine.batch_queue import BatchLimits
 from vmm_server.engine.batcher import Batcher, BatcherOptions
-from vmm_server.models.placing import load_on_best
-from vmm_server.models.router import Placement
+from vmm_server.models.ready import warm
+from vmm_server.models.router import NO_LOAD, Load, Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.models.tokenizer_file import read_tokenizer
 from vmm_server.settings import Settings
@@ -40,33 +40,37 @@ class ReadyEncoder:
     dim: int
     memory_bytes: int
 
+    @property
+    def load(self) -> Load:
+        """See `Ready`. A call takes milliseconds: it counts for nothing beside a text."""
+        return NO_LOAD
+
+    @property
+    def failure(self) -> str | None:
+        """See `Ready`."""
+        return None
+
     async def aclose(self) -> None:
         """See `Ready`."""
         await self.batcher.aclose()
 
 
-def load_encoder(model: InstalledModel, settings: Settings) -> ReadyEncoder:
-    """Load an encoder on the best placement. Raises `ModelLoadFailed`."""
+def load_encoder(model: InstalledModel, placement: Placement, settings: Settings) -> ReadyEncoder:
+    """Load an encoder on a placement, and warm it up. Raises `ModelLoadFailed`, `AdapterError`."""
     tokenizer = read_tokenizer(model)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     recipe = model.embedding or EmbeddingRecipe(normalize=False)
     max_length = min(model.context_length, settings.context_length or model.context_length)
-    placement, encoder = load_on_best(
-        model,
-        settings.device,
-        lambda placement: catalog.load_encoder(
-            placement.adapter,
-            model.folder,
-            EncoderOptions(
-                max_length=max_length,
-                pooling=recipe.pooling,
-                normalize=False,  # a request may want what is not: `Embeddings` divides by the norm
-                device=placement.device,
-                num_threads=settings.num_threads,
-            ),
-        ),
+    options = EncoderOptions(
+        max_length=max_length,
+        pooling=recipe.pooling,
+        normalize=False,  # a request may want what is not: `Embeddings` divides by the norm
+        device=placement.device,
+        num_threads=settings.num_threads,
     )
+    encoder = catalog.load_encoder(placement.adapter, model.folder, options)
+    warm(encoder)
 
     def compute(inputs: Sequence[EncoderInput]) -> list[Row]:
         return list(encoder.encode(inputs))

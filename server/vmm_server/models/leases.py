@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
 from vmm_server.models.ready import Ready
+from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import KeepAlive
 
@@ -32,6 +33,11 @@ class LoadedModel:
     def name(self) -> str:
         """The model's."""
         return self.model.name
+
+    @property
+    def placement(self) -> Placement:
+        """Where it runs."""
+        return self.ready.placement
 
     @property
     def size_bytes(self) -> int:

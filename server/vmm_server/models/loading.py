@@ -8,14 +8,15 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from vmm_adapters import catalog
+from vmm_adapters.base import CausalLMRunner, TextBackend
+from vmm_adapters.errors import AdapterError
 from vmm_adapters.types import RunnerOptions
 from vmm_server.engine.engine import Engine, EngineOptions
 from vmm_server.errors import ModelLoadFailed
 from vmm_server.models.compiled import compiled_dir
 from vmm_server.models.encoders import load_encoder
-from vmm_server.models.placing import load_on_best
-from vmm_server.models.ready import Ready
-from vmm_server.models.router import Placement
+from vmm_server.models.ready import Ready, warm
+from vmm_server.models.router import Load, Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.models.tokenizer_file import read_tokenizer
 from vmm_server.prompt.chat import ChatTemplate, read_chat_template, read_token_texts
@@ -47,6 +48,16 @@ class ReadyModel:
     templates: TemplateReader = field(default_factory=TemplateReader)
     """Compiles those that requests and created models bring along."""
 
+    @property
+    def load(self) -> Load:
+        """See `Ready`."""
+        return self.engine.load
+
+    @property
+    def failure(self) -> str | None:
+        """See `Ready`."""
+        return self.engine.failure
+
     async def aclose(self) -> None:
         """See `Ready`."""
         await self.engine.aclose()
@@ -65,38 +76,36 @@ def load_key(model: InstalledModel) -> LoadKey:
     return (model.weights, model.adapter, model.folder, model.generates, model.context_length, recipe, *words)
 
 
-ModelLoader = Callable[[InstalledModel, int], Ready]
-"""`(model, bytes for KV blocks) -> Ready`; blocks, may take seconds, raises `ModelLoadFailed`."""
+ModelLoader = Callable[[InstalledModel, Placement, int], Ready]
+"""`(model, where, bytes for KV blocks) -> Ready`; blocks, may take seconds, raises `ModelLoadFailed`."""
 
 
-def load_model(model: InstalledModel, kv_cache_bytes: int, settings: Settings) -> Ready:
-    """Load a model of any kind on the best placement. Raises `ModelLoadFailed` with what was tried."""
-    if model.generates:
-        return _load_text(model, kv_cache_bytes, settings)
-    return load_encoder(model, settings)
+def load_model(model: InstalledModel, placement: Placement, kv_cache_bytes: int, settings: Settings) -> Ready:
+    """Load a model of any kind on a placement, and warm it up. Raises `ModelLoadFailed`."""
+    try:
+        if model.generates:
+            return _load_text(model, placement, kv_cache_bytes, settings)
+        return load_encoder(model, placement, settings)
+    except AdapterError as error:
+        raise ModelLoadFailed(f"cannot load {model.name!r} on {placement}: {error.message}", hint=error.hint) from error
 
 
-def _load_text(model: InstalledModel, kv_cache_bytes: int, settings: Settings) -> ReadyModel:
+def _load_text(model: InstalledModel, placement: Placement, kv_cache_bytes: int, settings: Settings) -> ReadyModel:
     tokenizer = read_tokenizer(model)
     template = read_chat_template(model.folder)
     spell = Spelling(tokenizer)
     eos_token_ids = _read_eos_token_ids(model.folder)
-    placement, runner = load_on_best(
-        model,
-        settings.device,
-        lambda placement: catalog.load_causal_lm(
-            placement.adapter,
-            model.folder,
-            RunnerOptions(
-                device=placement.device,
-                kv_cache_bytes=kv_cache_bytes,
-                num_threads=settings.num_threads,
-                max_batched_tokens=settings.max_batched_tokens,
-                max_sequences=settings.max_sequences,
-                cache_dir=compiled_dir(settings.cache_dir, model),
-            ),
-        ),
+    options = RunnerOptions(
+        device=placement.device,
+        kv_cache_bytes=kv_cache_bytes,
+        num_threads=settings.num_threads,
+        max_batched_tokens=settings.max_batched_tokens,
+        max_sequences=settings.max_sequences,
+        cache_dir=compiled_dir(settings.cache_dir, model),
     )
+    load = catalog.load_causal_lm if placement.adapter in catalog.CAUSAL_LM else catalog.load_text_backend
+    runner: CausalLMRunner | TextBackend = load(placement.adapter, model.folder, options)
+    warm(runner)
     limit = min(runner.context_length, model.context_length, settings.context_length or runner.context_length)
     engine = Engine(
         runner,

@@ -24,6 +24,8 @@ class PendingLoad(Generic[Loaded]):
     model: InstalledModel
     task: asyncio.Task[None] = field(init=False)
     num_waiting: int = 0
+    is_for_later: bool = False
+    """It goes on although nobody waits for it, as long as no other model has to leave for it."""
     loaded: Loaded | None = None
     """Once it is there; it came with a lease for each of those who waited."""
     why_not_yet: str = "other models are loaded first"

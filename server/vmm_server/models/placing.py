@@ -1,42 +1,272 @@
-"""Where a model runs: walk the placements until one takes it."""
+"""Where a model may run on this machine: what `router` decides, with what is known of the machine, kept and remembered.
 
-from collections.abc import Callable
-from typing import TypeVar
+Belongs to one event loop. A placement that failed, at a load or in the middle of its work, is left alone for a while,
+longer each time, as long as there is another; its reason is kept for whoever asks.
+"""
 
-from vmm_adapters import catalog
-from vmm_adapters.base import CausalLMRunner, Encoder
-from vmm_adapters.errors import AdapterError
-from vmm_server.errors import ModelLoadFailed
-from vmm_server.models.router import Placement, placements
+import os
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vmm_adapters.catalog import RUNS, Form, Task
+from vmm_adapters.device import Device, DeviceKind, Machine
+from vmm_server.errors import ModelLoadFailed, UnsupportedParameter
+from vmm_server.models.leases import LoadedModel
+from vmm_server.models.machine import machine_key
+from vmm_server.models.profiles import Profiles
+from vmm_server.models.router import (
+    Candidate,
+    Option,
+    Placement,
+    Profile,
+    VariantFiles,
+    Work,
+    admits,
+    candidates,
+    choose,
+    order,
+)
 from vmm_server.models.store import InstalledModel
+from vmm_server.requests import ANYWHERE, Wanted
+from vmm_server.settings import Settings
 
-Runner = TypeVar("Runner", CausalLMRunner, Encoder)
+HOST = "host"
+_OWN_MEMORY_SHARE = 0.9
+"""Of a device's own memory; the rest is its driver's and the desktop's."""
+_FIRST_REST_S = 60.0
+_LONGEST_REST_S = 3600.0
 
 
-def load_on_best(model: InstalledModel, device: str, load: Callable[[Placement], Runner]) -> tuple[Placement, Runner]:
-    """The first placement that `load`s and warms up. `device` is `auto` or a name.
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What models take their room from: the host's memory, or that of one device."""
 
-    Raises `ModelLoadFailed` with each placement's reason.
-    """
-    failures: list[str] = []
-    try:
-        devices = catalog.list_devices(model.adapter)
-    except AdapterError as error:
-        raise ModelLoadFailed(f"cannot load {model.name!r}: {error.message}", hint=error.hint) from error
-    for placement in placements(model.adapter, model.size_bytes, devices, device):
-        try:
-            runner = load(placement)
-        except AdapterError as error:
-            failures.append(f"{placement}: {error.message}")
-            continue
-        try:
-            runner.warm_up()
-        except AdapterError as error:
-            runner.close()
-            failures.append(f"{placement}: {error.message}")
-            continue
-        return placement, runner
-    raise ModelLoadFailed(
-        f"cannot load {model.name!r}: " + ("; ".join(failures) or f"{model.adapter} has no device here"),
-        hint="vmm show tells what the model is; a log line tells more",
+    name: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a placement is left alone, and until when."""
+
+    reason: str
+    until: float
+    num_failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLoad:
+    """What all models have to do on a device together."""
+
+    num_running: int
+    num_waiting: int
+    num_pending_prompt_tokens: int
+
+
+class Places(Protocol):
+    """What the pool asks of whoever knows the machine: `Placer`, or a test's machine."""
+
+    def effective(self, model: InstalledModel, wanted: Wanted) -> Wanted:
+        """What a request wants, and, where it leaves that open, the model and the settings."""
+        ...
+
+    async def placements(self, model: InstalledModel, wanted: Wanted) -> Sequence[Placement]:
+        """Those to try, best first; at least one. Raises `UnsupportedParameter`, `ModelLoadFailed`."""
+        ...
+
+    def choose(self, fitting: Sequence[LoadedModel], loaded: Collection[LoadedModel], work: Work) -> LoadedModel:
+        """Which of the `fitting`, of all that are `loaded`, gets a request."""
+        ...
+
+    def join(
+        self, fitting: Sequence[LoadedModel], loaded: Collection[LoadedModel], wanted: Wanted, work: Work
+    ) -> Placement | None:
+        """Where the request would end sooner, even if the model had to be loaded there first."""
+        ...
+
+    def size_bytes(self, model: InstalledModel, placement: Placement) -> int:
+        """Of the model's weights there."""
+        ...
+
+    def memory(self, placement: Placement) -> Memory:
+        """Where a model's weights and blocks go there."""
+        ...
+
+    def failed(self, model: InstalledModel, placement: Placement, reason: str) -> None:
+        """Leave it alone for a while."""
+        ...
+
+
+class Placer:
+    """Implements `Places` for the machine it runs on."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        read_machine: Callable[[], Awaitable[Machine]],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`read_machine` is asked once, when a model is first to be placed."""
+        self._configured = wanted_by_settings(settings)
+        self._host = Memory(HOST, int(settings.memory_budget or _physical_memory_bytes() // 2))
+        self._read_machine = read_machine
+        self._profiles = Profiles(settings.cache_dir)
+        self._clock = clock
+        self._machine: Machine | None = None
+        self._failures: dict[tuple[str, Placement], Failure] = {}
+
+    def effective(self, model: InstalledModel, wanted: Wanted) -> Wanted:
+        """See `Places`."""
+        return wanted.over(wanted_by(model)).over(self._configured)
+
+    async def placements(self, model: InstalledModel, wanted: Wanted, work: Work | None = None) -> Sequence[Placement]:
+        """See `Places`. Waits for the machine to be probed, the first time."""
+        found = await self.candidates(model)
+        tried = order(found, self.profiles(model), wanted, work)
+        if not tried:
+            raise _nowhere(model, found, wanted, self._configured)
+        rested = [placement for placement in tried if self.failure(model, placement) is None]
+        return tuple(rested) or tried
+
+    async def candidates(self, model: InstalledModel) -> tuple[Candidate, ...]:
+        """Every placement that this machine has for a model."""
+        if RUNS[model.adapter].forms == {"echo"}:
+            return (Candidate(Placement(model.adapter, "CPU"), DeviceKind.CPU, model.size_bytes),)
+        if self._machine is None:
+            self._machine = await self._read_machine()
+        return candidates(task_of(model), variants_of(model), self._machine.devices)
+
+    def profiles(self, model: InstalledModel) -> Mapping[Placement, Profile]:
+        """What was measured of a model; nothing, as long as the machine is not known."""
+        return {} if self._machine is None else self._profiles.of(model, machine_key(self._machine))
+
+    def keep(self, model: InstalledModel, placement: Placement, profile: Profile) -> None:
+        """Keep a measurement. Raises `StoreError`."""
+        if self._machine is not None:
+            self._profiles.keep(model, machine_key(self._machine), placement, profile)
+
+    def choose(self, fitting: Sequence[LoadedModel], loaded: Collection[LoadedModel], work: Work) -> LoadedModel:
+        """See `Places`."""
+        if len(fitting) == 1:
+            return fitting[0]
+        options = [Option(each.placement, _device_load(each.placement, loaded)) for each in fitting]
+        return fitting[options.index(choose(options, self.profiles(fitting[0].model), work))]
+
+    def join(
+        self, fitting: Sequence[LoadedModel], loaded: Collection[LoadedModel], wanted: Wanted, work: Work
+    ) -> Placement | None:
+        """See `Places`. Only a placement that was measured is worth another load, and only of the same variant."""
+        model, taken = fitting[0].model, {each.placement for each in fitting}
+        profiles = self.profiles(model)
+        others = [each for each in profiles if each not in taken and self._may_join(model, each, fitting, wanted)]
+        if not others:
+            return None
+        options = [Option(each, _device_load(each, loaded)) for each in taken]
+        options += [Option(each, _device_load(each, loaded), is_loaded=False) for each in others]
+        best = choose(options, profiles, work)
+        return None if best.is_loaded else best.placement
+
+    def size_bytes(self, model: InstalledModel, placement: Placement) -> int:
+        """See `Places`."""
+        return next(each.size_bytes for each in variants_of(model) if each.name == placement.variant)
+
+    def memory(self, placement: Placement) -> Memory:
+        """See `Places`. A GPU without memory of its own shares the host's."""
+        devices = () if self._machine is None else self._machine.devices
+        shared = {device.memory_total_bytes for device in devices if device.kind is DeviceKind.CPU}
+        for device in devices:
+            if device.name == placement.device and _has_own_memory(device, shared):
+                return Memory(device.name, int((device.memory_total_bytes or 0) * _OWN_MEMORY_SHARE))
+        return self._host
+
+    def failed(self, model: InstalledModel, placement: Placement, reason: str) -> None:
+        """See `Places`: a minute, then twice as long each time."""
+        before = self._failures.get((model.weights, placement))
+        num_failures = 1 if before is None else before.num_failures + 1
+        rest_s = min(_LONGEST_REST_S, _FIRST_REST_S * 2 ** (num_failures - 1))
+        self._failures[model.weights, placement] = Failure(reason, self._clock() + rest_s, num_failures)
+
+    def failure(self, model: InstalledModel, placement: Placement) -> Failure | None:
+        """Why a placement is left alone at this moment."""
+        found = self._failures.get((model.weights, placement))
+        return found if found is not None and self._clock() < found.until else None
+
+    def _may_join(
+        self, model: InstalledModel, placement: Placement, fitting: Sequence[LoadedModel], wanted: Wanted
+    ) -> bool:
+        return (
+            admits(wanted, placement)
+            and placement.variant == fitting[0].placement.variant
+            and self.failure(model, placement) is None
+            and not (wanted.device is None and placement.device.startswith("NPU"))
+        )
+
+
+def wanted_by_settings(settings: Settings) -> Wanted:
+    """What `device` and `backend` say."""
+    return Wanted(
+        None if settings.device.lower() == "auto" else settings.device,
+        None if settings.backend == "auto" else settings.backend,
     )
+
+
+def _physical_memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # Windows has no sysconf
+        return 8 * 1024**3
+
+
+def wanted_by(model: InstalledModel) -> Wanted:
+    """What a model's own parameters say (`PARAMETER device GPU.0` of a Modelfile)."""
+    device, backend = model.parameters.get("device"), model.parameters.get("backend")
+    return Wanted(
+        device if isinstance(device, str) else None,
+        backend if isinstance(backend, str) else None,
+    )
+
+
+def task_of(model: InstalledModel) -> Task:
+    """What is asked of adapters for a model."""
+    if not model.generates:
+        return "encode"
+    return "vision-text" if "vision" in model.capabilities else "text"
+
+
+def variants_of(model: InstalledModel) -> tuple[VariantFiles, ...]:
+    """The precisions of a model that are here."""
+    form: Form = "openvino" if model.format == "openvino" else "onnx"
+    return (VariantFiles("", model.size_bytes, form),)
+
+
+def _device_load(placement: Placement, loaded: Collection[LoadedModel]) -> DeviceLoad:
+    """Of whichever model: they share the processor."""
+    loads = [each.ready.load for each in loaded if each.placement.device == placement.device]
+    return DeviceLoad(
+        sum(load.num_running for load in loads),
+        sum(load.num_waiting for load in loads),
+        sum(load.num_pending_prompt_tokens for load in loads),
+    )
+
+
+def _has_own_memory(device: Device, shared: Collection[int | None]) -> bool:
+    return (
+        device.kind is not DeviceKind.CPU
+        and device.memory_total_bytes is not None
+        and (device.memory_total_bytes not in shared)
+    )
+
+
+def _nowhere(
+    model: InstalledModel, found: Sequence[Candidate], wanted: Wanted, configured: Wanted
+) -> UnsupportedParameter | ModelLoadFailed:
+    """No placement is as it is wanted: the request's fault, unless the settings say the same."""
+    there = ", ".join(sorted({str(each.placement) for each in found})) or "none"
+    message = f"{model.name!r} cannot run on {wanted} here; placements (backend/device): {there}"
+    if wanted in (configured, ANYWHERE):
+        return ModelLoadFailed(message, param="device", hint="vmm devices tells what is here, and why something is not")
+    param = "device" if wanted.device is not None and wanted.device != configured.device else "backend"
+    return UnsupportedParameter(message, param=param, hint="leave it out, or name one of these")

@@ -6,7 +6,7 @@ models that have to leave for it stand aside, and those models run empty. No ans
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,6 +23,8 @@ class _Looking:
     """A load that looks for room."""
 
     need: Need
+    look: Callable[[], tuple[Sequence[Tenant], Limits]]
+    """Who is where it looks, and what they may take there."""
     patient_until: float
     in_its_way: Collection[Tenant] | None = None
     """Chosen when patience ends, and not again: it is these that run empty, while others go on."""
@@ -32,8 +34,7 @@ class _Looking:
 class Precedence:
     """Knows the one load that looks for room, and who stands aside for it. Belongs to one event loop."""
 
-    def __init__(self, limits: Limits, load_timeout_s: float, max_waiting: int, clock: Callable[[], float]) -> None:
-        self._limits = limits
+    def __init__(self, load_timeout_s: float, max_waiting: int, clock: Callable[[], float]) -> None:
         self._patience_s = min(_PATIENCE_S, load_timeout_s / _PATIENCE_SHARE) if load_timeout_s > 0 else _PATIENCE_S
         self._max_waiting = max_waiting
         self._num_waiting = 0
@@ -41,22 +42,23 @@ class Precedence:
         self._looking: _Looking | None = None
 
     @contextmanager
-    def looking(self, need: Need) -> Iterator[None]:
-        """While a load looks for room: one at a time."""
-        looking = self._looking = _Looking(need, self._clock() + self._patience_s)
+    def looking(self, need: Need, look: Callable[[], tuple[Sequence[Tenant], Limits]]) -> Iterator[None]:
+        """While a load looks for room: one at a time. `look` says who is there, and what they may take."""
+        looking = self._looking = _Looking(need, look, self._clock() + self._patience_s)
         try:
             yield
         finally:
             self._looking = None
             looking.found.set()
 
-    def stands_aside(self, tenant: Tenant, tenants: Collection[Tenant]) -> bool:
-        """Whether new requests for this one, of all that are in memory, have to wait: see `stand_aside`."""
+    def stands_aside(self, tenant: Tenant) -> bool:
+        """Whether new requests for this one have to wait: see `stand_aside`."""
         looking = self._looking
         if looking is None or self._clock() < looking.patient_until:
             return False
         if looking.in_its_way is None:
-            looking.in_its_way = in_the_way(tenants, looking.need, self._limits)
+            tenants, limits = looking.look()
+            looking.in_its_way = in_the_way(tenants, looking.need, limits)
         return any(tenant is other for other in looking.in_its_way)
 
     async def stand_aside(self) -> None:

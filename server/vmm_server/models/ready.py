@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from vmm_server.models.router import Placement
+from vmm_adapters.base import CausalLMRunner, Encoder, TextBackend
+from vmm_server.models.router import Load, Placement
 
 
 class Ready(Protocol):
@@ -23,6 +24,25 @@ class Ready(Protocol):
         """What it takes."""
         ...
 
+    @property
+    def load(self) -> Load:
+        """What it has to do."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be sent to it any more: its device failed."""
+        ...
+
     async def aclose(self) -> None:
         """End what runs and give the memory back. Idempotent."""
         ...
+
+
+def warm(runner: CausalLMRunner | TextBackend | Encoder) -> None:
+    """Warm it up, or close it: what cannot run once is not ready. Raises `AdapterError`."""
+    try:
+        runner.warm_up()
+    except BaseException:
+        runner.close()
+        raise

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from math import log
 from typing import Protocol
 
-from vmm_adapters.catalog import RUNS, Form, Task
+from vmm_adapters.catalog import CAUSAL_LM, RUNS, Form, Task
 from vmm_adapters.device import Device, DeviceKind
-from vmm_server.errors import ModelLoadFailed
+from vmm_server.requests import Wanted
 
 LARGE_MODEL_BYTES = 1 << 30
 MANY_STREAMS = 8
@@ -35,28 +35,15 @@ class Placement:
         return f"{self.adapter}/{self.device}" + (f"/{self.variant}" if self.variant else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a setting, a model or a request asks for by name; `None` leaves it to the router."""
-
-    device: str | None = None
-    """`CPU`, `GPU` (any of its numbers), `GPU.1`; letters of either case."""
-    backend: str | None = None
-    """An adapter's name."""
-    variant: str | None = None
-
-    def admits(self, placement: Placement) -> bool:
-        """Whether a placement is one of those asked for."""
-        device, name = placement.device.upper(), (self.device or placement.device).upper()
-        return (
-            (device == name or device.startswith(f"{name}."))
-            and self.backend in (None, placement.adapter)
-            and self.variant in (None, placement.variant)
-        )
-
-    def over(self, other: "Wanted") -> "Wanted":
-        """What this one leaves open, `other` says."""
-        return Wanted(self.device or other.device, self.backend or other.backend, self.variant or other.variant)
+def admits(wanted: Wanted, placement: Placement) -> bool:
+    """Whether a placement is one of those asked for."""
+    device, name = placement.device.upper(), (wanted.device or placement.device).upper()
+    return (
+        (device == name or device.startswith(f"{name}."))
+        and wanted.backend in (None, placement.adapter)
+        and wanted.variant in (None, placement.variant)
+        and (not wanted.needs_logits or placement.adapter in CAUSAL_LM)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +139,7 @@ def order(
     others. `work` is what the model is loaded for; without one, a middling day: a few requests at a time.
     """
     work = work or Work(num_streams=4)
-    admitted = [each for each in found if wanted.admits(each.placement)]
+    admitted = [each for each in found if admits(wanted, each.placement)]
     if wanted.device is None:
         admitted = [each for each in admitted if each.kind is not DeviceKind.NPU]
     if all(each.placement in profiles for each in admitted):
@@ -204,24 +191,3 @@ def choose(options: Sequence[Option], profiles: Mapping[Placement, Profile], wor
         return finish_s(profile, option.load, work) + (0.0 if option.is_loaded else profile.load_s)
 
     return min(options, key=ends_s)
-
-
-def placements(adapter: str, size_bytes: int, devices: Sequence[str], wanted: str) -> tuple[Placement, ...]:
-    """Placements in the order to try. `wanted` is `auto` or a device name; `GPU` stands for any of its numbers.
-
-    Raises `ModelLoadFailed` when the device wanted is not there.
-    """
-    if wanted.lower() != "auto":
-        name = wanted.upper()
-        matching = [device for device in devices if device.upper() == name or device.upper().startswith(f"{name}.")]
-        if not matching:
-            raise ModelLoadFailed(
-                f"no device {wanted!r} for {adapter}; there is {', '.join(devices) or 'none'}",
-                param="device",
-                hint="set device to auto, or to one of these",
-            )
-        return tuple(Placement(adapter, device) for device in matching)
-    large = size_bytes >= LARGE_MODEL_BYTES
-    usable = [device for device in devices if device.startswith(("CPU", "GPU"))]
-    usable.sort(key=lambda device: device.startswith("GPU") != large)  # stable: GPU.0 stays before GPU.1
-    return tuple(Placement(adapter, device) for device in usable)

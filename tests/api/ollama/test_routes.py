@@ -72,7 +72,7 @@ def test_generate_without_stream_is_one_object(generate: Callable[..., httpx.Res
     body = response.json()
     assert (body["response"], body["done"], body["done_reason"]) == ("hello", True, "stop")
     assert body.keys() >= METRICS | {"model", "created_at", "context"}
-    assert response.headers["x-vmm-placement"] == "echo/CPU"
+    assert response.headers["x-vmm-backend"] == "echo"
 
 
 def test_context_goes_on_from_the_last_answer(generate: Callable[..., httpx.Response]) -> None:

@@ -43,7 +43,7 @@ def test_an_answer_has_the_shape_of_openais(encoder_server: Any) -> None:
     assert len(one["embedding"]) == 32
     assert math.hypot(*one["embedding"]) == pytest.approx(1)
     assert response.headers["x-vmm-model"] == "words:latest"
-    assert response.headers["x-vmm-placement"] == "echo/CPU"
+    assert response.headers["x-vmm-backend"] == "echo"
     assert "x-request-id" in response.headers
 
 

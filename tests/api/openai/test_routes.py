@@ -67,9 +67,9 @@ def test_a_chat_answer(chat: Callable[..., httpx.Response]) -> None:
 def test_headers_say_who_answered(chat: Callable[..., httpx.Response]) -> None:
     headers = chat(model="PARROT").headers
     assert headers["x-vmm-model"] == "echo:latest"
-    assert headers["x-vmm-placement"] == "echo/CPU"
+    assert headers["x-vmm-backend"] == "echo"
     assert headers["x-vmm-cached-tokens"].isdigit()
-    assert chat(stream=True).headers["x-vmm-placement"] == "echo/CPU"
+    assert chat(stream=True).headers["x-vmm-backend"] == "echo"
 
 
 def test_a_repeated_prompt_reports_its_cached_tokens(chat: Callable[..., httpx.Response]) -> None:

@@ -20,7 +20,8 @@ from vmm_server.api.errors import anthropic_body
 from vmm_server.api.framing import named_event
 from vmm_server.api.openapi import described
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
-from vmm_server.inference import Completion, Inference
+from vmm_server.completion import Completion
+from vmm_server.inference import Inference
 from vmm_server.requests import GenerateRequest
 from vmm_server.settings import Settings
 

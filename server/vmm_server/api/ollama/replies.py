@@ -14,8 +14,9 @@ from vmm_server.api.ollama.options import ignored_fields
 from vmm_server.api.ollama.render import Lines, Piece, Reply
 from vmm_server.api.ollama.wire import GenerationFields
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, ndjson_response
+from vmm_server.completion import Completion
 from vmm_server.errors import UnsupportedCapability
-from vmm_server.inference import Completion, Inference
+from vmm_server.inference import Inference
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import ChatPrompt, GenerateRequest, KeepAlive, TextPrompt
 

@@ -19,7 +19,8 @@ from vmm_server.api.openai.replies import identity, open_stream
 from vmm_server.api.openai.wire import CompletionRequest
 from vmm_server.api.openapi import described
 from vmm_server.api.streaming import WholeAnswer, json_response, sse_response
-from vmm_server.inference import Completion, Inference
+from vmm_server.completion import Completion
+from vmm_server.inference import Inference
 from vmm_server.requests import GenerateRequest, TextPrompt
 from vmm_server.settings import Settings
 

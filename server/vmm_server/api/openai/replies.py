@@ -7,7 +7,8 @@ from contextlib import aclosing, asynccontextmanager
 from vmm_server.api.answers import interleaved, open_all, provenance
 from vmm_server.api.openai.render import Chunks, Identity
 from vmm_server.api.streaming import ChunkStream
-from vmm_server.inference import Completion, Inference
+from vmm_server.completion import Completion
+from vmm_server.inference import Inference
 from vmm_server.requests import GenerateRequest
 
 

@@ -56,7 +56,7 @@ def test_an_answer_and_who_gave_it(ask: Ask) -> None:
     assert body["id"].startswith("resp_")
     assert body["completed_at"] >= body["created_at"]
     assert response.headers["x-vmm-model"] == "clever:latest"
-    assert response.headers["x-vmm-placement"] == "echo/CPU"
+    assert response.headers["x-vmm-backend"] == "echo"
     assert response.headers["x-vmm-cached-tokens"].isdigit()
     assert body["usage"]["input_tokens"] == len("héllo".encode()) + 3
 

@@ -30,8 +30,9 @@ from vmm_server.api.openai.responses.tools import hopeful_tools, with_loose_tool
 from vmm_server.api.openai.responses.wire import CountRequest, ResponseRequest
 from vmm_server.api.openapi import described
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
+from vmm_server.completion import Completion
 from vmm_server.errors import InvalidRequest
-from vmm_server.inference import Completion, Inference
+from vmm_server.inference import Inference
 from vmm_server.requests import GenerateRequest
 from vmm_server.response_store import ResponseStore
 from vmm_server.settings import Settings

@@ -1,0 +1,146 @@
+"""An answer on its way: what it runs on, how it is read, and where it goes when its device fails before it began."""
+
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+
+from vmm_server.engine.engine import Engine, Generation
+from vmm_server.engine.stream import Delta, Usage
+from vmm_server.errors import PlacementFailed
+from vmm_server.models.leases import Lease
+from vmm_server.models.loading import ReadyModel
+from vmm_server.models.router import Placement
+from vmm_server.models.store import InstalledModel
+from vmm_server.prompt.answer import AnswerReader
+from vmm_server.prompting import WrittenPrompt
+
+_MAX_MOVES = 3
+
+
+@dataclass(slots=True)
+class Started:
+    """A generation, the lease it runs under, and how to begin it again elsewhere."""
+
+    lease: Lease[ReadyModel]
+    generation: Generation
+    find: Callable[[], Awaitable[Lease[ReadyModel]]]
+    """Another lease, of a placement whose device has not failed."""
+    submit: Callable[[Engine], Generation]
+    num_moves: int = 0
+    usage: Usage | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        """The next delta. Nothing has been said yet where a placement failed before the request had begun there."""
+        while True:
+            try:
+                delta = await anext(self.generation)
+            except PlacementFailed:
+                if self.num_moves == _MAX_MOVES:
+                    raise
+                await self._move()
+                continue
+            self.usage = delta.usage
+            return delta
+
+    async def _move(self) -> None:
+        self.num_moves += 1
+        lease = await self.find()
+        try:
+            self.generation = self.submit(lease.ready.engine)
+        except BaseException:
+            lease.release()
+            raise
+        self.lease.release()
+        self.lease = lease
+
+
+class Completion:
+    """One generation and the lease it runs under. Iterate it for `Delta`s; `aclose` it in any case."""
+
+    def __init__(
+        self,
+        model: InstalledModel,
+        started: Started,
+        prompt: WrittenPrompt,
+        reader: AnswerReader | None,
+        created: datetime,
+        prepare_s: float,
+        on_close: Callable[["Completion"], None],
+    ) -> None:
+        self.model = model
+        self.prompt_tokens = prompt.tokens
+        self.prompt_text = prompt.text
+        """Of a chat, as rendered."""
+        self.num_dropped_tokens = prompt.num_dropped_tokens
+        """Of a prompt that was too long; `prompt_tokens` are the others."""
+        self.num_dropped_messages = prompt.num_dropped_messages
+        self.created = created
+        self.load_s = started.lease.load_s
+        self.prepare_s = prepare_s
+        """From the model's being there to the engine's having the prompt: rendering, tokenising, compiling a form."""
+        self._started = started
+        self._deltas = started if reader is None else _Answer(started, reader)
+        self._on_close = on_close
+
+    @property
+    def placement(self) -> Placement:
+        """Where it runs."""
+        return self._started.lease.ready.placement
+
+    @property
+    def usage(self) -> Usage | None:
+        """Known after the last delta."""
+        return self._deltas.usage
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token stands for."""
+        return self._started.lease.ready.token_bytes(token_id)
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self._deltas
+
+    def lease_again(self) -> Lease[ReadyModel]:
+        """A second lease of the model that this runs on."""
+        return self._started.lease.again()
+
+    async def aclose(self) -> None:
+        """Abort if unfinished and return the lease. Idempotent."""
+        try:
+            await self._started.generation.aclose()
+        finally:
+            self._started.lease.release()
+            self._on_close(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class _Answer:
+    """A generation's deltas as a reader tells them apart."""
+
+    def __init__(self, deltas: Started, reader: AnswerReader) -> None:
+        self.usage: Usage | None = None
+        self._from = deltas
+        self._reader = reader
+        self._said: deque[Delta] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while not self._said:
+            self._said.extend(self._reader.read(await anext(self._from)))
+        delta = self._said.popleft()
+        self.usage = delta.usage
+        return delta
