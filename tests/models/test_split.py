@@ -128,8 +128,11 @@ def test_uploaded_they_become_one_file(store: Store, creator: Creator, parts: li
     model = only(store)
     assert (model.folder / "model.onnx.data").read_bytes() == whole_weights
     assert model.source == f"upload:some/{parts[0].name}"
-    with_more = create(creator, files=upload(store, parts), quantize="q4_K_M")
-    assert "quantizing model to Q4_K_M" in with_more
+
+
+def test_uploaded_and_quantised_only_the_result_is_kept(store: Store, creator: Creator, parts: list[Path]) -> None:
+    statuses = create(creator, files=upload(store, parts), quantize="q4_K_M")
+    assert "quantizing model to Q4_K_M" in statuses
     assert only(store).quantization == "Q4_K_M"
     with store.lease("x", cancelled=threading.Event()):
         pass  # collects what nothing refers to
