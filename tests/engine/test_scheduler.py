@@ -297,6 +297,17 @@ def test_a_scored_prompt_is_cut_where_blocks_end() -> None:
     assert not bench.scheduler.has_work
 
 
+def test_a_scored_prompt_that_comes_first_advances_at_once() -> None:
+    """It is let in when those behind it took all rows that scores may have."""
+    bench = Bench(max_batched_tokens=2, max_sequences=2, max_scores=1)
+    bench.add("a", 0)
+    behind = bench.add("aa", 0, priority=1, prompt_logprobs=0)
+    bench.step()
+    first = bench.add("bb", 0, prompt_logprobs=0)
+    assert shape(bench.step()) == [(behind, 1), (first, 1)]
+    bench.drain()
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Random traffic on pools of random size. After each step the books must balance."""
 
@@ -344,7 +355,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(set(step.sequences)) == len(step.sequences) <= self.scheduler.max_sequences
         assert self.scheduler.running[0] in step.sequences, "the first in rank must advance"
         drawing = set(step.sampled) - {rows.sequence for rows in step.scored}
-        assert step.batch.num_logits - len(drawing) <= self.scheduler.max_scores
+        assert step.batch.num_logits - len(drawing) <= self.scheduler.max_scores + 1
         assert step.scored or step.sampled_rows == tuple(range(step.batch.num_logits))
         targets = [target for _, target in step.block_copies]
         for sequence, chunk in zip(step.sequences, step.batch.chunks, strict=True):

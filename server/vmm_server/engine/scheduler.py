@@ -102,7 +102,8 @@ class Scheduler:
     lowest rank can take every block there is, any sequence that is let in fits into all blocks, and the
     budget has a token for each running sequence. So the first one advances in every step, and all finish.
 
-    A prompt that is to be scored takes no cached blocks, and at most `max_scores` of its positions are in a step.
+    A prompt that is to be scored takes no cached blocks. At most `max_scores` positions are scored in a step, and one
+    more where the first in rank would have none.
     """
 
     def __init__(
@@ -171,7 +172,9 @@ class Scheduler:
         self._reuse_cached(sequence, step)
         wanted = min(sequence.num_pending_tokens, step.budget)
         if sequence.is_scoring:
-            wanted -= max(0, sequence.num_scores(wanted) - step.score_budget)
+            # the first in rank has a row, even one just let in, when those before it in the step took them all
+            num_rows = max(step.score_budget, int(sequence is self.running[0]))
+            wanted -= max(0, sequence.num_scores(wanted) - num_rows)
         if wanted < sequence.num_pending_tokens:
             wanted = self._whole_blocks(sequence, wanted)
         num_places = self._make_room(sequence, sequence.num_computed_tokens + wanted, step)
