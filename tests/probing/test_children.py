@@ -75,6 +75,20 @@ def test_an_answer_counts_although_a_child_of_the_probe_stays() -> None:
     assert run(code, timeout_s=1.5).finding is not None
 
 
+def test_what_a_library_prints_and_how_it_ends_spoils_no_answer() -> None:
+    code = (
+        "import atexit, os\n"
+        "from vmm_adapters.probes.answering import answer\n"
+        "from vmm_adapters.probing.findings import OnnxRuntime\n"
+        "def ask():\n    os.write(1, b'loading the driver')\n    print('more')\n    return OnnxRuntime(('A',))\n"
+        "atexit.register(os.abort)\n"
+        "answer(ask)"
+    )
+    outcome = run(code)
+    assert outcome.finding == OnnxRuntime(("A",))
+    assert outcome.last_words.startswith("loading the driver")
+
+
 def test_a_program_that_is_not_there_is_a_problem() -> None:
     outcome = run_probes([Probe("the test", ("/nonexistent/program",), OnnxRuntime)], 5.0)[0]
     assert "the test could not be asked" in (outcome.problem or "")

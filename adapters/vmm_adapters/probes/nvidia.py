@@ -36,7 +36,7 @@ def read_table(text: str) -> tuple[Accelerator, ...]:
             memory_total_bytes=_mebibytes(total),
             memory_free_bytes=_mebibytes(free),
             driver=driver,
-            shares_memory=_mebibytes(total) is None,
+            shares_memory="N/A" in total,
         )
         for uuid, name, bus_id, total, free, driver in rows
     )

@@ -31,7 +31,8 @@ def plug_in_modules() -> tuple[str, ...]:
 
 def _relevant() -> Iterator[tuple[str, Distribution]]:
     for distribution in distributions():
-        name = str(distribution.metadata["Name"] or "").lower().replace("_", "-")  # None: what an uninstall left
+        metadata = distribution.metadata
+        name = str(metadata["Name"]).lower().replace("_", "-") if metadata else ""  # without: what an uninstall left
         if name in _SINGLE or name.startswith(_FAMILIES):
             yield name, distribution
 
