@@ -94,9 +94,8 @@ def test_a_split_file_is_taken_whole() -> None:
 @pytest.mark.parametrize("missing", OFFICIAL[1:3])
 def test_a_part_that_a_repository_has_not_is_named(missing: str) -> None:
     paths = [path for path in OFFICIAL if path != missing]
-    asked = {"quantization": "q4_k_m"} if missing.startswith("m-q4_k_m-00002") else {"path": OFFICIAL[2]}
     with pytest.raises(ImportFailed, match=f"^hf:org/repo: {missing}: is missing, of 2 parts"):
-        choose(paths, **asked)
+        choose(paths, "q4_k_m")
 
 
 def test_parts_of_what_cannot_be_read_are_refused() -> None:
