@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from vmm_server.cli import main
-from vmm_server.cli.create import resolve_from
 from vmm_server.cli.embedded import embedded_server
+from vmm_server.cli.uploads import resolve_from
 from vmm_server.errors import InvalidRequest
 from vmm_server.models.modelfile import parse_modelfile
 from vmm_server.models.registry import Registry

@@ -373,8 +373,9 @@ def write_folder(tmp_path: Path, tiny_models: ModuleType) -> Callable[..., Path]
 
     def write(name: str, tensors: object = None, **changes: object) -> Path:
         model = tiny_models.MODELS[name]
-        folder: Path = tmp_path / f"{name}-folder"
-        return written["write_folder"](folder, model, tensors or tiny_models.weights(model), **changes)
+        folder = tmp_path / f"{name}-folder"
+        path: Path = written["write_folder"](folder, model, tensors or tiny_models.weights(model), **changes)
+        return path
 
     return write
 
