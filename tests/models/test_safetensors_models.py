@@ -122,6 +122,14 @@ def test_weights_that_could_not_be_read_are_not_fetched(
     assert store.installed() == []
 
 
+def test_nor_are_those_of_a_model_without_an_end(store: Store, hub: Any, web: Any, write_folder: Write) -> None:
+    files = read(write_folder("llama", shards=2)) | {"generation_config.json": b"{}", "tokenizer_config.json": b"{}"}
+    hub.repo("org/tiny", files, lfs=(".safetensors",), **GENERATES)
+    with pytest.raises(CorruptFile, match=r"^hf:org/tiny: nothing says which token ends an answer"):
+        pull(store, "hf:org/tiny")
+    assert set(fetched(web)) == {*SMALL, INDEX}
+
+
 def test_a_folder_on_this_machine(store: Store, write_folder: Write) -> None:
     folder = write_folder("qwen2", shards=2)
     model = pull(store, f"file:{folder}")

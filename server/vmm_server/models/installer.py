@@ -121,7 +121,8 @@ class Installer:
         listed = [file.size_bytes for file in listing.files]
         digests: dict[str, str] = {}
         for file, size_bytes in zip(files, listed, strict=True):
-            if _WEIGHTS.search(file.path) and "config.json" in digests:
+            is_first = _WEIGHTS.search(file.path) and not any(map(_WEIGHTS.search, digests))
+            if is_first and "config.json" in digests:
                 self._builder.check_config(_small(digests))  # before gigabytes are fetched for nothing
             digests[file.path] = self._fetch_blob(file, size_bytes, listing.revision)
         self._report("verifying sha256 digest")  # each was verified as it arrived

@@ -115,6 +115,8 @@ class TextConfig:
     metadata: Mapping[str, object]
     """GGUF's keys."""
     decoder: DecoderConfig
+    vocab_size: int
+    """Rows of the embedding, if config.json is right."""
     is_tied: bool
     """The embedding makes the logits too; an `lm_head.weight` is not looked at, as in transformers."""
     biases: frozenset[str]
@@ -154,6 +156,7 @@ def read_text_config(folder: Path) -> TextConfig:
         metadata=metadata,
         # GGUF files of llama have the rows of Q and K permuted; these are as they were trained
         decoder=replace(decoder, traits=replace(decoder.traits, interleaved_rope=False)),
+        vocab_size=positive(config.get("vocab_size"), path, "vocab_size"),
         is_tied=_flag(config, "tie_word_embeddings", path, default=family.is_tied),
         biases=_biases(config, family, path),
         rope_factors=factors,

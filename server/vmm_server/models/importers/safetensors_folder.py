@@ -13,6 +13,7 @@ from vmm_server.models.importers.imported import ImportedModel
 from vmm_server.models.importers.json_files import read_json_object
 from vmm_server.models.importers.safetensors_config import FAMILIES, read_text_config
 from vmm_server.models.importers.safetensors_decoder import import_decoder
+from vmm_server.models.importers.safetensors_tokenizer import check_tokenizer
 
 Convert = Callable[[Path, Path, Callable[[int, int], None]], ImportedModel]
 
@@ -22,9 +23,9 @@ def _no_progress(done: int, total: int) -> None:
 
 
 def check_safetensors(folder: Path) -> None:
-    """Say from the configuration alone whether the weights could be imported. Raises `ImportFailed` and its kinds."""
+    """Say from the small files alone whether the weights could be imported. Raises `ImportFailed` and its kinds."""
     if is_text_model(folder):
-        read_text_config(folder)
+        check_tokenizer(folder, read_text_config(folder).vocab_size)
     else:
         check_encoder(folder)
 

@@ -28,6 +28,22 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> tuple[Tokeniz
     `vocab_size` is how many tokens the model has: added ones beyond those, which Gemma 3 has for images, would lead
     nowhere and are left out. Raises `CorruptFile` or `ImportFailed` naming the file, `OSError`.
     """
+    content, tokenizer = _load(source, vocab_size)
+    info = _describe(source, tokenizer, vocab_size)
+    (folder / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8", newline="\n")
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    return info, frozenset(tokenizer.get_vocab())
+
+
+def check_tokenizer(source: Path, vocab_size: int) -> None:
+    """Raise what `copy_tokenizer` would, without copying."""
+    _describe(source, _load(source, vocab_size)[1], vocab_size)
+
+
+def _load(source: Path, vocab_size: int) -> tuple[dict[str, object], Tokenizer]:
+    """tokenizer.json without the tokens that lead nowhere, as JSON and as a tokeniser."""
     content = _read_tokenizer(source, vocab_size)
     try:
         tokenizer = Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
@@ -40,11 +56,7 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> tuple[Tokeniz
             f"{source / TOKENIZER}: has the token {highest} but the model embeddings for {vocab_size}",
             hint="these files do not belong together: fetch the folder again",
         )
-    (folder / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8", newline="\n")
-    for name in FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    return _describe(source, tokenizer, vocab_size), frozenset(vocabulary)
+    return content, tokenizer
 
 
 def _read_tokenizer(source: Path, vocab_size: int) -> dict[str, object]:
