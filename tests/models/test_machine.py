@@ -78,17 +78,21 @@ def test_the_event_loop_turns_while_a_machine_is_probed_and_who_leaves_takes_it_
     probing.may_end.clear()
 
     async def ask() -> Machine:
-        staying, leaving = asyncio.create_task(reader.read()), asyncio.create_task(reader.read())
+        first = asyncio.create_task(reader.read())
         assert await asyncio.to_thread(probing.began.acquire, timeout=20)
+        staying, leaving = (asyncio.create_task(reader.read(refresh=True)) for _ in range(2))
+        await asyncio.sleep(0)  # both wait for the probe after this one
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
+        assert not first.done()
         assert not staying.done()
         probing.may_end.set()
+        assert await first
         return await staying
 
     with reader_of(probing) as reader:
-        assert asyncio.run(asyncio.wait_for(ask(), 20)).problems == ("1",)
+        assert asyncio.run(asyncio.wait_for(ask(), 20)).problems == ("2",)
 
 
 def test_a_probe_that_failed_is_tried_again() -> None:

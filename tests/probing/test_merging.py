@@ -76,6 +76,13 @@ def test_the_same_hardware_is_one_device_with_all_that_is_known_of_it() -> None:
     assert reason(cuda, "openvino") == "OpenVINO lists Intel's GPUs only"
 
 
+def test_an_address_says_more_than_an_order() -> None:
+    cards = (gpu("Intel", "one that nobody placed"), gpu("Intel", "the other", address="0000:03:00.0", driver="1.6"))
+    listed = gpu("Intel", number="GPU", address="0000:03:00.0")
+    devices = merge(replace(ALL_INSTALLED, system=on_bus(*cards), openvino=OpenVINOCore(True, (listed,))))
+    assert [(device.name, device.driver) for device in devices[1:]] == [("GPU.0", "1.6"), ("GPU.1", None)]
+
+
 def test_one_gpu_has_a_number_although_openvino_gives_it_none() -> None:
     findings = replace(
         ALL_INSTALLED, openvino=OpenVINOCore(True, (gpu("Intel", number="GPU"), npu("Intel", number="NPU")))
