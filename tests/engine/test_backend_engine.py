@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jsonschema_rs
+import numpy as np
 import pytest
 
 from vmm_adapters.echo import END, EchoRunner, Gate
 from vmm_adapters.echo_backend import LACKS, EchoBackend
 from vmm_adapters.errors import AdapterError, DeviceLost, RuntimeFailed
 from vmm_adapters.types import Batch, FinishReason, SamplingParams, TextOutput, TextRequest
-from vmm_server.engine import Delta, Engine, EngineLoad, Generation
+from vmm_server.engine import Delta, Engine, EngineLoad, Generation, SeenPrompt
 from vmm_server.engine.stream import merge
 from vmm_server.errors import (
     ContextLengthExceeded,
@@ -259,6 +260,28 @@ def test_a_runtime_without_guidance_refuses_the_field_it_came_in(run: Run, engin
             with pytest.raises(UnsupportedParameter, match="too old") as refused:
                 engine.submit(tokens("a"), GREEDY, grammar=await engine.grammars.compile(form))
             assert refused.value.param == "guided_choice"
+
+    run(scenario())
+
+
+def test_a_prompt_with_images_is_counted_by_the_runtime(run: Run, engine_over: Run) -> None:
+    seen = SeenPrompt("<|user|>what?<|end|><|assistant|>", (np.zeros((3, 4, 3), np.uint8),))
+
+    async def scenario() -> None:
+        async with engine_over(EchoBackend()) as engine:
+            for sampling, text in ((GREEDY, "[4x3]what?"), (up_to(3), "[4x"), (up_to(0), "")):
+                answer = await read(engine.submit([], sampling, seen=seen))
+                assert answer.text == text
+                assert answer.usage.num_prompt_tokens == 8 + 5
+                assert answer.usage.num_generated_tokens == len(text) + (sampling is GREEDY)
+            cut = await read(engine.submit([], GREEDY, seen=seen, context_length=15))
+            assert (cut.text, cut.finish_reason) == ("[4", FinishReason.LENGTH)
+            with pytest.raises(GenerationFailed, match="a prompt of 13 tokens"):
+                await read(engine.submit([], GREEDY, seen=seen, context_length=10))
+        async with engine_over(EchoRunner()) as engine:
+            with pytest.raises(UnsupportedParameter) as refused:
+                engine.submit([], GREEDY, seen=seen, param="messages")
+            assert refused.value.param == "messages"
 
     run(scenario())
 

@@ -2,6 +2,7 @@
 
 from vmm_server.engine.engine import Engine, EngineOptions, Generation
 from vmm_server.engine.executor import EngineLoad, EngineStats
+from vmm_server.engine.sequence import SeenPrompt
 from vmm_server.engine.stream import Delta, Usage
 
-__all__ = ["Delta", "Engine", "EngineLoad", "EngineOptions", "EngineStats", "Generation", "Usage"]
+__all__ = ["Delta", "Engine", "EngineLoad", "EngineOptions", "EngineStats", "Generation", "SeenPrompt", "Usage"]

@@ -25,6 +25,8 @@ _by_rank = attrgetter("rank")
 class BackendExecutor:
     """See `Executor`. Owns the backend."""
 
+    takes_images = True
+
     def __init__(self, backend: TextBackend, *, max_sequences: int, clock: Callable[[], float]) -> None:
         self.device = backend.device
         self.vocab_size = backend.vocab_size
@@ -121,13 +123,16 @@ class BackendExecutor:
         sampling, grammar = sequence.sampling, self._grammars.get(sequence)
         max_tokens = None if sampling.max_tokens is None else max(1, sampling.max_tokens)
         max_length = max(sequence.max_length, sequence.num_prompt_tokens + 1)
+        seen = sequence.seen
         return TextRequest(
             id=sequence.rank[1],
             token_ids=tuple(sequence.token_ids),
             sampling=replace(effective(sampling), max_tokens=max_tokens),
-            max_length=min(max_length, self.context_length),
+            max_length=min(sequence.context_length if seen else max_length, self.context_length),
             eos_token_ids=sequence.eos_token_ids | frozenset(sampling.stop_token_ids),
             guidance=None if grammar is None else grammar.guidance,
+            text=seen.text if seen else None,
+            images=seen.images if seen else (),
         )
 
     def _outcomes(self, refused: List[Outcome], outputs: List[TextOutput]) -> Iterator[Outcome]:
@@ -141,6 +146,8 @@ class BackendExecutor:
         """An output, token by token; nothing more of it once the sequence is finished."""
         if output.num_cached_tokens is not None:
             sequence.num_cached_tokens = output.num_cached_tokens
+        if output.num_prompt_tokens is not None and sequence.seen is not None:
+            sequence.num_seen_tokens = output.num_prompt_tokens
         if output.error is not None or output.finish_reason is not None:
             del self._given[self._ids.pop(sequence)]  # the backend has forgotten it
         if output.error is not None:

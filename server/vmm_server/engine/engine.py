@@ -5,7 +5,7 @@ import logging
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from collections.abc import Sequence as Tokens
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from vmm_server.engine.executor import EngineLoad, EngineStats, Executor
 from vmm_server.engine.grammar import CompiledGrammar, GrammarCompiler
 from vmm_server.engine.lacking import lacking
 from vmm_server.engine.paged_executor import PagedExecutor
-from vmm_server.engine.sequence import Sequence
+from vmm_server.engine.sequence import SeenPrompt, Sequence
 from vmm_server.engine.stopping import AnswerText, Detokenizer, special_token_ids
 from vmm_server.engine.stream import Delta, Outbox, TokenStream, Usage
 from vmm_server.engine.worker import Abort, Answer, Close, Prepared, Submit, Worker
@@ -128,11 +128,13 @@ class Engine:
         priority: int = 0,
         context_length: int | None = None,
         param: str = "prompt",
+        seen: SeenPrompt | None = None,
     ) -> "Generation":
         """Queue a generation. Call on the event loop; lower `priority` goes first.
 
         An answer under a `grammar` ends where that says, `min_tokens` or not. `shown_tokens` are special tokens that
-        its text shows all the same. `context_length` can lower the engine's own. Raises at once: `InvalidRequest`
+        its text shows all the same. `context_length` can lower the engine's own. `seen` stands for a prompt with
+        images, which is then empty; how many tokens it has is in `usage` alone. Raises at once: `InvalidRequest`
         (`param` names the prompt's field), `UnsupportedParameter` for what the runtime `lacks`,
         `ContextLengthExceeded`, `Overloaded`, `ShuttingDown`, `PlacementFailed` after a `failure`.
         """
@@ -141,7 +143,11 @@ class Engine:
         if self.failure is not None:
             raise PlacementFailed(self.failure)
         limit = self.context_length if context_length is None else min(context_length, self.context_length)
-        self._check(prompt, sampling, limit, param)
+        if seen is None:
+            self._check_prompt(prompt, limit, param)
+        elif not self._executor.takes_images:
+            raise UnsupportedParameter(f"{param}: images cannot be seen on {self._executor.device}", param=param)
+        self._check_sampling(sampling)
         self._check_lacks(sampling, grammar)
         if self._num_submitted - self._worker.num_finished >= self._max_unfinished:
             raise Overloaded(retry_after_s=self._retry_after_s())
@@ -152,6 +158,7 @@ class Engine:
             eos_token_ids=self._eos_token_ids,
             priority=priority,
             submitted_at=self._clock(),
+            seen=seen,
         )
         answer = Answer(
             AnswerText(Detokenizer(self._tokenizer, self._special - shown_tokens, prompt), sampling.stop),
@@ -183,21 +190,26 @@ class Engine:
             self.grammars.close()
         await asyncio.to_thread(self._worker.join)
 
-    def _check(self, prompt: Tokens[int], sampling: SamplingParams, limit: int, param: str) -> None:
-        """Refuse what could only fail later."""
+    def _check_prompt(self, prompt: Tokens[int], limit: int, param: str) -> None:
         if not prompt:
             raise InvalidRequest(f"{param} is empty: there is no token to continue", param=param)
         if len(prompt) > (limit := min(limit, self._executor.max_prompt_tokens)):
             raise ContextLengthExceeded(limit=limit, asked=len(prompt), param=param)
+        self._check_ids(prompt, param)
+
+    def _check_sampling(self, sampling: SamplingParams) -> None:
+        """Refuse what could only fail later."""
         if sampling.max_tokens is not None and sampling.max_tokens < 0:
             raise InvalidRequest(f"max_tokens must be at least 0, not {sampling.max_tokens}", param="max_tokens")
-        named = {param: prompt, "logit_bias": sampling.logit_bias, "stop_token_ids": sampling.stop_token_ids}
-        for field, token_ids in named.items():
-            if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._executor.vocab_size):
-                raise InvalidRequest(
-                    f"{field} names a token that the model does not have: ids are 0 to {self._executor.vocab_size - 1}",
-                    param=field,
-                )
+        self._check_ids(sampling.logit_bias, "logit_bias")
+        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
+
+    def _check_ids(self, token_ids: Collection[int], param: str) -> None:
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._executor.vocab_size):
+            last = self._executor.vocab_size - 1
+            raise InvalidRequest(
+                f"{param} names a token that the model does not have: ids are 0 to {last}", param=param
+            )
 
     def _check_lacks(self, sampling: SamplingParams, grammar: CompiledGrammar | None) -> None:
         for field, reason in self.lacks(sampling, grammar).items():

@@ -64,6 +64,8 @@ class Executor(Protocol):
     """Sequences that run at the same time."""
     lacks: Mapping[str, str]
     """See `TextBackend.lacks`."""
+    takes_images: bool
+    """Whether a sequence may have a `SeenPrompt`; a runtime whose model is blind refuses it then."""
     waiting: list[Sequence]
     running: list[Sequence]
     involved: Collection[Sequence] | None

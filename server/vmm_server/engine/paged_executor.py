@@ -18,6 +18,7 @@ class PagedExecutor:
     """See `Executor`. Owns the runner and the scheduler."""
 
     lacks: Mapping[str, str] = MappingProxyType({})
+    takes_images = False
 
     def __init__(
         self,

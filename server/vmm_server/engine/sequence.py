@@ -1,6 +1,10 @@
 """One generation in flight: its tokens, where they are stored, and when it is over."""
 
+from dataclasses import dataclass
 from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vmm_adapters.types import FinishReason, SamplingParams
 from vmm_server.engine.stream import Usage
@@ -26,6 +30,16 @@ FINISH_REASONS = {
 }
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SeenPrompt:
+    """A prompt with images, for a runtime that tokenises it itself."""
+
+    text: str
+    """Rendered, with whatever stands for an image in the model's template."""
+    images: tuple[NDArray[np.uint8], ...]
+    """RGB `[height, width, 3]`, in the order in which the text speaks of them."""
+
+
 class Sequence:
     """Prompt and generated tokens in one list, of which the first `num_computed_tokens` are in the KV blocks.
 
@@ -42,11 +56,16 @@ class Sequence:
         priority: int = 0,
         salt: bytes = b"",
         submitted_at: float = 0.0,
+        seen: SeenPrompt | None = None,
     ) -> None:
         self.token_ids = list(prompt)
         self.num_prompt_tokens = len(prompt)
+        self.seen = seen
+        """Stands for the prompt, which then has no tokens here."""
+        self.num_seen_tokens = 0
+        """Of `seen`, as the runtime counts them; known with the first token."""
         self.sampling = sampling
-        self.max_length = max_length
+        self.context_length = self.max_length = max_length
         if sampling.max_tokens is not None:
             self.max_length = min(max_length, len(prompt) + sampling.max_tokens)
         self.eos_token_ids = frozenset() if sampling.ignore_eos else eos_token_ids
@@ -140,7 +159,7 @@ class Sequence:
         first = now if self.first_token_at is None else self.first_token_at
         last = first if self.last_token_at is None else self.last_token_at
         return Usage(
-            num_prompt_tokens=self.num_prompt_tokens,
+            num_prompt_tokens=self.num_prompt_tokens + self.num_seen_tokens,
             num_cached_tokens=self.num_cached_tokens,
             num_generated_tokens=self.num_generated_tokens,
             queued_s=started - self.submitted_at,
