@@ -116,16 +116,20 @@ def test_a_runtime_that_breaks_and_a_driver_that_does() -> None:
     assert {finding.severity for finding in found} == {Severity.BROKEN}
 
 
-def test_a_device_that_nothing_can_use_is_a_warning_and_a_cpu_that_nothing_can_use_is_broken() -> None:
+def test_a_device_that_no_text_model_can_use_is_a_warning_and_such_a_cpu_is_broken() -> None:
     reasons = (
         AdapterUse("openvino", reason="OpenVINO lists Intel's GPUs only"),
         AdapterUse("onnxruntime", reason="onnxruntime-gpu is not installed: pip install 'vmm-server[cuda]'"),
     )
     gpu = Device("CUDA.0", DeviceKind.GPU, "NVIDIA", "L4", uses=reasons)
-    used = replace(gpu, name="CUDA.1", uses=(reasons[0], AdapterUse("onnxruntime", "CUDA.1")))
+    used = replace(gpu, name="CUDA.1", uses=(reasons[0], AdapterUse("onnxruntime-genai", "CUDA.1")))
     (found,) = diagnose(Installation({}), Machine((CPU, gpu, used)), SETUP)
     assert (found.severity, found.mend) == (Severity.WARNING, "pip install 'vmm-server[cuda]'")
-    assert found.message.startswith("nothing can use CUDA.0 (L4). openvino: OpenVINO lists Intel's GPUs only; onnx")
+    assert found.message.startswith(
+        "no text model can use CUDA.0 (L4). openvino: OpenVINO lists Intel's GPUs only; onnx"
+    )
+    encoders_alone = replace(gpu, uses=(reasons[0], AdapterUse("onnxruntime", "CUDA.0")))
+    assert [each.mend for each in diagnose(Installation({}), Machine((CPU, encoders_alone)), SETUP)] == [None]
     (found,) = diagnose(Installation({}), Machine((replace(CPU, uses=reasons[:1]),)), SETUP)
     assert (found.severity, found.mend) == (Severity.BROKEN, None)
 

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from vmm_adapters.device import AdapterUse, Device, DeviceKind, Machine
-from vmm_server.models.machine import MachineReader, describe, machine_key
+from vmm_server.errors import ShuttingDown
+from vmm_server.models.machine import RETRY_S, MachineReader, describe, machine_key
 
 CPU = Device("CPU", DeviceKind.CPU, "Intel", "A CPU", 16, 8, None, 4, 8, 1, ("avx2",), (AdapterUse("openvino", "CPU"),))
 MACHINE = Machine((CPU, Device("GPU.0", DeviceKind.GPU, "Intel", "A GPU", driver="1.0")), {"openvino": "2026.4.1"})
@@ -95,6 +97,34 @@ def test_the_event_loop_turns_while_a_machine_is_probed_and_who_leaves_takes_it_
         assert asyncio.run(asyncio.wait_for(ask(), 20)).problems == ("2",)
 
 
+def test_what_could_not_be_found_out_is_looked_for_again_and_nobody_waits_for_it(clock: Any) -> None:
+    answers = [replace(MACHINE, problems=("openvino did not answer within 20 s",)), MACHINE]
+    second = threading.Event()
+
+    def probe() -> Machine:
+        answer = answers.pop(0)
+        if not answers:
+            assert second.wait(20)
+        return answer
+
+    reader = MachineReader(probe, clock=clock)
+    assert reader.machine().problems
+    clock.advance(RETRY_S - 1)
+    assert reader.machine().problems
+    assert len(answers) == 1
+    clock.advance(1)
+    assert reader.machine().problems  # as it was found
+    assert reader.machine().problems
+    retried = reader._latest
+    assert retried is not None
+    second.set()
+    assert retried.result(20) is MACHINE
+    clock.advance(RETRY_S)
+    assert asyncio.run(reader.read()) is MACHINE
+    assert reader._latest is retried
+    reader.close()
+
+
 def test_a_probe_that_failed_is_tried_again() -> None:
     answers: list[Machine | Exception] = [RuntimeError("out of processes"), MACHINE]
 
@@ -109,6 +139,17 @@ def test_a_probe_that_failed_is_tried_again() -> None:
         reader.machine()
     assert reader.machine() is MACHINE
     reader.close()
+
+
+def test_after_the_end_nothing_is_probed_any_more(clock: Any) -> None:
+    with_problems = replace(MACHINE, problems=("odd",))
+    reader = MachineReader(lambda: with_problems, clock=clock)
+    assert reader.machine() is with_problems
+    reader.close()
+    clock.advance(RETRY_S)
+    assert reader.machine() is with_problems
+    with pytest.raises(ShuttingDown):
+        reader.machine(refresh=True)
 
 
 def changed(**fields: object) -> Machine:

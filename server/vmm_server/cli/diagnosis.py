@@ -7,6 +7,7 @@ from enum import StrEnum
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
+from vmm_adapters.catalog import RUNS
 from vmm_adapters.device import Device, Machine
 from vmm_server.models.disk import format_bytes
 
@@ -159,7 +160,7 @@ def _machine(machine: Machine) -> Iterator[Finding]:
             mend = "restart the machine, or install NVIDIA's driver anew; nvidia-smi tells more"
         yield Finding(Severity.BROKEN, problem, mend)
     for device in machine.devices:
-        if not any(use.spelling for use in device.uses):
+        if not any(use.spelling for use in device.uses if "text" in RUNS[use.adapter].tasks):
             yield _unused(device)
 
 
@@ -169,7 +170,7 @@ def _unused(device: Device) -> Finding:
     command = next((use.reason for use in device.uses if use.reason and "pip install" in use.reason), None)
     return Finding(
         severity,
-        f"nothing can use {device.name} ({device.description}). {reasons}",
+        f"no text model can use {device.name} ({device.description}). {reasons}",
         f"pip install {command.partition('pip install ')[2]}" if command else None,
     )
 
