@@ -85,6 +85,49 @@ def test_another_beginning_is_computed_from_the_start(backend: GenAIBackend, fol
     assert answer.token_ids == cold(folder, other)
 
 
+def test_what_the_runtime_would_compute_again_is_not_called_cached(backend: GenAIBackend, folder: Path) -> None:
+    """Its static engine computes a rewound session from the start."""
+    session = Session(backend)
+    longer = (*PROMPT, *session.ask(PROMPT).token_ids, 7, 8, 9)
+    session.ask(longer)
+    again = session.ask(longer)
+    assert again.num_cached_tokens == 0
+    assert again.token_ids == cold(folder, longer)
+
+
+@pytest.mark.parametrize("length", [16, 17, 18, 33, 34, 100])
+def test_a_prompt_in_pieces_says_what_it_says_at_once(folder: Path, length: int) -> None:
+    loaded = load_backend(folder, replace(OPTIONS, max_batched_tokens=16))
+    session, prompt = Session(loaded), tuple(np.random.default_rng(length).integers(0, 96, length).tolist())
+    answer = session.ask(prompt)
+    assert answer.token_ids == cold(folder, prompt)
+    assert answer.num_cached_tokens == 0
+    longer = (*prompt, *answer.token_ids, *prompt)
+    following = session.ask(longer)
+    assert following.token_ids == cold(folder, longer)
+    assert following.num_cached_tokens == length + len(answer.token_ids)
+    loaded.close()
+
+
+def test_pieces_end_where_no_end_token_has_to_be_said(folder: Path) -> None:
+    loaded = load_backend(folder, replace(OPTIONS, max_batched_tokens=8))
+    for prompt in ((5,) * 6 + (END,) * 20 + (6,) * 9, (END,) * 40):
+        assert Session(loaded).ask(prompt).token_ids == cold(folder, prompt)
+    loaded.close()
+
+
+def test_others_are_answered_between_the_pieces(folder: Path) -> None:
+    loaded = load_backend(folder, replace(OPTIONS, max_batched_tokens=16))
+    session = Session(loaded)
+    other, long, doomed = session.add(PROMPT[:9]), session.add(PROMPT * 8), session.add(PROMPT * 9)
+    session.step_until(other, num_tokens=4)
+    assert not long.token_ids
+    session.abort(doomed)
+    session.finish()
+    assert long.token_ids == cold(folder, PROMPT * 8)
+    loaded.close()
+
+
 def test_sessions_are_given_up_when_memory_is_needed(folder: Path) -> None:
     loaded = load_backend(folder, replace(OPTIONS, kv_cache_bytes=100 * TOKEN_BYTES))
     session = Session(loaded)
@@ -196,6 +239,19 @@ def test_without_a_tokeniser_there_is_no_guidance(tmp_path: Path) -> None:
     assert "guidance" in loaded.lacks
     answer: Answer = Session(loaded).ask(PROMPT)
     assert len(answer.token_ids) == 8
+    loaded.close()
+
+
+def test_a_tokeniser_that_cannot_be_read_costs_only_guidance(tmp_path: Path) -> None:
+    folder = write_genai_folder(tmp_path, DECODER)
+    (folder / "tokenizer.json").write_text("{}")
+    loaded = load_backend(folder, replace(OPTIONS, max_batched_tokens=16))
+    loaded.warm_up()
+    session = Session(loaded)
+    assert session.ask(PROMPT).token_ids == cold(folder, PROMPT)
+    guided = session.add(PROMPT, guidance=Guidance("regex", "a"))
+    session.finish()
+    assert guided.error is not None
     loaded.close()
 
 

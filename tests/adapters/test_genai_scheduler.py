@@ -55,7 +55,8 @@ class FakeLane(Lane):
         self.sessions[key] = Session(key, self, Handle(), max_tokens)
         return self.sessions[key]
 
-    def begin(self, session: Session, request: TextRequest, plan: TurnPlan) -> Turn:
+    def begin(self, session: Session, request: TextRequest, plan: TurnPlan, cut: int | None = None) -> Turn:
+        assert cut is None, "the paged engine cuts prompts by itself"
         self.num_turns += 1
         start = len(session.token_ids)
         assert tuple(session.token_ids) == request.token_ids[:start], "a session holds the beginning of its prompt"

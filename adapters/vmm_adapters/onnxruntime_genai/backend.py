@@ -105,6 +105,7 @@ class GenAIBackend:
         with runtime_errors("asking for the model's limits", RuntimeError):
             max_batch_size = Lane(model).max_batch_size
         grows = candidate.provider is CPU and not described.is_paged
+        can_cut = candidate.provider.continues and described.has_tokenizer and not described.is_paged
         max_tokens = max(1, options.kv_cache_bytes // token_bytes)
         self.vocab_size = described.vocab_size
         self.context_length = min(described.context_length, max_tokens)
@@ -127,6 +128,7 @@ class GenAIBackend:
                 is_paged=described.is_paged,
                 grows=grows,
                 continues=candidate.provider.continues,
+                piece=options.max_batched_tokens if can_cut else None,
             ),
         )
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime_genai as og
 
 from vmm_adapters.errors import AdapterError, OutOfMemory, RuntimeFailed, runtime_errors
-from vmm_adapters.onnxruntime_genai.sampling import TurnPlan
+from vmm_adapters.onnxruntime_genai.sampling import TurnPlan, force
 from vmm_adapters.types import TextRequest
 
 _EVENTS = 32
@@ -64,6 +64,8 @@ class Turn:
     request: TextRequest | None
     plan: TurnPlan
     num_cached_tokens: int
+    cut: int | None = None
+    """This turn is only the prompt up to here, and says the prompt's next token."""
     token_ids: list[int] = field(default_factory=list)
     num_blocked: int = 0
     """Steps in a row in which there was no room for it."""
@@ -117,17 +119,20 @@ class Lane:
         self.sessions[key] = session
         return session
 
-    def begin(self, session: Session, request: TextRequest, plan: TurnPlan) -> Turn:
-        """Let the session answer. Its tokens must be the beginning of the prompt. Raises `AdapterError`."""
+    def begin(self, session: Session, request: TextRequest, plan: TurnPlan, cut: int | None = None) -> Turn:
+        """Let the session answer. Its tokens must be the beginning of the prompt. Raises `AdapterError`.
+
+        With a `cut` it computes the prompt's tokens before that index, and has to answer with the one there.
+        """
         start = len(session.token_ids)
-        new = request.token_ids[start:]
+        new = request.token_ids[start:cut]
         with runtime_errors("beginning an answer", RuntimeError, ValueError):
             options = og.TurnOptions(session.handle)
-            plan.apply(options)
+            (plan if cut is None else force(request.token_ids[cut])).apply(options)
             turn_id = session.handle.begin_turn(np.array(new, np.int32), options)
         session.turn_starts[start] = turn_id
         session.token_ids.extend(new)
-        turn = self.turns[id(session.handle)] = Turn(session, turn_id, request, plan, start)
+        turn = self.turns[id(session.handle)] = Turn(session, turn_id, request, plan, start, cut)
         return turn
 
     def step(self) -> Iterator[Event]:

@@ -85,6 +85,11 @@ def plan_turn(
     )
 
 
+def force(token_id: int) -> TurnPlan:
+    """An answer of this one token; llguidance writes tokens by their number so."""
+    return TurnPlan(max_tokens=1, guidance=("lark_grammar", f"start: <[{token_id}]>"))
+
+
 def _top_k(top_k: int | None, top_p: float, vocab_size: int) -> int:
     """Without a `top_k` the runtime leaves `top_p` out too (0.18): then every token is among the k."""
     if top_k is not None:

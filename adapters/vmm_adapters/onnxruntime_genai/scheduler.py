@@ -5,19 +5,23 @@ length go into one together, a later one starts at once in an engine of its own,
 answered alone stays as an idle session, which a prompt that begins with all its tokens goes on in. A paged model has
 one engine that takes requests at any time; all its sessions stay, and can be rewound to where a turn began.
 
+The static engine computes a prompt in one step, whatever its length, and the logits of every position with it:
+gigabytes for a long one. So long prompts are taken in pieces. A piece is a turn, and a turn has to say something: it is
+made to say the prompt's next token.
+
 Nothing is started for which there is no memory while something else runs: it waits, in order.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
-from vmm_adapters.errors import AdapterError, OutOfMemory
+from vmm_adapters.errors import AdapterError, OutOfMemory, RuntimeFailed
 from vmm_adapters.onnxruntime_genai.lane import Event, Lane, Session, Turn
 from vmm_adapters.onnxruntime_genai.sampling import TurnPlan, end_token, ends, plan_turn
 from vmm_adapters.onnxruntime_genai.sessions import SessionCache
-from vmm_adapters.types import FinishReason, SamplingParams, TextOutput, TextRequest
+from vmm_adapters.types import FinishReason, Guidance, SamplingParams, TextOutput, TextRequest
 
 _HEADROOM = 512
 """Tokens of an answer that memory is set aside for where the KV cache grows with it."""
@@ -43,6 +47,8 @@ class Limits:
     """Whether a session's KV cache grows with its text, or is as large as it may get from the start."""
     continues: bool
     """Whether the device can go on in a session. One that is rewound keeps its cache only when it is paged."""
+    piece: int | None = None
+    """The most tokens of a prompt that are computed at once; `None`: all of them."""
 
 
 class Scheduler:
@@ -85,12 +91,22 @@ class Scheduler:
             return
         length = max(1, min(_WARM_PROMPT, self._limits.context_length - 2))
         sampling = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
-        self.add(TextRequest(-1, (0,) * length, sampling, self._limits.context_length))
+        request = TextRequest(-1, (0,) * length, sampling, self._limits.context_length)
+        self._run(request)
+        if self._limits.piece is not None:
+            try:  # the first guidance reads the tokeniser
+                self._run(replace(request, guidance=Guidance("regex", "[0-9]{2}")))
+            except AdapterError:
+                self._limits = replace(self._limits, piece=None)
+        self._drop(self._cache.pop_all())
+
+    def _run(self, request: TextRequest) -> None:
+        """Answer it alone. Raises what it fails with."""
+        self.add(request)
         while self._waiting or self._live:
             for output in self.step():
                 if output.error is not None:
                     raise output.error
-        self._drop(self._cache.pop_all())
 
     def close(self) -> None:
         """Let go of everything."""
@@ -123,6 +139,9 @@ class Scheduler:
                 if self._resume(request, plan):
                     continue
                 self._drop(self._cache.make_room(self._reserved() + needed))
+                if self._cut(0, request) is not None:
+                    self._begin(self._open(self._lane(), request), request, plan)
+                    continue
                 lengths.append(len(request.token_ids))
                 if batch is None or max(lengths) * len(lengths) > 2 * sum(lengths):  # more than half were padding
                     batch, lengths = self._lane(), [len(request.token_ids)]
@@ -175,13 +194,25 @@ class Scheduler:
         most = self._limits.context_length if self._limits.grows or self._limits.is_paged else request.max_length
         return lane.open(next(self._keys), min(most, self._limits.context_length))
 
-    def _begin(self, session: Session, request: TextRequest, plan: TurnPlan) -> None:
+    def _begin(self, session: Session, request: TextRequest, plan: TurnPlan, num_cached: int | None = None) -> None:
+        """Begin the answer, or the next piece of its prompt; `num_cached` is given when it is not the first one."""
         try:
-            self._live[request.id] = session.lane.begin(session, request, plan)
+            turn = session.lane.begin(session, request, plan, self._cut(len(session.token_ids), request))
         except AdapterError:
             session.lane.sessions.pop(session.key)
             self._give_up(session)
             raise
+        if num_cached is not None:
+            turn.num_cached_tokens = num_cached
+        self._live[request.id] = turn
+
+    def _cut(self, start: int, request: TextRequest) -> int | None:
+        """Where the piece from `start` ends; `None`: what is left is one. An end token cannot be said there."""
+        piece, length = self._limits.piece, len(request.token_ids)
+        if piece is None or length - start <= piece:
+            return None
+        cuts = range(min(start + piece, length - 2), start, -1)
+        return next((cut for cut in cuts if request.token_ids[cut] not in self._limits.model_ends), None)
 
     def _step(self, lane: Lane) -> Iterator[TextOutput]:
         try:
@@ -191,6 +222,9 @@ class Scheduler:
                     turn.num_blocked = 0
                     turn.token_ids.append(event.token_id)
                     turn.session.token_ids.append(event.token_id)
+                if turn.request is not None and turn.cut is not None:
+                    yield from self._go_on(event, turn.request, turn.cut)
+                    continue
                 if turn.request is not None and (output := self._say(event, turn.request)) is not None:
                     yield output
                 if event.end is not None:
@@ -204,6 +238,19 @@ class Scheduler:
                 if turn.request is not None:
                     del self._live[turn.request.id]
                     yield TextOutput(turn.request.id, error=error)
+
+    def _go_on(self, event: Event, request: TextRequest, cut: int) -> Iterator[TextOutput]:
+        """After a piece of a prompt the next one, or the answer."""
+        error = event.error
+        if event.end == "length" and event.token_id == request.token_ids[cut]:
+            try:
+                self._begin(event.turn.session, request, event.turn.plan, event.turn.num_cached_tokens)
+                return
+            except AdapterError as failure:
+                error = failure
+        del self._live[request.id]
+        self._give_up(event.turn.session)
+        yield TextOutput(request.id, error=error or RuntimeFailed("onnxruntime-genai lost its way in a long prompt"))
 
     def _say(self, event: Event, request: TextRequest) -> TextOutput | None:
         """What an event means to whoever waits for the answer."""
