@@ -59,7 +59,8 @@ def is_text_model(folder: Path) -> bool:
     Raises `UnsupportedArchitecture` for a family that is known as neither, `CorruptFile`.
     """
     path = folder / "config.json"
-    family = read_json_object(path).get("model_type")
+    found = read_json_object(path).get("model_type")
+    family = found if isinstance(found, str) else str(found)[:100]
     if (folder / "modules.json").is_file() or family in ENCODER_FAMILIES:
         return False
     if family not in FAMILIES:

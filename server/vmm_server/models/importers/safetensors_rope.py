@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from vmm_server.errors import CorruptFile, UnsupportedArchitecture
 from vmm_server.models.importers.json_files import number
 
+_MAX_FACTOR = 1e6
+"""Far above any known: those of LongRoPE are below 100."""
 _KINDS = ("full_attention", "sliding_attention")
 
 
@@ -61,7 +63,7 @@ def rope_keys(
         )
         if low >= high:
             raise CorruptFile(f"{path}: rope_scaling.low_freq_factor is not below high_freq_factor")
-        return keys, _llama3_factors(theta, dimensions, factor, low, high, length)
+        return keys, _as_tensor(_llama3_factors(theta, dimensions, factor, low, high, length), path)
     return keys | _yarn(rope, path, factor, length), None
 
 
@@ -76,7 +78,7 @@ def _longrope(
     listed = rope.get(name)
     if not isinstance(listed, list) or len(listed) != dimensions // 2:
         raise CorruptFile(f"{path}: rope_scaling.{name} is no list of {dimensions // 2} numbers", hint="fetch it again")
-    factors = np.array([number(each, path, f"rope_scaling.{name}") for each in listed], np.float32)
+    factors = _as_tensor(np.array([number(each, path, f"rope_scaling.{name}") for each in listed]), path)
     stretched = number(rope.get("factor"), path, "rope_scaling.factor", length / original)
     magnitude = math.sqrt(1 + math.log(stretched) / math.log(original)) if stretched > 1 and original > 1 else 1.0
     return {
@@ -111,13 +113,19 @@ def _yarn(rope: Mapping[str, object], path: Path, factor: float, length: float) 
 
 def _llama3_factors(
     theta: float, head_size: int, factor: float, low: float, high: float, length: float
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     """What each pair's frequency is divided by: nothing above `high` turns over the original context, `factor` below
     `low`, and between them a ramp of what is multiplied."""
     turns = length * theta ** (-np.arange(0, head_size, 2) / head_size) / (2 * np.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
-    factors: NDArray[np.float32] = (1 / (kept + (1 - kept) / factor)).astype(np.float32)
+    factors: NDArray[np.float64] = 1 / (kept + (1 - kept) / factor)
     return factors
+
+
+def _as_tensor(factors: NDArray[np.float64], path: Path) -> NDArray[np.float32]:
+    if not (factors < _MAX_FACTOR).all():
+        raise CorruptFile(f"{path}: rope_scaling has factors of {_MAX_FACTOR:g} and more", hint="fetch it again")
+    return factors.astype(np.float32)
 
 
 def _entry(config: Mapping[str, object], key: str, path: Path) -> Mapping[str, object]:
