@@ -1,6 +1,8 @@
 """Probes that crash, hang, print nonsense or print without end: each is a problem in words, and back in time."""
 
 import os
+import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -67,6 +69,32 @@ def test_a_probe_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path) -
     watcher.join(10)
     assert ended == [b""]
     assert monotonic() - began < 20
+
+
+def test_a_probe_ends_with_whoever_asked(tmp_path: Path) -> None:
+    fifo = tmp_path / "alive"
+    os.mkfifo(fifo)
+    hangs = f"import os, time; held = os.open({str(fifo)!r}, os.O_WRONLY); time.sleep(600)"
+    code = (
+        "import sys\n"
+        "from vmm_adapters.probing.children import Probe, run_probes\n"
+        "from vmm_adapters.probing.findings import OnnxRuntime\n"
+        f"run_probes([Probe('it', (sys.executable, '-c', {hangs!r}), OnnxRuntime)], 600.0)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as asking, fifo.open("rb") as alive:
+        asking.send_signal(signal.SIGINT)
+        assert alive.read() == b""  # the probe is gone
+        assert asking.wait(20) != 0
+
+
+def test_a_stranger_that_holds_the_pipe_is_not_waited_for() -> None:
+    child = "import time; time.sleep(6)"
+    code = (
+        f"import subprocess, sys; {WORKS}; subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)"
+    )
+    began = monotonic()
+    assert run(code, timeout_s=0.5).problem in (None, "the test did not answer within 0.5 s")  # on a busy machine
+    assert monotonic() - began < 5
 
 
 def test_an_answer_counts_although_a_child_of_the_probe_stays() -> None:

@@ -64,9 +64,40 @@ def last_words(text: bytes) -> str:
     return _LOG_PREFIX.sub("", lines[-1])[:_LINE_LENGTH] if lines else ""
 
 
+class _Listener(asyncio.SubprocessProtocol):
+    """What a child prints; who prints more than `MAX_OUTPUT_BYTES` is killed."""
+
+    def __init__(self) -> None:
+        self.texts = {1: bytearray(), 2: bytearray()}
+        self.is_over = asyncio.Event()
+        """It has ended, and nobody holds its pipes."""
+
+    @property
+    def printed_too_much(self) -> bool:
+        """Whether it was killed for it."""
+        return max(map(len, self.texts.values())) > MAX_OUTPUT_BYTES
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It runs."""
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self._transport = transport
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        """It printed something."""
+        if not self.printed_too_much:
+            self.texts[fd] += data
+            if self.printed_too_much:
+                _kill(self._transport.get_pid())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The last that comes."""
+        self.is_over.set()
+
+
 async def _outcome(probe: Probe, timeout_s: float) -> Outcome:
     try:
-        process = await asyncio.create_subprocess_exec(
+        transport, listener = await asyncio.get_running_loop().subprocess_exec(
+            _Listener,
             *probe.command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -75,25 +106,30 @@ async def _outcome(probe: Probe, timeout_s: float) -> Outcome:
         )
     except OSError as error:
         return Outcome(probe, problem=f"{probe.name} could not be asked: {error}")
-    reading = asyncio.gather(_read(process, process.stdout), _read(process, process.stderr), process.wait())
-    is_late = False
     try:
-        await asyncio.wait_for(asyncio.shield(reading), timeout_s)
-    except TimeoutError:
-        is_late = True
-        _kill(process)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(reading), _KILL_TIMEOUT_S)
-    if is_late and process.returncode != 0:  # one that ended with 0 has answered; a child of its own stayed
-        reading.cancel()
+        is_late = not await _is_over(listener, timeout_s)
+        if is_late:
+            _kill(transport.get_pid())
+            await _is_over(listener, _KILL_TIMEOUT_S)
+        status = transport.get_returncode()
+    finally:
+        if transport.get_returncode() is None:  # Ctrl-C does not reach its group
+            _kill(transport.get_pid())
+        transport.close()
+    if status is None or (is_late and status != 0):  # with 0 it had answered before; a child of its own stayed
         return Outcome(probe, problem=f"{probe.name} did not answer within {timeout_s:g} s")
-    output, words, status = await reading
-    if max(len(output), len(words)) > MAX_OUTPUT_BYTES:
+    if listener.printed_too_much:
         return Outcome(probe, problem=f"{probe.name} printed more than {MAX_OUTPUT_BYTES >> 20} MB")
-    said = last_words(words)
+    said = last_words(bytes(listener.texts[2]))
     if status != 0:
         return Outcome(probe, problem=f"{probe.name} {_end(status)}" + (f": {said}" if said else ""))
-    return _checked(probe, output, said)
+    return _checked(probe, bytes(listener.texts[1]), said)
+
+
+async def _is_over(listener: _Listener, timeout_s: float) -> bool:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(listener.is_over.wait(), timeout_s)
+    return listener.is_over.is_set()
 
 
 def _checked(probe: Probe, output: bytes, said: str) -> Outcome:
@@ -107,24 +143,13 @@ def _checked(probe: Probe, output: bytes, said: str) -> Outcome:
         )
 
 
-async def _read(process: asyncio.subprocess.Process, stream: asyncio.StreamReader | None) -> bytes:
-    """All that is printed; who prints more than `MAX_OUTPUT_BYTES` is killed, and what came until then returned."""
-    text = bytearray()
-    while stream is not None and (piece := await stream.read(1 << 16)):
-        if len(text) <= MAX_OUTPUT_BYTES:
-            text += piece
-            if len(text) > MAX_OUTPUT_BYTES:
-                _kill(process)
-    return bytes(text)
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """With all that it started. One that the system cannot end, in a driver's call, is left behind."""
+def _kill(pid: int) -> None:
+    """A process with all that it started. One that the system cannot end, in a driver's call, is left behind."""
     if sys.platform == "win32":
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, check=False)
     else:
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
 
 
 def _end(status: int) -> str:
