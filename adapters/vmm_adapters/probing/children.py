@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from vmm_adapters.probing.findings import Finding
 
 MAX_OUTPUT_BYTES = 1 << 20
-_KILL_TIMEOUT_S = 2.0
+_KILL_TIMEOUT_S = 1.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LOG_PREFIX = re.compile(r"^.*\[[EFW]:onnxruntime[^\]]*\]\s*")
 _LINE_LENGTH = 300
