@@ -33,7 +33,7 @@ class InstalledModel:
     modified_at: datetime
     """When it was installed, with its time zone."""
     adapter: str
-    """The adapter that can run `folder`: a key of `vmm_adapters.catalog.CAUSAL_LM` or `ENCODERS`."""
+    """`openvino`: any that reads the form of `folder`; any other is the only one that can compute the model."""
     folder: Path
     """Absolute: a genai ONNX folder, an OpenVINO IR folder or an encoder's ONNX folder."""
     format: str

@@ -33,6 +33,8 @@ from vmm_server.requests import ANYWHERE, Wanted
 from vmm_server.settings import Settings
 
 HOST = "host"
+ANY_ADAPTER = "openvino"
+"""The `adapter` of a model that every runtime which reads its form can compute; another one is the only one."""
 _OWN_MEMORY_SHARE = 0.9
 """Of a device's own memory; the rest is its driver's and the desktop's."""
 _FIRST_REST_S = 60.0
@@ -137,7 +139,8 @@ class Placer:
             return (Candidate(Placement(model.adapter, "CPU"), DeviceKind.CPU, model.size_bytes),)
         if self._machine is None:
             self._machine = await self._read_machine()
-        return candidates(task_of(model), variants_of(model), self._machine.devices)
+        found = candidates(task_of(model), variants_of(model), self._machine.devices)
+        return tuple(each for each in found if model.adapter in (ANY_ADAPTER, each.placement.adapter))
 
     def profiles(self, model: InstalledModel) -> Mapping[Placement, Profile]:
         """What was measured of a model; nothing, as long as the machine is not known."""

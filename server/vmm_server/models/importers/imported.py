@@ -29,7 +29,7 @@ class ImportedModel:
     """As the file has it, an SPDX identifier as a rule."""
     name: str | None
     adapter: str = "openvino"
-    """The adapter that can run it."""
+    """See `InstalledModel.adapter`."""
     embedding: EmbeddingRecipe | None = None
     """What the folder says of how its encoder makes a vector; `None` where it is no encoder or does not say."""
 
