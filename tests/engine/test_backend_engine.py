@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jsonschema_rs
@@ -120,16 +121,10 @@ class Hoarder(EchoBackend):
 
 
 def test_what_does_not_fit_waits_in_our_order(run: Run, engine_over: Run) -> None:
-    given: list[int] = []
-
-    class Spied(EchoBackend):
-        def add(self, request: TextRequest) -> None:
-            given.append(request.token_ids[0])
-            super().add(request)
-
     async def scenario() -> None:
         gate = Gate()
-        async with engine_over(Spied(gate=gate, max_sequences=2), gather_s=10) as engine:
+        backend = Spied(gate=gate, max_sequences=2)
+        async with engine_over(backend, gather_s=10) as engine:
             early = submit(engine, "ab", up_to(3))
             await held(gate)
             late = [engine.submit(tokens(text), up_to(3)) for text in "cde"]
@@ -142,7 +137,7 @@ def test_what_does_not_fit_waits_in_our_order(run: Run, engine_over: Run) -> Non
             gate.open()
             answers = await asyncio.gather(*(read(each) for each in [*early, first, late[0], late[2]]))
             assert [answer.text for answer in answers] == ["bcd", "cde", "ghi", "def", "fgh"]
-            assert bytes(given) == b"abfce"
+            assert b"".join(bytes(request.token_ids) for request in backend.given) == b"abfce"
             assert engine.load == EngineLoad(0, 0, 0, 0)
 
     run(scenario())
@@ -198,6 +193,57 @@ def test_times_are_on_the_clock_that_was_passed_in(run: Run, engine_over: Run) -
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+
+
+class Spied(EchoBackend):
+    """Notes what it is asked."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.given: list[TextRequest] = []
+        self.aborted: list[int] = []
+
+    def add(self, request: TextRequest) -> None:
+        self.given.append(request)
+        super().add(request)
+
+    def abort(self, request_id: int) -> None:
+        self.aborted.append(request_id)
+        super().abort(request_id)
+
+
+def test_what_a_backend_is_asked_is_plain(run: Run, engine_over: Run) -> None:
+    async def scenario() -> None:
+        backend = Spied()
+        sampling = SamplingParams(
+            temperature=0, min_p=0.1, seed=3, stop=("q",), stop_token_ids=(7, 9), max_tokens=3, repetition_window=64
+        )
+        async with engine_over(backend) as engine:
+            for one in (sampling, replace(sampling, ignore_eos=True), up_to(0)):
+                await read(engine.submit(tokens("a"), one))
+        plain, endless, none = backend.given
+        assert plain.sampling == up_to(3)
+        assert (plain.token_ids, plain.max_length, plain.text, plain.images) == (tuple(b"a"), 4, None, ())
+        assert plain.eos_token_ids == {7, 9, END}
+        assert endless.eos_token_ids == {7, 9}
+        assert (none.sampling.max_tokens, none.max_length) == (1, 2)
+        assert len({request.id for request in backend.given}) == 3
+        assert backend.aborted == [], "all of them ended by themselves"
+
+    run(scenario())
+
+
+def test_what_a_failed_step_lost_is_not_aborted(run: Run, engine_over: Run) -> None:
+    async def scenario() -> None:
+        steps = FailingSteps(RuntimeFailed("once"))
+        steps.open()
+        backend = Spied(gate=steps)
+        async with engine_over(backend) as engine:
+            await failed(engine.submit(tokens("a"), GREEDY))
+            await read(engine.submit(tokens("a"), up_to(3)))
+        assert backend.aborted == []
+
+    run(scenario())
 
 
 def test_a_grammar_reaches_the_runtime(run: Run, engine_over: Run) -> None:
@@ -441,6 +487,19 @@ def test_what_is_in_the_mailbox_when_the_device_fails_can_go_elsewhere(
             steps.open()
             for generation in (first, *late[1:]):
                 assert isinstance(await failed(generation), PlacementFailed)
+
+    run(scenario())
+
+
+def test_a_device_that_is_lost_when_a_request_comes_ends_the_engine(run: Run, engine_over: Run) -> None:
+    class Broken(EchoBackend):
+        def add(self, request: TextRequest) -> None:
+            raise DeviceLost("gone")
+
+    async def scenario() -> None:
+        async with engine_over(Broken()) as engine:
+            assert isinstance(await failed(engine.submit(tokens("abc"), GREEDY)), PlacementFailed)
+            assert engine.failure == "the device CPU failed: gone"
 
     run(scenario())
 

@@ -41,10 +41,8 @@ class BackendExecutor:
         self._clock = clock
         self._arrivals = count(1)
         self._grammars: dict[Sequence, CompiledGrammar] = {}
-        self._ids: dict[Sequence, int] = {}
-        """Of those the backend has."""
         self._given: dict[int, Sequence] = {}
-        """The same, the other way round."""
+        """What the backend has, by the number of its arrival, which is the request's id."""
         self._abort_error: AdapterError | None = None
 
     @property
@@ -73,8 +71,7 @@ class BackendExecutor:
                 raise self._abort_error
             outputs = self._backend.step() if self._given else ()
         except Exception:
-            self._ids.clear()  # they are lost: there is nothing to abort
-            self._given.clear()
+            self._given.clear()  # they are lost: there is nothing to abort
             self._abort_error = None
             raise
         return self._outcomes(refused, outputs)
@@ -86,10 +83,9 @@ class BackendExecutor:
             if sequence in queue:
                 queue.remove(sequence)
         sequence.status = status
-        if (request_id := self._ids.pop(sequence, None)) is not None:
-            del self._given[request_id]
+        if self._given.pop(sequence.rank[1], None) is not None:
             try:
-                self._backend.abort(request_id)
+                self._backend.abort(sequence.rank[1])
             except AdapterError as error:
                 self._abort_error = error
 
@@ -114,7 +110,6 @@ class BackendExecutor:
             except AdapterError as error:
                 refused.append(Outcome(sequence, error=runtime_failed(error)))
             else:
-                self._ids[sequence] = request.id
                 self._given[request.id] = sequence
         return refused
 
@@ -149,7 +144,7 @@ class BackendExecutor:
         if output.num_prompt_tokens is not None and sequence.seen is not None:
             sequence.num_seen_tokens = output.num_prompt_tokens
         if output.error is not None or output.finish_reason is not None:
-            del self._given[self._ids.pop(sequence)]  # the backend has forgotten it
+            del self._given[output.id]  # the backend has forgotten it
         if output.error is not None:
             yield Outcome(sequence, error=runtime_failed(output.error))
             return

@@ -43,7 +43,20 @@ class _Call(Generic[Item, Result]):
     items: Sequence[Item]
     done: "asyncio.Future[list[Result]]"
     loop: asyncio.AbstractEventLoop
+    submitted_at: float
+    started_at: float | None = None
+    """When the batch with its first item was."""
     results: dict[int, Result] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Computed(Generic[Result]):
+    """What a call comes to."""
+
+    results: list[Result]
+    """In the order of its items."""
+    queued_s: float
+    """Seconds until the first of its items was taken up."""
 
 
 class Batcher(Generic[Item, Result]):
@@ -85,14 +98,18 @@ class Batcher(Generic[Item, Result]):
                 self._num_expected -= 1  # wakes nobody: the call that follows does
 
     async def call(self, items: Sequence[Item]) -> list[Result]:
+        """The results of `timed_call`."""
+        return (await self.timed_call(items)).results
+
+    async def timed_call(self, items: Sequence[Item]) -> Computed[Result]:
         """Results of `items`, in their order. Cancelling it takes back what has not begun.
 
         Raises `Overloaded`, `ShuttingDown` at once; `GenerationFailed` when the runtime fails.
         """
         if not items:
-            return []
+            return Computed([], 0.0)
         loop = asyncio.get_running_loop()
-        call: _Call[Item, Result] = _Call(items, loop.create_future(), loop)
+        call: _Call[Item, Result] = _Call(items, loop.create_future(), loop, time.perf_counter())
         sizes = [self._size(item) for item in items]
         with self._changed:
             if self._is_closing or not self._thread.is_alive():
@@ -106,7 +123,8 @@ class Batcher(Generic[Item, Result]):
             self._queue.add(call, sizes)
             self._changed.notify()
         try:
-            return await call.done
+            results = await call.done
+            return Computed(results, (call.started_at or call.submitted_at) - call.submitted_at)
         finally:
             with self._changed:
                 self._num_calls -= 1
@@ -144,6 +162,8 @@ class Batcher(Generic[Item, Result]):
 
     def _process(self, batch: list[Waiting[_Call[Item, Result]]]) -> None:
         started = time.perf_counter()
+        for waiting in batch:
+            waiting.call.started_at = waiting.call.started_at or started
         says: list[tuple[_Call[Item, Result], VMMError | None]]
         try:
             results = self._compute([waiting.call.items[waiting.index] for waiting in batch])

@@ -271,6 +271,12 @@ class Generation:
         self._finalizer = weakref.finalize(self, _abort_dropped, worker, sequence)
         self._finalizer.atexit = False
 
+    @property
+    def queued_s(self) -> float | None:
+        """From submission to the first step that held it; `None` as long as it waits."""
+        started = self._sequence.started_at
+        return None if started is None else started - self._sequence.submitted_at
+
     def __aiter__(self) -> Self:
         return self
 

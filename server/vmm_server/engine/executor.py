@@ -86,7 +86,7 @@ class Executor(Protocol):
         ...
 
     def step(self) -> Iterable[Outcome]:
-        """Compute, and book what was drawn, each token as its outcome is read. Outcomes of finished sequences are void.
+        """Compute, and book what was drawn, each token as its outcome is read: one that is finished then has no more.
 
         Raises when the step failed; everything of the `involved` sequences is then lost.
         """

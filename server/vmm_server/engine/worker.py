@@ -226,9 +226,8 @@ class Worker(Thread):
         words = error.message if isinstance(error, AdapterError) else f"{type(error).__name__}: {error}"
         self.failure = f"the device {self._executor.device} failed: {words}"
         hint = getattr(error, "hint", None) or "load the model again, on another device if there is one"
-        sequences = list(self._answers)
-        self._fail([each for each in sequences if each.has_started], GenerationFailed(self.failure, hint=hint))
-        self._fail([each for each in sequences if not each.has_started], PlacementFailed(self.failure))
+        self._fail([each for each in self._answers if each.has_started], GenerationFailed(self.failure, hint=hint))
+        self._fail(list(self._answers), PlacementFailed(self.failure))
 
     def _abort_all(self) -> None:
         """Tell everybody who still listens that it is over."""
