@@ -15,7 +15,11 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-PROFILES = {"default": [], "dev": ["dev"]}  # lock file → the extras it covers
+PROFILES = {  # lock file → the extras it covers
+    "default": ["onnxruntime"],
+    "dev": ["onnxruntime", "dev"],
+    "ort-openvino": ["ort-openvino"],
+}
 LOCKS = [*PROFILES, "build"]
 PIN = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>[^ ;\\]+)(?: ;[^\\]+)?(?P<hashes> \\)?$")
 
@@ -34,6 +38,8 @@ def direct_requirements(profile: str) -> list[Requirement]:
         lines = (ROOT / "requirements" / "build.in").read_text().splitlines()
         return [Requirement(line) for line in lines if line and not line.startswith("#")]
     extras = [line for extra in PROFILES[profile] for line in EXTRAS[extra]]
+    if (own := ROOT / "requirements" / f"{profile}.in").is_file():
+        extras += [line for line in own.read_text().splitlines() if line and not line.startswith("#")]
     return [Requirement(line) for line in [*PROJECT["dependencies"], *extras]]
 
 
@@ -52,7 +58,11 @@ def test_nothing_is_pinned_for_a_requirement_that_is_gone(profile: str) -> None:
     text = (ROOT / "requirements" / f"{profile}.txt").read_text()
     project = re.escape(PROJECT["name"])
     pinned_for_us = set(
-        re.findall(rf"^([a-z0-9._-]+)==[^#]+?    # via(?:\n    #   [^\n]+)*?[\n ]+(?:#   )?{project}", text, re.M)
+        re.findall(
+            rf"^([a-z0-9._-]+)==[^#]+?    # via(?:\n    #   [^\n]+)*?[\n ]+(?:#   )?(?:{project}|-r requirements/)",
+            text,
+            re.M,
+        )
     )
     assert pinned_for_us == {canonicalize_name(requirement.name) for requirement in direct_requirements(profile)}
 
