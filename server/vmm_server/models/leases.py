@@ -25,7 +25,11 @@ class LoadedModel:
     ready: Ready
     keep_alive: KeepAlive
     last_used: float
+    load_s: float = 0.0
+    """What it took to load it."""
     num_leases: int = 0
+    num_lent: int = 0
+    """Leases so far."""
     is_pinned: bool = False
     """A request wants it to stay for ever. (A server's default of for ever only means that time does not unload it.)"""
 
@@ -43,6 +47,11 @@ class LoadedModel:
     def size_bytes(self) -> int:
         """Weights and KV blocks."""
         return self.ready.memory_bytes
+
+    def lend(self, num_leases: int = 1) -> None:
+        """Count leases on it."""
+        self.num_leases += num_leases
+        self.num_lent += num_leases
 
     def keep(self, keep_alive: KeepAlive | None) -> None:
         """Stay as long as a request says; one that says nothing leaves it as it is."""
@@ -80,7 +89,7 @@ class Lease(Generic[Held]):
     def again(self) -> "Lease[Held]":
         """A second one. It is there at once, also where a new request would have to wait."""
         assert self._open, "this lease is over"
-        self.loaded.num_leases += 1
+        self.loaded.lend()
         return Lease(self.loaded, self.ready, 0.0, self._release)
 
     def release(self) -> None:

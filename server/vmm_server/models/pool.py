@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 from vmm_server.errors import LoadTimeout, ModelLoadFailed, Overloaded, ShuttingDown
+from vmm_server.models.arrivals import Arrivals
 from vmm_server.models.leases import Lease, LoadedModel
 from vmm_server.models.loading import LoadKey, ModelLoader, ReadyModel, load_key
 from vmm_server.models.pending import NobodyWaits, PendingLoad
@@ -31,7 +32,7 @@ from vmm_server.models.placing import Memory, Places
 from vmm_server.models.precedence import Precedence
 from vmm_server.models.ready import Ready
 from vmm_server.models.room import Limits, Need, find_room, may_find_room, no_room
-from vmm_server.models.router import Placement, Work, admits
+from vmm_server.models.router import Placement, Work, admits, exactly
 from vmm_server.models.store import InstalledModel, how_to_mend
 from vmm_server.requests import ANYWHERE, KeepAlive, Wanted
 from vmm_server.settings import Settings
@@ -66,6 +67,8 @@ class ModelPool:
         """For `run`: something may expire earlier than thought."""
         self._room_changed = asyncio.Event()
         """For the load whose turn it is."""
+        self.arrivals = Arrivals()
+        """Requests for a model, of any kind."""
         self._is_closing = False
         self._max_waiting = settings.max_sequences + settings.max_queue
         self._precedence = Precedence(settings.load_timeout_s, self._max_waiting, clock)
@@ -99,6 +102,7 @@ class ModelPool:
         Raises `ModelLoadFailed`, also for a model that turns out to be no `kind`, `UnsupportedParameter` for a
         placement that is not here, `LoadTimeout`, `Overloaded` and `ShuttingDown`.
         """
+        self.arrivals.add()
         loaded, load_s = await self._lease(model, wanted, work)
         if not isinstance(loaded.ready, kind):
             self._give_back(loaded)
@@ -108,10 +112,36 @@ class ModelPool:
 
     async def load(self, model: InstalledModel, keep_alive: KeepAlive | None, wanted: Wanted = ANYWHERE) -> float:
         """Load a model of any kind and start its keep-alive clock; the seconds waited. Raises as `acquire` does."""
+        self.arrivals.add()
         loaded, load_s = await self._lease(model, wanted, _ANY_WORK)
         loaded.keep(keep_alive)
         self._give_back(loaded)
         return load_s
+
+    async def borrow(self, model: InstalledModel, placement: Placement, *, evicts: bool = True) -> Lease[Any] | None:
+        """A lease on one placement for whoever measures it: no request has come. Raises as `acquire` does.
+
+        `None`: other models would have to leave for it, and it `evicts` none.
+        """
+        wanted = exactly(placement)
+        key = load_key(model), self._places.effective(model, wanted)
+        if not evicts and not self._fitting(*key):
+            if self._is_closing:
+                raise ShuttingDown
+            load = self._loads.get(key) or self._begin(key, model)
+            load.is_for_later = True
+            try:
+                await asyncio.shield(load.task)
+            except NobodyWaits:
+                return None
+        loaded, load_s = await self._lease(model, wanted, _ANY_WORK)
+        return Lease(loaded, loaded.ready, load_s, self._give_back)
+
+    def idle_s(self) -> float:
+        """Seconds since a model was last used; 0 while one is, or is loaded or unloaded."""
+        if self._loads or self._leaving or any(loaded.num_leases for loaded in self._loaded):
+            return 0.0
+        return self._clock() - max((loaded.last_used for loaded in self._loaded), default=self._clock())
 
     def loaded(self) -> list[LoadedModel]:
         """Models in memory, the one that stays longest first."""
@@ -200,7 +230,7 @@ class ModelPool:
             loaded = await self._wait_for(self._loads.get(key) or self._begin(key, model))
             load_s = self._clock() - started
         else:
-            loaded.num_leases += 1
+            loaded.lend()
         if self._is_closing:
             self._give_back(loaded)
             raise ShuttingDown
@@ -226,7 +256,7 @@ class ModelPool:
         return self._places.choose(fitting, self._loaded, work)
 
     def _load_for_later(self, model: InstalledModel, placement: Placement) -> None:
-        key = load_key(model), Wanted(placement.device, placement.adapter, placement.variant)
+        key = load_key(model), exactly(placement)
         if key not in self._loads and not self._is_closing:
             self._begin(key, model).is_for_later = True
 
@@ -258,7 +288,7 @@ class ModelPool:
             async with self._turn:
                 fitting = self._fitting(*key)  # another wish may have brought it here
                 loaded = fitting[0] if fitting else await self._load_somewhere(load, key[1])
-                loaded.num_leases += load.num_waiting
+                loaded.lend(load.num_waiting)
                 load.loaded = loaded
         finally:
             del self._loads[key]
@@ -269,12 +299,12 @@ class ModelPool:
         model, failures = load.model, list[tuple[Placement, ModelLoadFailed]]()
         for placement in await self._places.placements(model, wanted):
             try:
-                ready = await self._load_on(load, placement)
+                ready, load_s = await self._load_on(load, placement)
             except ModelLoadFailed as error:
                 logger.warning("%s cannot run on %s: %s", model.name, placement, error)
                 failures.append((placement, error))
                 continue
-            loaded = LoadedModel(model, ready, self._settings.keep_alive, self._clock())
+            loaded = LoadedModel(model, ready, self._settings.keep_alive, self._clock(), load_s)
             self._loaded.append(loaded)
             logger.info("loaded %s on %s, %d MB", model.name, placement, ready.memory_bytes >> 20)
             return loaded
@@ -283,7 +313,8 @@ class ModelPool:
         reasons = "; ".join(f"{placement}: {error.message}" for placement, error in failures)
         raise ModelLoadFailed(f"cannot load {model.name!r}: {reasons}", hint="vmm devices tells what is here")
 
-    async def _load_on(self, load: _Load, placement: Placement) -> Ready:
+    async def _load_on(self, load: _Load, placement: Placement) -> tuple[Ready, float]:
+        """The model there, and the seconds that it took once there was room."""
         model, memory = load.model, self._places.memory(placement)
         size_bytes = self._places.size_bytes(model, placement)
         need = self._need(model, size_bytes, memory)
@@ -291,11 +322,13 @@ class ModelPool:
             num_bytes = await self._make_room(load, need, memory)
         load.why_not_yet = "it is still loading"
         logger.info("loading %s on %s", model.name, placement)
+        started = self._clock()
         try:
-            return await asyncio.to_thread(self._load, model, placement, num_bytes - size_bytes)
+            ready = await asyncio.to_thread(self._load, model, placement, num_bytes - size_bytes)
         except ModelLoadFailed as error:
             self._places.failed(model, placement, error.message)
             raise
+        return ready, self._clock() - started
 
     async def _make_room(self, load: _Load, need: Need, memory: Memory) -> int:
         """The bytes the model may take, once there is room for it. Raises `ModelLoadFailed` if there will be none."""

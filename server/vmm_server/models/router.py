@@ -46,6 +46,11 @@ def admits(wanted: Wanted, placement: Placement) -> bool:
     )
 
 
+def exactly(placement: Placement) -> Wanted:
+    """The one and no other."""
+    return Wanted(placement.device, placement.adapter, placement.variant)
+
+
 @dataclass(frozen=True, slots=True)
 class VariantFiles:
     """One precision of a model, as it lies on disk."""
