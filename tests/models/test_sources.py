@@ -441,9 +441,9 @@ def test_an_architecture_that_may_be_imported(hub: Any, transfer: Transfer, arch
 
 
 def test_an_architecture_that_cannot_is_refused_before_anything_is_fetched(hub: Any, transfer: Transfer) -> None:
-    hub.repo("org/repo", {"m-Q8_0.gguf": b"GGUF"}, gguf={"architecture": "gemma2"})
+    hub.repo("org/repo", {"m-Q8_0.gguf": b"GGUF"}, gguf={"architecture": "qwen3moe"})
     with pytest.raises(
-        UnsupportedArchitecture, match=r"^hf:org/repo: architecture 'gemma2' is not supported: .*soft-capped"
+        UnsupportedArchitecture, match=r"^hf:org/repo: architecture 'qwen3moe' is not supported: mixtures"
     ) as caught:
         parse_source("hf:org/repo", RETRY).look_up(transfer)
     assert "qwen3" in (caught.value.hint or "")

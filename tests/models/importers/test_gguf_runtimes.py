@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from tokenizers import Tokenizer
 
+from vmm_adapters.errors import UnsupportedModel
 from vmm_adapters.openvino.runner import load_runner
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 from vmm_server.models.importers import ImportedModel
@@ -96,8 +97,21 @@ def test_logits_are_those_of_transformers(
         np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
+def test_soft_capped_attention_is_for_onnx_runtime_alone(
+    convert: Convert, tiny_models: ModuleType, reference_logits: Mapping[str, Floats]
+) -> None:
+    folder, model = convert("gemma2")
+    assert model.adapter == "onnxruntime-genai"
+    run = _onnxruntime(folder / "model.onnx")
+    for tokens, expected in zip(tiny_models.TOKENS, reference_logits["gemma2"], strict=True):
+        actual = run(_first_step(tokens, folder))["logits"][0]
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+    with pytest.raises(UnsupportedModel, match="GroupQueryAttention: softcap is not supported"):
+        load_runner(folder, RunnerOptions(kv_cache_bytes=2**20))
+
+
 def test_every_tiny_model_has_a_reference(tiny_models: ModuleType, reference_logits: Mapping[str, Floats]) -> None:
-    assert set(FAMILIES) == set(tiny_models.MODELS) == set(reference_logits)
+    assert {*FAMILIES, "gemma2"} == set(tiny_models.MODELS) == set(reference_logits)
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3", "smollm3"])

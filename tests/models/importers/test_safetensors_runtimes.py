@@ -71,8 +71,21 @@ def test_logits_are_those_of_transformers(
         np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
+def test_soft_capped_attention_is_for_onnx_runtime(
+    tmp_path: Path,
+    write_folder: Callable[..., Path],
+    tiny_models: ModuleType,
+    reference_logits: Mapping[str, Floats],
+) -> None:
+    assert import_safetensors(write_folder("gemma2"), tmp_path).adapter == "onnxruntime-genai"
+    expected = reference_logits["gemma2"][0]
+    actual = _logits(_onnxruntime(tmp_path / "model.onnx"), tmp_path, tiny_models.TOKENS[0])
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
 def test_every_family_has_a_reference(tiny_models: ModuleType) -> None:
-    assert {tiny_models.MODELS[name].model_class for name in MODELS} == {each.model_class for each in FAMILIES.values()}
+    names = (*MODELS, "gemma2")
+    assert {tiny_models.MODELS[name].model_class for name in names} == {each.model_class for each in FAMILIES.values()}
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])

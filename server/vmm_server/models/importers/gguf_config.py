@@ -61,6 +61,8 @@ class DecoderConfig:
     attention_scale: float
     logit_softcap: float | None
     """Logits are `cap * tanh(logits / cap)`."""
+    attention_softcap: float | None = None
+    """Attention scores are `cap * tanh(scores / cap)` before the softmax. OpenVINO has no such attention."""
     embedding_multiplier: float | None = None
     """Embeddings are multiplied by it, if the model names a number of its own."""
     residual_scale: float | None = None
@@ -114,9 +116,9 @@ class _Keys:
             raise self.wrong(key, value, "a positive number")
         return float(value)
 
-    def optional(self, key: str) -> float | None:
-        """A positive finite number; `None` if the key is missing or 0."""
-        return self.number(key) if self.get(key) else None
+    def optional(self, key: str, default: float | None = None) -> float | None:
+        """A positive finite number; `None` for 0, `default` if the key is missing."""
+        return default if (value := self.get(key)) is None else self.number(key) if value else None
 
 
 def read_config(file: KeySource) -> DecoderConfig:
@@ -128,7 +130,7 @@ def read_config(file: KeySource) -> DecoderConfig:
         raise CorruptFile(f"{file.path}: has no general.architecture", hint="get a file made by llama.cpp's converter")
     check_architecture(file.path, architecture)
     keys, traits = _Keys(file.path, file.metadata, architecture), FAMILIES[architecture]
-    _refuse_variants(keys)
+    _refuse_variants(keys, traits)
     num_layers = keys.integer("block_count", at_most=MAX_LAYERS)
     hidden_size, num_heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
     num_kv_heads = keys.integer("attention.head_count_kv", num_heads)
@@ -139,7 +141,9 @@ def read_config(file: KeySource) -> DecoderConfig:
         raise keys.unsupported("value heads of another size than key heads")
     context_length = keys.integer("context_length")
     rope = _read_rope(keys, head_size, context_length)
-    window = None if keys.get("attention.sliding_window") in (None, 0) else keys.integer("attention.sliding_window")
+    window = traits.window
+    if (given := keys.get("attention.sliding_window")) is not None:
+        window = keys.integer("attention.sliding_window") if given != 0 else None
     return DecoderConfig(
         family=architecture,
         traits=traits,
@@ -155,7 +159,8 @@ def read_config(file: KeySource) -> DecoderConfig:
         window=window,
         windowed_layers=_windowed_layers(keys, traits, num_layers) if window else (False,) * num_layers,
         attention_scale=_attention_scale(keys, architecture, num_layers, hidden_size // num_heads, head_size),
-        logit_softcap=keys.optional("final_logit_softcapping"),
+        logit_softcap=keys.optional("final_logit_softcapping", traits.logit_softcap),
+        attention_softcap=keys.optional("attn_logit_softcapping", traits.attention_softcap),
         embedding_multiplier=keys.optional("embedding_scale"),
         residual_scale=keys.optional("residual_scale"),
         logit_divisor=keys.optional("logit_scale"),
@@ -163,11 +168,10 @@ def read_config(file: KeySource) -> DecoderConfig:
     )
 
 
-def _refuse_variants(keys: _Keys) -> None:
+def _refuse_variants(keys: _Keys, traits: Family) -> None:
     """Keys that change what the decoder computes in ways that are not built here."""
     for key, what in (
         ("expert_count", "experts"),
-        ("attn_logit_softcapping", "soft-capped attention"),
         ("attention.clamp_kqv", "clamped projections"),
         ("attention.temperature_length", "attention temperature"),
         ("attention.shared_kv_layers", "layers that share keys and values"),
@@ -176,6 +180,8 @@ def _refuse_variants(keys: _Keys) -> None:
     ):
         if keys.get(key):
             raise keys.unsupported(what)
+    if keys.get("attn_logit_softcapping") and traits.attention_softcap is None:
+        raise keys.unsupported("soft-capped attention")
     if keys.get("attention.causal") is False:
         raise keys.unsupported("attention that is not causal")
 
@@ -246,8 +252,8 @@ def _windowed_layers(keys: _Keys, traits: Family, num_layers: int) -> tuple[bool
 
 
 def _attention_scale(keys: _Keys, architecture: str, num_layers: int, width_per_head: int, head_size: int) -> float:
-    """Softmax is of `scale * q·k`. Gemma 3 27B, known by its 62 layers, scales by its width (llama-model.cpp)."""
+    """Softmax is of `scale * q·k`. The 27B of Gemma, known by their layers, scale by their width (llama.cpp)."""
     if keys.get("attention.scale"):
         return keys.number("attention.scale")
-    is_gemma3_27b = architecture == "gemma3" and num_layers == 62
-    return 1.0 / math.sqrt(width_per_head if is_gemma3_27b else head_size)
+    is_gemma_27b = (architecture, num_layers) in (("gemma2", 46), ("gemma3", 62))
+    return 1.0 / math.sqrt(width_per_head if is_gemma_27b else head_size)

@@ -20,6 +20,12 @@ class Family:
     activation: Activation = "silu"
     scaled_embedding: bool = False
     """Embeddings are multiplied by the square root of their length."""
+    attention_softcap: float | None = None
+    """Attention scores are `cap * tanh(scores / cap)` before the softmax: the cap where the file does not say."""
+    logit_softcap: float | None = None
+    """The same of logits."""
+    window: int | None = None
+    """Positions that layers with a window see, where the file does not say."""
     window_period: int | None = None
     """Every n-th layer attends to everything, the others to a window, where the file does not say."""
     local_rope_base: float | None = None
@@ -53,6 +59,15 @@ FAMILIES = {
         window_period=4, unscaled_local_rope=True, projection_norms=True, pre_norms=False, post_norms=True
     ),
     "gemma": Family(activation="gelu_tanh", scaled_embedding=True),
+    "gemma2": Family(
+        activation="gelu_tanh",
+        scaled_embedding=True,
+        attention_softcap=50.0,
+        logit_softcap=30.0,
+        window=4096,
+        window_period=2,
+        post_norms=True,
+    ),
     "gemma3": Family(
         activation="gelu_tanh",
         scaled_embedding=True,
@@ -65,7 +80,6 @@ FAMILIES = {
 
 
 _REFUSED = {
-    "gemma2": "its attention scores are soft-capped, which OpenVINO's attention cannot do; gemma3 needs no such cap",
     "qwen2moe": "mixtures of experts are not supported",
     "qwen3moe": "mixtures of experts are not supported",
     "granitemoe": "mixtures of experts are not supported",

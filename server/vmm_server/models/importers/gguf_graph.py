@@ -224,6 +224,7 @@ class _DecoderBuilder:
             local_window_size=config.window if windowed and config.window else -1,
             do_rotary=int(rotated),
             rotary_interleaved=0,
+            **({} if config.attention_softcap is None else {"softcap": config.attention_softcap}),
         )
         return self._linear(
             f"{base}/o_proj", f"{block}.attn_output", attended, config.hidden_size, config.num_heads * config.head_size

@@ -81,6 +81,17 @@ FAMILIES = {
         query_scalar=True,
         offset_norms=True,
     ),
+    "gemma2": TextFamily(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        is_tied=True,
+        head_size=256,
+        window=4096,
+        window_period=2,
+        activations=_GELU,
+        query_scalar=True,
+        offset_norms=True,
+    ),
     "gemma": TextFamily(
         "gemma",
         "GemmaForCausalLM",
@@ -243,9 +254,10 @@ def _attention(config: Mapping[str, object], family: TextFamily, path: Path) -> 
         scalar = number(config.get("query_pre_attn_scalar"), path, "query_pre_attn_scalar", 256.0)
         keys["attention.scale"] = 1.0 / math.sqrt(scalar)
         for entry in ("final_logit_softcapping", "attn_logit_softcapping"):
-            if config.get(entry) is not None:
-                keys[entry] = number(config[entry], path, entry)
+            if entry in config:  # null: none, where a missing one means what GGUF takes it to mean
+                keys[entry] = 0 if config[entry] is None else number(config[entry], path, entry)
     windowed = _windowed_layers(config, family, path)
+    keys["attention.sliding_window"] = 0
     if any(windowed):
         keys["attention.sliding_window"] = positive(config.get("sliding_window", family.window), path, "sliding_window")
         keys["attention.sliding_window_pattern"] = windowed

@@ -1,8 +1,8 @@
 """A safetensors folder of a text model as a source of weights: one file or several, under GGUF's names.
 
 Weights are handed on as they are stored: float32, float16 and bfloat16 are kept, and both runtimes take all three with
-a `Cast` beside them, exactly. A bfloat16 has float32's range, so making it a float16 could lose weights, and making it a
-float32 would double the folder for nothing: ONNX Runtime and OpenVINO need as much memory for it as for float32.
+a `Cast` beside them, exactly. A bfloat16 has float32's range, so making it a float16 could lose weights, and making it
+a float32 would double the folder for nothing: both runtimes need as much memory for the one as for the other.
 
 Two things are not in the files as GGUF has them, and are made while reading: Gemma's norms, of which transformers keeps
 what is above one, and rotary factors (Llama 3's, LongRoPE's).
