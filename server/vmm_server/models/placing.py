@@ -125,21 +125,28 @@ class Placer:
         return wanted.over(wanted_by(model)).over(self._configured)
 
     async def placements(self, model: InstalledModel, wanted: Wanted, work: Work | None = None) -> Sequence[Placement]:
-        """See `Places`. Waits for the machine to be probed, the first time."""
+        """See `Places`. Waits for the machine to be probed, the first time. What failed lately is no candidate, and
+        need not have been measured, as long as there is another."""
         found = await self.candidates(model)
-        tried = order(found, self.profiles(model), wanted, work)
+        well = [each for each in found if self.failure(model, each.placement) is None]
+        profiles = self.profiles(model)
+        tried = order(well, profiles, wanted, work) or order(found, profiles, wanted, work)
         if not tried:
             raise _nowhere(model, found, wanted, self._configured)
-        rested = [placement for placement in tried if self.failure(model, placement) is None]
-        return tuple(rested) or tried
+        return tried
+
+    async def know_machine(self) -> Machine:
+        """The machine, probed the first time."""
+        if self._machine is None:
+            self._machine = await self._read_machine()
+        return self._machine
 
     async def candidates(self, model: InstalledModel) -> tuple[Candidate, ...]:
         """Every placement that this machine has for a model."""
         if RUNS[model.adapter].forms == {"echo"}:
             return (Candidate(Placement(model.adapter, "CPU"), DeviceKind.CPU, model.size_bytes),)
-        if self._machine is None:
-            self._machine = await self._read_machine()
-        found = candidates(task_of(model), variants_of(model), self._machine.devices)
+        machine = await self.know_machine()
+        found = candidates(task_of(model), variants_of(model), machine.devices)
         return tuple(each for each in found if model.adapter in (ANY_ADAPTER, each.placement.adapter))
 
     def profiles(self, model: InstalledModel) -> Mapping[Placement, Profile]:
