@@ -29,6 +29,7 @@ CAUSAL_LM: dict[str, str] = {
 TEXT_BACKENDS: dict[str, str] = {
     "echo-backend": "vmm_adapters.echo_backend:load_backend",
     "onnxruntime-genai": "vmm_adapters.onnxruntime_genai.backend:load_backend",
+    "openvino-genai": "vmm_adapters.openvino_genai.backend:load_backend",
 }
 """Adapters that implement `TextBackend`, as `module:factory`."""
 
@@ -71,6 +72,9 @@ RUNS: dict[str, Runs] = {
     "echo": Runs(frozenset(("text", "encode")), frozenset(("echo",)), _ALL_KINDS),
 }
 """Adapters, the one that is usually best first."""
+
+BACKENDS = tuple(name for name, runs in RUNS.items() if "echo" not in runs.forms)
+"""Those that a user can ask for."""
 
 DEVICES: dict[str, str] = {
     "echo": "vmm_adapters.echo:list_devices",

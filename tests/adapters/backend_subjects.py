@@ -71,9 +71,36 @@ def _onnxruntime_genai(folder: Path) -> BackendSubject:
     )
 
 
+def _openvino_genai(folder: Path) -> BackendSubject:
+    from .tiny_ir import write_text_folder
+
+    return _openvino_subject(write_text_folder(folder))
+
+
+def _openvino_genai_seeing(folder: Path) -> BackendSubject:
+    from .tiny_ir import write_seeing_folder
+
+    prompt = "<s>whatisit?"
+    return _openvino_subject(write_seeing_folder(folder), ("<ov_genai_image_1>or<ov_genai_image_0>" + prompt, prompt))
+
+
+def _openvino_subject(folder: Path, sees: tuple[str, str] | None = None) -> BackendSubject:
+    from .tiny_ir import END, TOKENS
+
+    return BackendSubject(
+        lambda: load_text_backend("openvino-genai", folder, OPTIONS),
+        frozenset({END}),
+        lambda token_ids: "".join(TOKENS[token_id] for token_id in token_ids if token_id != END),
+        SamplingParams(temperature=1.0),
+        sees=sees,
+    )
+
+
 BACKENDS = [
     pytest.param(_echo, id="echo-backend"),
     pytest.param(_onnxruntime_genai, id="onnxruntime-genai", marks=pytest.mark.runtime),
+    pytest.param(_openvino_genai, id="openvino-genai", marks=pytest.mark.runtime),
+    pytest.param(_openvino_genai_seeing, id="openvino-genai-seeing", marks=pytest.mark.runtime),
 ]
 """A function `folder → BackendSubject`; those of real runtimes import them inside and are marked `runtime`."""
 

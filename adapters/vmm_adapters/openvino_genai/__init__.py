@@ -1,0 +1,1 @@
+"""Adapter for openvino-genai: models that see, and Intel's NPU."""
