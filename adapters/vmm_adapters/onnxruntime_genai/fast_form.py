@@ -1,11 +1,12 @@
 """The same weights in the form that ONNX Runtime's fast kernels take.
 
-Two things keep `MatMulNBits` off them, which costs a factor of 10 to 20 on a CPU:
+Three things keep `MatMulNBits` off them, which costs a factor of 10 to 100 on a CPU:
 
 * Float zero points. A group's weight is `w = scale·(level - zero)`, and with the centre `c = 2^(bits-1)` that is
   `scale·(level - c) + scale·(c - zero)`: what the operator does without zero points, plus one offset a group. So
   `x·W = MatMulNBits(x) + sums·offsets`, with the sums of x over each group, computed once for all matrices that read x.
-  This is exact, and no byte of the levels or scales is copied: the offsets are all that is written.
+  This is exact, and the levels and scales stay where they are: the offsets are all that is written.
+* 2 bits, for which there are hardly kernels. Levels become 4 bits, moved so that the centres agree: exact again.
 * No `accuracy_level`: the products are then made in float32. 4 rounds the activations to 8 bits in groups, as llama.cpp
   does. Only models that do not choose are changed.
 
@@ -23,13 +24,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vmm_adapters.errors import UnsupportedModel
 
-DATA = "offsets.data"
-"""The file beside the model that has the offsets."""
-VERSION = 1
+DATA = "fast_form.data"
+"""The file beside the model that has what is new."""
+VERSION = 2
 """Changes when this file writes something else."""
 _INT8_ACTIVATIONS = 4
-_ZERO_POINTS = 3
-"""Index of that input of `MatMulNBits`."""
+_LEVELS, _SCALES, _ZERO_POINTS, _GROUP_INDEX = 1, 2, 3, 4
+"""Inputs of `MatMulNBits`."""
+_PIECE_BYTES = 16 * 1024**2
 _ALIGNMENT = 4096
 _LAST_AXIS = "fast_form/last_axis"
 _FLOATS: dict[int, np.dtype[Any]] = {
@@ -57,12 +59,14 @@ def is_fast(model: onnx.ModelProto) -> bool:
     """Whether there is nothing to change."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     return not any(
-        _has_float_zero_points(node, tensors) or not _attribute(node, "accuracy_level") for node in _products(model)
+        _has_float_zero_points(node, tensors) or _is_narrow(node, tensors) or not _attribute(node, "accuracy_level")
+        for node in model.graph.node
+        if node.op_type == "MatMulNBits"
     )
 
 
 def write_fast_form(model: onnx.ModelProto, source: Path, target: Path) -> None:
-    """Change `model`, whose external data is in the folder `source`, and write it and its offsets to `target`.
+    """Change `model`, whose external data is in the folder `source`, and write it and what is new to `target`.
 
     `target` is the model's new path; its folder must get the files of `data_files` too. One matrix' offsets are in
     memory at a time. Raises `UnsupportedModel` for a file that ends too early.
@@ -77,40 +81,66 @@ def write_fast_form(model: onnx.ModelProto, source: Path, target: Path) -> None:
                 continue
             if not _attribute(node, "accuracy_level"):
                 _set_attribute(node, "accuracy_level", _INT8_ACTIVATIONS)
-            if not _has_float_zero_points(node, tensors):
+            added = _write_offsets(node, tensors, source, data) if _has_float_zero_points(node, tensors) else None
+            if _is_narrow(node, tensors):
+                model.graph.initializer.append(_widen(node, tensors[node.input[_LEVELS]], source, data))
+            if added is None:
                 nodes.append(node)
-                continue
-            scales, zeros = (tensors[name] for name in (node.input[2], node.input[_ZERO_POINTS]))
-            offsets = _offsets(_read(scales, source), _read(zeros, source), node)
-            name = f"{node.output[0]}/offsets"
-            start = _append(data, offsets)
-            model.graph.initializer.append(_external(name, zeros.data_type, offsets.shape, start, offsets.nbytes))
-            nodes.extend(_with_offsets(node, name, sums))
+            else:
+                model.graph.initializer.append(added)
+                nodes.extend(_with_offsets(node, added.name, sums))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     _finish(model, sums)
     target.write_bytes(model.SerializeToString())
 
 
-def _products(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    return (node for node in model.graph.node if node.op_type == "MatMulNBits")
-
-
 def _has_float_zero_points(node: onnx.NodeProto, tensors: dict[str, TensorProto]) -> bool:
-    """`g_idx`, input 4, permutes the groups: such a matrix is left as it is."""
-    if len(node.input) <= _ZERO_POINTS or (len(node.input) > 4 and node.input[4]):
+    """A matrix whose groups are permuted is left as it is."""
+    if not _input(node, _ZERO_POINTS) or _input(node, _GROUP_INDEX):
         return False
-    zeros, scales = tensors.get(node.input[_ZERO_POINTS]), tensors.get(node.input[2])
+    zeros, scales = tensors.get(node.input[_ZERO_POINTS]), tensors.get(node.input[_SCALES])
     if zeros is None or scales is None or zeros.data_type not in _FLOATS:
         return False
     return not _attribute(node, "K") % _attribute(node, "block_size")
+
+
+def _is_narrow(node: onnx.NodeProto, tensors: dict[str, TensorProto]) -> bool:
+    """2 bits, without integer zero points, which would have to be widened too."""
+    has_integers = _input(node, _ZERO_POINTS) and not _has_float_zero_points(node, tensors)
+    return _attribute(node, "bits") == 2 and node.input[_LEVELS] in tensors and not has_integers
+
+
+def _widen(node: onnx.NodeProto, levels: TensorProto, source: Path, data: BinaryIO) -> TensorProto:
+    """Levels of 2 bits as 4, and 6 more: the centre was 2 and is 8."""
+    table = np.arange(256, dtype=np.uint16)
+    wide = np.zeros(256, np.uint16)
+    for index in range(4):
+        wide |= ((table >> 2 * index & 3) + 6) << 4 * index
+    start = _next_page(data)
+    for piece in _pieces(levels, source):
+        data.write(wide.astype("<u2")[piece].tobytes())
+    shape = (*levels.dims[:-1], levels.dims[-1] * 2)
+    name = f"{node.output[0]}/wide"
+    _set_attribute(node, "bits", 4)
+    node.input[_LEVELS] = name
+    return _external(name, levels.data_type, shape, start, data.tell() - start)
+
+
+def _write_offsets(node: onnx.NodeProto, tensors: dict[str, TensorProto], source: Path, data: BinaryIO) -> TensorProto:
+    """The matrix' offsets, written."""
+    scales, zeros = (tensors[node.input[index]] for index in (_SCALES, _ZERO_POINTS))
+    offsets = _offsets(_read(scales, source), _read(zeros, source), node)
+    start = _next_page(data)
+    offsets.tofile(data)
+    return _external(f"{node.output[0]}/offsets", zeros.data_type, offsets.shape, start, offsets.nbytes)
 
 
 def _offsets(scales: NDArray[np.generic], zeros: NDArray[np.generic], node: onnx.NodeProto) -> NDArray[np.generic]:
     """`[groups, rows]`, in the zero points' type."""
     centre = 2.0 ** (_attribute(node, "bits") - 1)
     rows = _attribute(node, "N")
-    exact = scales.astype(np.float64) * (centre - zeros.astype(np.float64))
+    exact = scales.astype(np.float32, copy=False) * (np.float32(centre) - zeros.astype(np.float32, copy=False))
     return np.ascontiguousarray(exact.reshape(rows, -1).T, zeros.dtype)
 
 
@@ -155,25 +185,47 @@ def _external(name: str, data_type: int, shape: tuple[int, ...], start: int, len
     return tensor
 
 
-def _append(data: BinaryIO, array: NDArray[np.generic]) -> int:
-    """Write at the next page, where it can be mapped; the position."""
+def _next_page(data: BinaryIO) -> int:
+    """Where the next tensor begins, so that it can be mapped."""
     start = -(-data.tell() // _ALIGNMENT) * _ALIGNMENT
     data.seek(start)
-    array.tofile(data)
     return start
+
+
+def _pieces(tensor: TensorProto, folder: Path) -> Iterator[NDArray[np.uint8]]:
+    """A uint8 tensor's bytes, some at a time."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        yield numpy_helper.to_array(tensor).reshape(-1)
+        return
+    path, start = _place(tensor, folder)
+    count = int(np.prod(tensor.dims))
+    for done in range(0, count, _PIECE_BYTES):
+        size = min(_PIECE_BYTES, count - done)
+        piece = np.fromfile(path, np.uint8, size, offset=start + done)
+        if len(piece) != size:
+            raise UnsupportedModel(f"{path}: ends before {tensor.name}")
+        yield piece
+
+
+def _place(tensor: TensorProto, folder: Path) -> tuple[Path, int]:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return folder / entries["location"], int(entries.get("offset", 0))
 
 
 def _read(tensor: TensorProto, folder: Path) -> NDArray[np.generic]:
     """A float tensor's numbers, flat. onnx itself refuses files with several hard links, which a store may have."""
     if tensor.data_location != TensorProto.EXTERNAL:
         return numpy_helper.to_array(tensor).reshape(-1)
-    entries = {entry.key: entry.value for entry in tensor.external_data}
     dtype, count = _FLOATS[tensor.data_type], int(np.prod(tensor.dims))
-    path = folder / entries["location"]
-    values = np.fromfile(path, dtype, count, offset=int(entries.get("offset", 0)))
+    path, start = _place(tensor, folder)
+    values = np.fromfile(path, dtype, count, offset=start)
     if len(values) != count:
         raise UnsupportedModel(f"{path}: ends before {tensor.name}")
     return values
+
+
+def _input(node: onnx.NodeProto, index: int) -> str:
+    return node.input[index] if index < len(node.input) else ""
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:
