@@ -102,6 +102,7 @@ def _load_text(model: InstalledModel, placement: Placement, kv_cache_bytes: int,
         max_batched_tokens=settings.max_batched_tokens,
         max_sequences=settings.max_sequences,
         cache_dir=compiled_dir(settings.cache_dir, model),
+        allow_fallback=False,  # the pool goes on to the next placement, and says which one it is
     )
     load = catalog.load_causal_lm if placement.adapter in catalog.CAUSAL_LM else catalog.load_text_backend
     runner: CausalLMRunner | TextBackend = load(placement.adapter, model.folder, options)
