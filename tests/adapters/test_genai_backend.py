@@ -265,6 +265,14 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, config: str, name
         load_backend(folder, OPTIONS)
 
 
+@pytest.mark.parametrize("missing", ["model.onnx", "model.onnx.data"])
+def test_files_that_are_missing_are_named(tmp_path: Path, missing: str) -> None:
+    folder = write_genai_folder(tmp_path, DECODER)
+    (folder / missing).unlink()
+    with pytest.raises(UnsupportedModel, match=missing):
+        load_backend(folder, OPTIONS)
+
+
 def test_what_it_needs_is_counted(backend: GenAIBackend, folder: Path) -> None:
     weights = sum((folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
     assert backend.memory_bytes == weights + OPTIONS.kv_cache_bytes

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import onnx
 import onnxruntime_genai as og
 
-from vmm_adapters.errors import AdapterError, RuntimeFailed, UnsupportedModel, runtime_errors
+from vmm_adapters.errors import AdapterError, RuntimeFailed, RuntimeMissing, UnsupportedModel, runtime_errors
 from vmm_adapters.onnxruntime.plugins import register_plugins
 from vmm_adapters.onnxruntime_genai.fast_form import data_files, read_graph
 from vmm_adapters.onnxruntime_genai.form_cache import fast_folder
@@ -94,9 +94,14 @@ class GenAIBackend:
         return self._thread.submit(call).result()
 
     def _load(self, folder: Path, options: RunnerOptions) -> None:
+        if not hasattr(og, "TurnOptions"):
+            raise RuntimeMissing(
+                f"onnxruntime-genai {og.__version__} has no engine that this adapter can use",
+                hint="pip install 'onnxruntime-genai>=0.18'",
+            )
         described = read_model_folder(folder)
         graph = read_graph(described.decoder)
-        weight_bytes = sum(path.stat().st_size for path in _weight_files(described.decoder, graph))
+        weight_bytes = _weight_bytes(described.decoder, graph)
         token_bytes = described.kv_values_per_token * _kv_bytes(graph)
         # guidance makes the runtime read the tokeniser out of the same folder, later
         fast = self._files.enter_context(fast_folder(folder, described.decoder, graph, options.cache_dir))
@@ -181,8 +186,11 @@ def _overlay(on_cpu: bool, described: ModelFolder, options: RunnerOptions) -> di
     return overlay
 
 
-def _weight_files(decoder: Path, graph: onnx.ModelProto) -> list[Path]:
-    return [decoder, *(decoder.parent / name for name in data_files(graph))]
+def _weight_bytes(decoder: Path, graph: onnx.ModelProto) -> int:
+    try:
+        return sum(path.stat().st_size for path in (decoder, *(decoder.parent / name for name in data_files(graph))))
+    except OSError as error:
+        raise UnsupportedModel(f"{decoder}: its data is not there: {error}") from error
 
 
 def _kv_bytes(graph: onnx.ModelProto) -> int:
