@@ -113,10 +113,16 @@ class App(Litestar):
         await logged(partial(head_as_get, partial(with_aliases, answer)), scope, receive, send)
 
 
-def create_app(settings: Settings, *, load: ModelLoader | None = None, machine: MachineReader | None = None) -> App:
-    """Build the app. `load` stands in for `load_model`, `machine` for the one it runs on. Raises `SettingsError` before
-    anything listens."""
-    parts = build_parts(settings, load or partial(load_model, settings=settings), machine)
+def create_app(
+    settings: Settings,
+    *,
+    load: ModelLoader | None = None,
+    machine: MachineReader | None = None,
+    placer: Placer | None = None,
+) -> App:
+    """Build the app. `load` stands in for `load_model`, `machine` for the one it runs on, `placer` for what it offers.
+    Raises `SettingsError` before anything listens."""
+    parts = build_parts(settings, load or partial(load_model, settings=settings), machine, placer)
     return App(
         Guard(settings, machine_name=socket.gethostname()),
         route_handlers=[
@@ -138,7 +144,9 @@ def create_app(settings: Settings, *, load: ModelLoader | None = None, machine: 
     )
 
 
-def build_parts(settings: Settings, load: ModelLoader, machine: MachineReader | None = None) -> Parts:
+def build_parts(
+    settings: Settings, load: ModelLoader, machine: MachineReader | None = None, placer: Placer | None = None
+) -> Parts:
     """The parts, wired to each other."""
     store = Store(settings.store_dir)
     registry = Registry(store, read_cards(settings.card_dirs))
@@ -148,7 +156,7 @@ def build_parts(settings: Settings, load: ModelLoader, machine: MachineReader | 
         return load(model, placement, kv_cache_bytes)
 
     machine = machine or MachineReader()
-    placer = Placer(settings, machine.read)
+    placer = placer or Placer(settings, machine.read)
     pool = ModelPool(settings, load_checked, placer)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
     inference = Inference(registry, pool)

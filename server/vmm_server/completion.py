@@ -94,6 +94,11 @@ class Completion:
         return self._started.lease.ready.placement
 
     @property
+    def queued_s(self) -> float | None:
+        """How long it waited for other requests where it runs; `None` as long as it does."""
+        return self._started.generation.queued_s
+
+    @property
     def usage(self) -> Usage | None:
         """Known after the last delta."""
         return self._deltas.usage

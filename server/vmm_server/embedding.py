@@ -46,6 +46,8 @@ class Answered:
     load_s: float
     num_dropped_tokens: int
     """Cut off at the ends of inputs that were too long."""
+    queued_s: float
+    """How long the inputs waited for those of other requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +100,13 @@ class Embeddings:
             ready = lease.ready
             _check_dimensions(request.dimensions, ready.dim)
             inputs = await _prepare(lambda: embedding_inputs(request, ready, table), ready)
-            vectors = await _rows(inputs.items, ready, "input")
+            vectors, queued_s = await _rows(inputs.items, ready, "input")
             cut = request.dimensions is not None and request.dimensions < ready.dim
             if cut:
                 vectors = vectors[:, : request.dimensions]
             if cut or (ready.recipe.normalize if request.normalize is None else request.normalize):
                 vectors = _unit(vectors)
-            return Embedded(*_told(model, lease, inputs), vectors)
+            return Embedded(*_told(model, lease, inputs), queued_s, vectors)
 
     async def rerank(self, request: RerankRequest) -> Reranked:
         """One score a document, higher is nearer: a cross-encoder's logit through a sigmoid, or, of a model that
@@ -119,9 +121,9 @@ class Embeddings:
             ready = lease.ready
             write = pair_inputs if scores_pairs else text_inputs
             inputs = await _prepare(lambda: write(request, ready), ready)
-            rows = await _rows(inputs.items, ready, "documents")
+            rows, queued_s = await _rows(inputs.items, ready, "documents")
             scores = _sigmoid(rows[:, 0]) if scores_pairs else _unit(rows[1:]) @ _unit(rows[:1])[0]
-            return Reranked(*_told(model, lease, inputs), tuple(scores.tolist()))
+            return Reranked(*_told(model, lease, inputs), queued_s, tuple(scores.tolist()))
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new work and wait for what runs; True when all of it finished in time."""
@@ -165,12 +167,14 @@ async def _prepare(write: Callable[[], Inputs], ready: ReadyEncoder) -> Inputs:
         return await asyncio.to_thread(write)
 
 
-async def _rows(inputs: Sequence[EncoderInput], ready: ReadyEncoder, param: str) -> NDArray[np.float32]:
-    """The encoder's rows. Raises `InvalidRequest` for inputs of which it makes what is no number."""
-    rows = np.stack(await ready.batcher.call(inputs))
+async def _rows(inputs: Sequence[EncoderInput], ready: ReadyEncoder, param: str) -> tuple[NDArray[np.float32], float]:
+    """The encoder's rows, and the seconds they were waited for. Raises `InvalidRequest` for inputs of which it makes
+    what is no number."""
+    computed = await ready.batcher.timed_call(inputs)
+    rows = np.stack(computed.results)
     if not np.isfinite(rows).all():
         raise InvalidRequest("embedding contains NaN or Inf values", param=param, hint=_NO_NUMBER)
-    return rows
+    return rows, computed.queued_s
 
 
 def _check_dimensions(asked: int | None, dim: int) -> None:
@@ -192,7 +196,7 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def _told(
     model: InstalledModel, lease: Lease[ReadyEncoder], inputs: Inputs
 ) -> tuple[InstalledModel, Placement, int, float, int]:
-    """The fields of `Answered`. What was cut off is said in the log as well."""
+    """The first fields of `Answered`. What was cut off is said in the log as well."""
     if inputs.num_dropped_tokens:
         logger.warning("cut off %d tokens of texts that are too long for %s", inputs.num_dropped_tokens, model.name)
     return model, lease.ready.placement, inputs.num_tokens, lease.load_s, inputs.num_dropped_tokens

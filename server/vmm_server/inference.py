@@ -143,15 +143,15 @@ class Inference:
         finally:
             lease.release()
 
-    async def tokenizer(self, name: str) -> Words:
+    async def tokenizer(self, name: str, wanted: Wanted = ANYWHERE) -> Words:
         """The tokeniser of a model, which is loaded if it is cold."""
         if self.draining:
             raise ShuttingDown
         model = self._registry.resolve(name)
         if model.generates:
-            lease: Lease[ReadyModel] | Lease[ReadyEncoder] = await self._pool.acquire(model, None)
+            lease: Lease[ReadyModel] | Lease[ReadyEncoder] = await self._pool.acquire(model, None, wanted=wanted)
         else:
-            lease = await self._pool.acquire(model, None, ReadyEncoder)
+            lease = await self._pool.acquire(model, None, ReadyEncoder, wanted=wanted)
         try:
             return Words(lease.ready.tokenizer, lease.ready.context_length)
         finally:
@@ -164,9 +164,9 @@ class Inference:
         model = self._registry.resolve(name)
         return LoadInfo(model, await self._pool.load(model, keep_alive, wanted))
 
-    async def unload(self, name: str) -> bool:
-        """Unload a model once it is idle. False if it was not loaded."""
-        return await self._pool.unload(self._registry.resolve(name))
+    async def unload(self, name: str, wanted: Wanted = ANYWHERE) -> bool:
+        """Unload a model from all that is `wanted`, once it is idle. False if it was not loaded."""
+        return await self._pool.unload(self._registry.resolve(name), wanted)
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new work and wait for what runs; True when all of it finished in time."""

@@ -22,11 +22,13 @@ class Wanted:
     device: str | None = None
     """`CPU`, `GPU` (any of its numbers), `GPU.1`; letters of either case."""
     backend: str | None = None
-    """An adapter's name (`vmm_adapters.catalog.RUNS`)."""
+    """An adapter's name (`vmm_adapters.catalog.BACKENDS`)."""
     variant: str | None = None
     """A precision of the model, by its name; `""` is the model as it was installed."""
     needs_logits: bool = False
     """Only a runtime that leaves the choice of each token to us, and so can do all there is."""
+    params: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The request field or header that each came in, where it has another name there; errors name it."""
 
     def over(self, other: "Wanted") -> "Wanted":
         """This one, and `other` for what it leaves open."""
@@ -35,6 +37,7 @@ class Wanted:
             self.backend or other.backend,
             other.variant if self.variant is None else self.variant,
             self.needs_logits or other.needs_logits,
+            {**other.params, **self.params},
         )
 
     def __str__(self) -> str:

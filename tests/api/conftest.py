@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,10 +17,12 @@ import pytest
 import uvicorn
 from tokenizers import Tokenizer
 
+from vmm_adapters import catalog
 from vmm_adapters.card import EmbeddingRecipe, SamplingDefaults
+from vmm_adapters.device import DeviceKind
 from vmm_adapters.echo import CHAT_TEMPLATE, END, VOCAB_SIZE, EchoRunner, Gate, write_echo_model
 from vmm_adapters.echo_encoder import write_echo_encoder
-from vmm_adapters.types import Batch
+from vmm_adapters.types import Batch, RunnerOptions
 from vmm_server.api.openai.responses.examples import ITEM, LIST_INPUT_ITEMS, WHOLE
 from vmm_server.api.vmm.examples import MACHINE
 from vmm_server.app import App, Parts, create_app
@@ -28,7 +30,8 @@ from vmm_server.engine.engine import Engine, EngineOptions, EngineStats
 from vmm_server.models.encoders import ReadyEncoder, load_encoder
 from vmm_server.models.loading import ReadyModel, model_format
 from vmm_server.models.machine import MachineReader
-from vmm_server.models.router import Placement
+from vmm_server.models.placing import Placer
+from vmm_server.models.router import Candidate, Placement
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.prompt.chat import read_chat_template
 from vmm_server.prompt.spelling import Spelling
@@ -75,13 +78,20 @@ class EchoLoader:
     options: EngineOptions = field(default_factory=EngineOptions)
     context_length: int = 512
     num_blocks: int = 64
+    placements: Sequence[Placement] = ()
+    """Where models may run, in place of the CPU alone. `onnxruntime-genai` is echo's model that draws by itself."""
 
     def __call__(self, model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> ReadyModel | ReadyEncoder:
         if self.load_gate is not None:
             self.load_gate(Batch(()))
         if not model.generates:
-            return load_encoder(model, placement, Settings(home=model.folder))
-        runner = EchoRunner(num_blocks=self.num_blocks, context_length=self.context_length, gate=self.gate)
+            encoder = load_encoder(model, Placement("echo", placement.device), Settings(home=model.folder))
+            return replace(encoder, placement=placement)
+        runner: Any
+        if placement.adapter == "onnxruntime-genai":
+            runner = catalog.load_text_backend("echo-backend", model.folder, RunnerOptions())
+        else:
+            runner = EchoRunner(num_blocks=self.num_blocks, context_length=self.context_length, gate=self.gate)
         tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
         engine = Engine(
             runner,
@@ -102,6 +112,20 @@ class EchoLoader:
             context_length=engine.context_length,
             vocab_size=VOCAB_SIZE,
             memory_bytes=runner.memory_bytes,
+        )
+
+
+class ManyPlaces(Placer):
+    """Offers every model the placements of a loader."""
+
+    def __init__(self, settings: Settings, machine: MachineReader, placements: Sequence[Placement]) -> None:
+        super().__init__(settings, machine.read)
+        self._offered = placements
+
+    async def candidates(self, model: InstalledModel) -> tuple[Candidate, ...]:
+        return tuple(
+            Candidate(each, DeviceKind.CPU if each.device == "CPU" else DeviceKind.GPU, model.size_bytes)
+            for each in self._offered
         )
 
 
@@ -163,7 +187,9 @@ StartServer = Callable[..., LiveServer]
 def echo_app(folder: Path, loader: EchoLoader, **changes: object) -> App:
     settings = Settings.model_validate({"home": folder / "home", "default_model": "", **changes})
     install_echo(Store(settings.store_dir), folder / "echo")
-    return create_app(settings, load=loader, machine=MachineReader(lambda: MACHINE))
+    machine = MachineReader(lambda: MACHINE)
+    placer = ManyPlaces(settings, machine, loader.placements) if loader.placements else None
+    return create_app(settings, load=loader, machine=machine, placer=placer)
 
 
 @contextmanager

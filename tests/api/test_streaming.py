@@ -61,7 +61,7 @@ class Opened:
         self.num_open += 1
         self.was_opened.set()
         try:
-            yield ChunkStream(self.chunks(), {"x-vmm-model": "m"})
+            yield ChunkStream(self.chunks(), lambda: {"x-vmm-model": "m"})
         finally:
             self.num_open -= 1
 

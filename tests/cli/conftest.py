@@ -49,7 +49,7 @@ class FakeClient:
     def installed(self) -> list[dict[str, Any]]:
         return [{"name": "m:latest"}, {"name": "other:latest"}]
 
-    def load(self, model: str, keep_alive: str | None) -> None:
+    def load(self, model: str, keep_alive: str | None, options: dict[str, object]) -> None:
         if model == "nonsense":
             raise ModelNotFound(model)
         self.loaded.append((model, keep_alive))

@@ -198,9 +198,10 @@ def test_a_conversation_is_saved_as_a_model(running: Server, capsys: pytest.Capt
 def test_ps_and_stop(own: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ps", "--host", own.url]) == 0
     header, row = capsys.readouterr().out.splitlines()
-    assert header.split() == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"]
+    assert header.split() == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL", "PLACEMENT"]
     assert row.startswith("echo:latest    eeeeeeeeeeee    ")
     assert "100% CPU" in row
+    assert row.endswith("  echo/CPU")
     assert main(["ps", "--json", "--host", own.url]) == 0
     assert json.loads(capsys.readouterr().out)[0]["name"] == "echo:latest"
     assert main(["stop", "echo", "--host", own.url]) == 0

@@ -12,9 +12,10 @@ from vmm_server.inference import Inference
 from vmm_server.requests import GenerateRequest
 
 
-def provenance(answered: Completion | Answered) -> dict[str, str]:
+def provenance(answered: Completion | Answered, *others: Completion) -> dict[str, str]:
     """Response headers: the model that answered, by its full name and digest, the runtime and the device it runs on,
-    and how much of a prompt that was too long it did not see.
+    how much of a prompt that was too long it did not see, and how long the request waited for others, the longest of
+    several answers. A stream asks once it has begun: until then it may move to another device.
     """
     headers = {
         "x-vmm-model": answered.model.name,
@@ -28,6 +29,10 @@ def provenance(answered: Completion | Answered) -> dict[str, str]:
         headers["x-vmm-dropped-tokens"] = str(answered.num_dropped_tokens)
     if isinstance(answered, Completion) and answered.num_dropped_messages:
         headers["x-vmm-dropped-messages"] = str(answered.num_dropped_messages)
+    waited_s = [each.queued_s for each in (answered, *others)]
+    known = [queued_s for queued_s in waited_s if queued_s is not None]
+    if len(known) == len(waited_s):
+        headers["x-vmm-queue-ms"] = str(round(1000 * max(known)))
     return headers
 
 

@@ -22,6 +22,8 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 
 from vmm_server.api.errors import Body, anthropic_body, body_for, headers_of, message_of, ollama_body, openai_body
 from vmm_server.api.framing import json_line, named_event, sse_event
+from vmm_server.api.placement import HEADERS as PLACEMENT_HEADERS
+from vmm_server.api.placement import PlacementFields, takes_placement
 from vmm_server.api.streaming import JSON, NDJSON
 from vmm_server.errors import ModelNotFound, Overloaded
 
@@ -44,7 +46,19 @@ HEADERS: Mapping[str, str] = {
     "x-request-id": "The client's own, if it is short and plain, else a new one. The log's lines carry it.",
     "x-should-retry": "`false`: the same request will fail again.",
     "retry-after": "Seconds to wait before another try.",
+    "x-vmm-model": "The model that answered, by its full name.",
+    "x-vmm-model-digest": "Its digest, as `/api/tags` has it.",
+    "x-vmm-backend": "The runtime it ran on.",
+    "x-vmm-device": "The device it ran on.",
+    "x-vmm-variant": "The precision that ran; left out for the model as it was installed.",
+    "x-vmm-queue-ms": "Milliseconds that it waited for other requests; left out where a stream began before that.",
+    "x-vmm-dropped-tokens": "Tokens of a prompt that was too long, which the model did not see.",
+    "x-vmm-dropped-messages": "Whole messages among them.",
+    "x-vmm-cached-tokens": "Prompt tokens that were not computed again; of a whole answer.",
+    "x-vmm-ignored": "Options that were asked for and have no effect here.",
 }
+PROVENANCE = tuple(name for name in HEADERS if name.startswith("x-vmm-"))
+"""Of what a model answered; left out where one was only loaded."""
 PARAMETERS: Mapping[str, str] = {
     "model_id": "The model's name; it may hold `/` and `:`.",
     "response_id": "The `id` of a response that was stored.",
@@ -91,6 +105,8 @@ class Description:
     """Its query's parameters: what each means."""
     upload: bool = False
     """The body is bytes."""
+    runs: bool = False
+    """A model's answer: its headers say which one it was, and where it ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +133,10 @@ def described(
     body: type[BaseModel] | None = None,
     query: Mapping[str, str] | None = None,
     upload: bool = False,
+    runs: bool = False,
 ) -> dict[str, Description]:
     """For a route handler's `opt`: what is sent to it and what comes back."""
-    return {"openapi": Description(examples, body, query or {}, upload)}
+    return {"openapi": Description(examples, body, query or {}, upload, runs)}
 
 
 def operations(routes: Iterable[BaseRoute]) -> list[Operation]:
@@ -167,7 +184,7 @@ def _operation(operation: Operation, bodies: Mapping[type[BaseModel], Schema]) -
         "description": getattr(handler.fn, "func", handler.fn).__doc__,  # `func`: what a thread is made for
         "tags": [operation.tag],
         "parameters": list(_parameters(operation.path, description)),
-        "responses": _answers(description.examples) | _errors(operation.path),
+        "responses": _answers(description) | _errors(operation.path),
     }
     if description.body is not None:
         examples = {one.name: {"summary": one.title, "value": one.body} for one in description.examples}
@@ -185,15 +202,20 @@ def _parameters(path: str, description: Description) -> Iterator[Schema]:
         shown = {"name": name, "in": "path", "required": True, "description": PARAMETERS.get(name, "")}
         examples = [one.path[name] for one in description.examples if name in one.path]
         yield shown | {"schema": {"type": "string"}, "example": examples[0] if examples else ""}
+    if description.body is not None and takes_placement(description.body):
+        for field_name, name in PLACEMENT_HEADERS.items():
+            text = PlacementFields.model_fields[field_name].description
+            yield {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
     for name, text in description.query.items():
         yield {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
 
 
-def _answers(examples: Sequence[Example]) -> Schema:
+def _answers(description: Description) -> Schema:
     answers: Schema = {}
-    for example in examples:
+    headers = _headers("x-request-id", *(PROVENANCE if description.runs else ()))
+    for example in description.examples:
         answer = answers.setdefault(
-            str(example.status), {"description": "The answer", "headers": _headers("x-request-id"), "content": {}}
+            str(example.status), {"description": "The answer", "headers": headers, "content": {}}
         )
         schema = {"type": "string"} if isinstance(example.shown, str) else shape_of(example.answer)
         content = answer["content"].setdefault(example.media_type, {"schema": schema, "examples": {}})

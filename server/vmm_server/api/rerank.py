@@ -12,6 +12,7 @@ from pydantic import Field
 from vmm_server.api.answers import provenance
 from vmm_server.api.body import Duration, Integer, Wire, read_body
 from vmm_server.api.openapi import Example, described
+from vmm_server.api.placement import PlacementFields, placed
 from vmm_server.api.streaming import WholeAnswer, json_response
 from vmm_server.embedding import Embeddings, Reranked
 from vmm_server.errors import InvalidRequest
@@ -27,7 +28,7 @@ class RerankDocument(Wire):
     text: str
 
 
-class RerankBody(Wire):
+class RerankBody(PlacementFields):
     """Body of `POST /v1/rerank`."""
 
     model: str
@@ -78,7 +79,7 @@ class RerankController(Controller):
         status_code=200,
         operation_id="rerank",
         summary="Sort documents by how near they are to a query",
-        opt=described(*RERANK, body=RerankBody),
+        opt=described(*RERANK, body=RerankBody, runs=True),
     )
     async def rerank(self, request: Request[Any, Any, Any], embeddings: NamedDependency[Embeddings]) -> ASGIApp:
         """Nearest first; `index` is the document's place in the request."""
@@ -89,7 +90,7 @@ class RerankController(Controller):
         status_code=200,
         operation_id="rerankUnprefixed",
         summary="The same as /v1/rerank",
-        opt=described(*RERANK, body=RerankBody),
+        opt=described(*RERANK, body=RerankBody, runs=True),
     )
     async def unprefixed(self, request: Request[Any, Any, Any], embeddings: NamedDependency[Embeddings]) -> ASGIApp:
         """For clients of servers that have it here."""
@@ -100,7 +101,7 @@ class RerankController(Controller):
         status_code=200,
         operation_id="rerankV2",
         summary="The same as /v1/rerank",
-        opt=described(*RERANK, body=RerankBody),
+        opt=described(*RERANK, body=RerankBody, runs=True),
     )
     async def version_2(self, request: Request[Any, Any, Any], embeddings: NamedDependency[Embeddings]) -> ASGIApp:
         """For Cohere's clients."""
@@ -109,7 +110,7 @@ class RerankController(Controller):
 
 async def _reply(request: Request[Any, Any, Any], embeddings: Embeddings) -> ASGIApp:
     wire = await read_body(request, RerankBody)
-    asked = rerank_request(wire)
+    asked = placed(rerank_request(wire), request.headers, wire)
 
     async def answer() -> WholeAnswer:
         reranked = await embeddings.rerank(asked)

@@ -38,7 +38,8 @@ class ChunkStream:
     """An answer in pieces. A chunk is one SSE event or one NDJSON line, framed, and sent by itself."""
 
     chunks: AsyncIterator[bytes]
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Callable[[], Mapping[str, str]] = dict
+    """Called when the response starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def ndjson_response(
                 aclosing(_guarded(stream.chunks, lambda e: json_line(failure(e)), grace_s)) as lines,
             ):
                 first = await anext(lines, b"")
-                await _start(send, {"content-type": NDJSON, **stream.headers})
+                await _start(send, {"content-type": NDJSON, **stream.headers()})
                 if first:
                     await _send(send, first)
                 async for line in lines:
@@ -117,7 +118,7 @@ def sse_response(
                 first = await anext(events, b"")
                 response = EventSourceResponse(
                     _prepended(first, events),
-                    headers=stream.headers,
+                    headers=stream.headers(),
                     ping=ping_s,
                     ping_message_factory=lambda: ping,
                     shutdown_grace_period=drain_s,

@@ -86,10 +86,10 @@ class Client:
         """Unload a model once it is idle."""
         self._post("/api/generate", {"model": model, "keep_alive": 0, "stream": False})
 
-    def load(self, model: str, keep_alive: str | None) -> None:
-        """Have the server load a model. Raises `ModelNotFound`."""
+    def load(self, model: str, keep_alive: str | None, options: Mapping[str, object] | None = None) -> None:
+        """Have the server load a model, where its `options` say. Raises `ModelNotFound`."""
         kept = {} if keep_alive is None else {"keep_alive": keep_alive}
-        self._post("/api/generate", {"model": model, **kept, "stream": False})
+        self._post("/api/generate", {"model": model, **kept, "options": options or {}, "stream": False})
 
     def embed(self, model: str, text: str, **fields: object) -> list[float]:
         """`/api/embed`: the vector of one text."""

@@ -71,7 +71,7 @@ class Conversation:
 
     def load(self, model: str) -> None:
         """Go on with another model, or load this one; what was said so far is forgotten. Raises `ModelNotFound`."""
-        self.client.load(model, self.session.keep_alive)
+        self.client.load(model, self.session.keep_alive, self.session.options)
         self.session.model = model
         self.clear()
 

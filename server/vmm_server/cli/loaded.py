@@ -22,7 +22,7 @@ def ps(prefix: str | None, as_json: bool, address: str | None) -> None:
     if as_json:
         print_json(models)
     else:
-        header = ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL")
+        header = ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL", "PLACEMENT")
         print_table(header, [_row(model, utc_now()) for model in models])
 
 
@@ -30,7 +30,7 @@ def ps(prefix: str | None, as_json: bool, address: str | None) -> None:
 @click.argument("model")
 @server_option
 def stop(model: str, address: str | None) -> None:
-    """Unload a model from a running server, once it is idle."""
+    """Unload a model from a running server, from all that it runs on, once it is idle."""
     with Client(server_url(address, read_settings())) as client:
         client.unload(model)
 
@@ -43,6 +43,7 @@ def _row(model: dict[str, Any], now: datetime) -> tuple[str, ...]:
         _processor(model["size"], model["size_vram"]),
         str(model["context_length"]),
         format_expiry(datetime.fromisoformat(model["expires_at"]), now),
+        model.get("placement", ""),  # not every server's models have one
     )
 
 

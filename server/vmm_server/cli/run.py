@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vmm_adapters.catalog import BACKENDS
 from vmm_server.cli.chat import chat_loop
 from vmm_server.cli.client import Client, server_url
 from vmm_server.cli.conversation import Conversation, Session, parse_option, read_format
@@ -40,6 +41,8 @@ class RunCommand(click.Command):
 @click.option("--hidethinking", is_flag=True, help="Print the answer alone.")
 @click.option("--keep-alive", "--keepalive", metavar="DURATION", help="How long the server keeps the model after this.")
 @click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option such as temperature=0.")
+@click.option("--device", metavar="DEVICE", help="Run on this device only: CPU, GPU, GPU.1.")
+@click.option("--backend", type=click.Choice(BACKENDS), help="Run on this runtime only.")
 @click.option("--truncate", metavar="[=false]", type=bool, help="Embeddings: cut a text that is too long. [true]")
 @click.option("--dimensions", metavar="N", type=click.IntRange(1), help="Embeddings: cut the vector to N numbers.")
 @click.option("--nowordwrap", is_flag=True, help="Leave the breaking of lines to the terminal.")
@@ -56,6 +59,8 @@ def run(
     hidethinking: bool,
     keep_alive: str | None,
     options: tuple[str, ...],
+    device: str | None,
+    backend: str | None,
     truncate: bool | None,
     dimensions: int | None,
     nowordwrap: bool,
@@ -70,10 +75,11 @@ def run(
     if none answers, one is embedded for as long as the command runs. A missing model is pulled first.
     """
     settings = read_settings(home=home)
+    place = {name: value for name, value in (("device", device), ("backend", backend)) if value is not None}
     session = Session(
         model,
         system=system,
-        options=parse_options(options),
+        options=parse_options(options) | place,
         format=None if form is None else read_format(form),
         think={"true": True, "false": False, None: None}.get(think, think),
         keep_alive=keep_alive,
@@ -86,7 +92,8 @@ def run(
         shown = ensure_installed(client, model, insecure=insecure)
         conversation = Conversation(client, session)
         if "completion" not in shown.get("capabilities", ("completion",)):
-            embed(client, model, text, {"truncate": truncate, "dimensions": dimensions, "keep_alive": keep_alive})
+            fields = {"truncate": truncate, "dimensions": dimensions, "keep_alive": keep_alive}
+            embed(client, model, text, {**fields, "options": session.options or None})
         elif text:
             conversation.answer(text)
         elif prompt or not is_terminal():

@@ -166,7 +166,7 @@ def _typed(text: str, kind: type) -> object:
     """The number or flag that a text is, or the text itself where it is none."""
     if kind is bool:
         return _FLAGS.get(text, text)
-    if kind is str or not _NUMBER.fullmatch(text):
+    if kind in (str, list) or not _NUMBER.fullmatch(text):
         return text
     return int(text) if kind is int and text.lstrip("+-").isdecimal() else float(text)
 

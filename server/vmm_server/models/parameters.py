@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from vmm_adapters.card import SamplingDefaults
+from vmm_adapters.catalog import BACKENDS
 from vmm_server.errors import InvalidRequest
 
 _SAMPLING = {
@@ -31,9 +32,11 @@ PARAMETERS: Mapping[str, type] = {
     **dict.fromkeys(("num_batch", "num_gpu", "main_gpu", "num_gqa", "num_thread", "draft_num_predict"), int),
     **dict.fromkeys(("numa", "low_vram", "f16_kv", "vocab_only", "use_mmap", "use_mlock"), bool),
     **dict.fromkeys(("logits_all", "penalize_newline"), bool),
-    "stop": str,
+    **dict.fromkeys(("device", "backend"), str),
+    "stop": list,
 }
-"""Every parameter and its type; `stop` may be a list. What tunes another runtime is kept and changes nothing here."""
+"""Every parameter and its type; `stop` may be one text too. `device` and `backend` are VMM's own: where it has to run.
+What tunes another runtime is kept and changes nothing here."""
 
 
 def check_parameters(parameters: Mapping[str, object]) -> dict[str, object]:
@@ -78,6 +81,8 @@ def _checked(name: str, value: object) -> object:
             f"unknown parameter '{name[:100]}'", param=param, hint=f"known are {', '.join(sorted(PARAMETERS))}"
         )
     if kind is str:
+        return _place(name, value)
+    if kind is list:
         texts = [value] if isinstance(value, str) else value
         if isinstance(texts, list) and all(isinstance(text, str) and text for text in texts):
             return texts
@@ -93,6 +98,17 @@ def _checked(name: str, value: object) -> object:
     if value != int(value):
         raise InvalidRequest(f"{param}: must be a whole number", param=param)
     return _in_range(name, int(value))
+
+
+def _place(name: str, value: object) -> str:
+    """A device or a backend; `auto` leaves it open again. Which of them are here is known when the model is loaded."""
+    param = f"parameters.{name}"
+    text = value.strip() if isinstance(value, str) else ""
+    if not text:
+        raise InvalidRequest(f"{param}: must be a name", param=param, hint="vmm devices tells what is here")
+    if name == "backend" and (text := text.lower()) not in (*BACKENDS, "auto"):
+        raise InvalidRequest(f"{param}: must be one of {', '.join(BACKENDS)} or auto", param=param)
+    return text
 
 
 def _in_range(name: str, value: float) -> float:

@@ -132,7 +132,7 @@ class Placer:
         profiles = self.profiles(model)
         tried = order(well, profiles, wanted, work) or order(found, profiles, wanted, work)
         if not tried:
-            raise _nowhere(model, found, wanted, self._configured)
+            raise _nowhere(model, found, wanted, wanted_by(model).over(self._configured))
         return tried
 
     async def know_machine(self) -> Machine:
@@ -232,11 +232,13 @@ def _physical_memory_bytes() -> int:
 
 def wanted_by(model: InstalledModel) -> Wanted:
     """What a model's own parameters say (`PARAMETER device GPU.0` of a Modelfile)."""
-    device, backend = model.parameters.get("device"), model.parameters.get("backend")
-    return Wanted(
-        device if isinstance(device, str) else None,
-        backend if isinstance(backend, str) else None,
-    )
+    device, backend = (_named(model.parameters.get(name)) for name in ("device", "backend"))
+    return Wanted(device, backend)
+
+
+def _named(value: object) -> str | None:
+    """`auto` takes away what a model's parent says."""
+    return value if isinstance(value, str) and value.lower() != "auto" else None
 
 
 def task_of(model: InstalledModel) -> Task:
@@ -271,12 +273,20 @@ def _has_own_memory(device: Device, shared: Collection[int | None]) -> bool:
 
 
 def _nowhere(
-    model: InstalledModel, found: Sequence[Candidate], wanted: Wanted, configured: Wanted
+    model: InstalledModel, found: Sequence[Candidate], wanted: Wanted, unasked: Wanted
 ) -> UnsupportedParameter | ModelLoadFailed:
-    """No placement is as it is wanted: the request's fault, unless the settings say the same."""
+    """No placement is as it is wanted: the request's fault, unless the model and the settings say the same."""
     there = ", ".join(sorted({str(each.placement) for each in found})) or "none"
     message = f"{model.name!r} cannot run on {wanted} here; placements (backend/device): {there}"
-    if wanted in (configured, ANYWHERE):
+    if wanted in (unasked, ANYWHERE):
         return ModelLoadFailed(message, param="device", hint="vmm devices tells what is here, and why something is not")
-    param = "device" if wanted.device is not None and wanted.device != configured.device else "backend"
-    return UnsupportedParameter(message, param=param, hint="leave it out, or name one of these")
+    alone = {
+        "device": Wanted(wanted.device),
+        "backend": Wanted(None, wanted.backend),
+        "variant": Wanted(variant=wanted.variant),
+    }
+    asked = [name for name in alone if getattr(wanted, name) != getattr(unasked, name)] or ["backend"]
+    missing = [name for name in asked if not any(admits(alone[name], each.placement) for each in found)]
+    name = (missing or asked)[0]
+    param = wanted.params.get(name, name)
+    return UnsupportedParameter(message, param=param, hint=f"leave out {param}, or name one of these")

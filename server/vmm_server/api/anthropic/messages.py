@@ -19,6 +19,7 @@ from vmm_server.api.body import read_body
 from vmm_server.api.errors import anthropic_body
 from vmm_server.api.framing import named_event
 from vmm_server.api.openapi import described
+from vmm_server.api.placement import placed
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
 from vmm_server.completion import Completion
 from vmm_server.inference import Inference
@@ -37,7 +38,7 @@ class MessagesController(Controller):
         status_code=200,
         operation_id="createMessage",
         summary="Answer a conversation",
-        opt=described(*examples.CREATE, body=MessagesBody),
+        opt=described(*examples.CREATE, body=MessagesBody, runs=True),
     )
     async def create(
         self,
@@ -47,7 +48,7 @@ class MessagesController(Controller):
     ) -> ASGIApp:
         """JSON, or server-sent events with `"stream": true`."""
         wire = await read_body(request, MessagesBody)
-        asked = message_request(wire)
+        asked = placed(message_request(wire), request.headers, wire)
         if not wire.stream:
             return json_response(lambda: _answer(inference, wire, asked))
         return sse_response(
@@ -69,7 +70,8 @@ class MessagesController(Controller):
         self, request: Request[Any, Any, Any], inference: NamedDependency[Inference]
     ) -> dict[str, int]:
         """Messages, system prompt and tools as the model's template writes them; nothing is generated."""
-        prompted = await inference.count_tokens(prompt_request(await read_body(request, PromptFields)))
+        wire = await read_body(request, PromptFields)
+        prompted = await inference.count_tokens(placed(prompt_request(wire), request.headers, wire))
         return {"input_tokens": len(prompted.tokens)}
 
 
@@ -96,7 +98,7 @@ async def _stream(inference: Inference, wire: MessagesBody, asked: GenerateReque
     async with await inference.generate(asked) as completion:
         events = MessageEvents(_identity(wire, completion))
         async with aclosing(_events(completion, events)) as chunks:
-            yield ChunkStream(chunks, provenance(completion))
+            yield ChunkStream(chunks, lambda: provenance(completion))
 
 
 async def _events(completion: Completion, events: MessageEvents) -> AsyncGenerator[bytes]:

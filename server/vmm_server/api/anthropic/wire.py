@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vmm_server.api.body import Integer, Wire
+from vmm_server.api.placement import PlacementFields
 
 TokenCount = Annotated[Integer, Field(ge=0)]
 
@@ -79,7 +80,7 @@ class OutputConfig(Wire):
     format: OutputFormat | None = None
 
 
-class PromptFields(Wire):
+class PromptFields(PlacementFields):
     """What decides on the prompt: the body of `POST /v1/messages/count_tokens`."""
 
     model: str

@@ -13,6 +13,7 @@ from vmm_server.api.ollama.render import chat_piece
 from vmm_server.api.ollama.replies import answer_or_stream, check_task, load_or_unload, show_prompt
 from vmm_server.api.ollama.wire import ChatBody
 from vmm_server.api.openapi import described
+from vmm_server.api.placement import placed
 from vmm_server.inference import Inference
 from vmm_server.models.registry import Registry
 
@@ -26,7 +27,7 @@ class ChatController(Controller):
         status_code=200,
         operation_id="chat",
         summary="Answer a conversation",
-        opt=described(*examples.CHAT, body=ChatBody),
+        opt=described(*examples.CHAT, body=ChatBody, runs=True),
     )
     async def create(
         self,
@@ -38,9 +39,9 @@ class ChatController(Controller):
         body = await read_body(request, ChatBody)
         check_chat_model(body)
         model = registry.resolve(body.model)
-        asked = chat_request(body, thinks="thinking" in model.capabilities)
+        asked = placed(chat_request(body, thinks="thinking" in model.capabilities), request.headers, body)
         if not body.messages:
-            return load_or_unload(inference, model, body, "chat", chat_piece)
+            return load_or_unload(inference, model, body, asked.wanted, "chat", chat_piece)
         check_task(model, body, "chat")
         if body.debug_render_only:
             return show_prompt(inference, body, asked, chat_piece)

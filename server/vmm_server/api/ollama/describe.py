@@ -24,8 +24,9 @@ def tag_fields(model: InstalledModel) -> dict[str, object]:
 
 
 def loaded_fields(loaded: LoadedModel, expires_at: datetime) -> dict[str, object]:
-    """One entry of `/api/ps`. Clients compute the share on the GPU as `size_vram / size`."""
+    """One entry of `/api/ps`: a model on one placement. Clients compute the share on the GPU as `size_vram / size`."""
     placement = loaded.ready.placement
+    in_host_memory = placement.device.upper().startswith(("CPU", "NPU"))
     return {
         "name": loaded.model.name,
         "model": loaded.model.name,
@@ -33,9 +34,12 @@ def loaded_fields(loaded: LoadedModel, expires_at: datetime) -> dict[str, object
         "digest": loaded.model.digest,
         "details": details(loaded.model),
         "expires_at": timestamp(expires_at),
-        "size_vram": 0 if placement.device.upper().startswith("CPU") else loaded.size_bytes,
+        "size_vram": 0 if in_host_memory else loaded.size_bytes,
         "context_length": loaded.ready.context_length,
         "placement": str(placement),
+        "backend": placement.adapter,
+        "device": placement.device,
+        "variant": placement.variant,
     }
 
 

@@ -17,6 +17,7 @@ from vmm_server.api.ollama.options import context_limit
 from vmm_server.api.ollama.replies import JSON
 from vmm_server.api.ollama.wire import EmbedBody, EmbeddingsBody
 from vmm_server.api.openapi import described
+from vmm_server.api.placement import placed
 from vmm_server.api.streaming import WholeAnswer, json_response
 from vmm_server.embedding import Embeddings
 from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedCapability
@@ -38,7 +39,7 @@ class EmbedController(Controller):
         status_code=200,
         operation_id="embed",
         summary="Make vectors of texts",
-        opt=described(*examples.EMBED, body=EmbedBody),
+        opt=described(*examples.EMBED, body=EmbedBody, runs=True),
     )
     async def embed(
         self,
@@ -49,14 +50,14 @@ class EmbedController(Controller):
     ) -> ASGIApp:
         """One vector an input, each of length 1. No input loads the model."""
         body = await read_body(request, EmbedBody)
-        asked = embed_request(body)
+        asked = placed(embed_request(body), request.headers, body)
         if not body.model:
             raise ModelNotFound("", hint="name one in model")
         check_embeds(registry, body.model)
 
         async def answer() -> WholeAnswer:
             if not asked.inputs:
-                await inference.load(body.model, body.keep_alive)
+                await inference.load(body.model, body.keep_alive, asked.wanted)
                 return WholeAnswer({"model": body.model, "embeddings": []})
             started = time.monotonic()
             embedded = await embeddings.embed(asked)
@@ -76,7 +77,7 @@ class EmbedController(Controller):
         status_code=200,
         operation_id="embeddings",
         summary="Make a vector of one text",
-        opt=described(*examples.EMBEDDINGS, body=EmbeddingsBody),
+        opt=described(*examples.EMBEDDINGS, body=EmbeddingsBody, runs=True),
     )
     async def legacy(
         self,
@@ -87,7 +88,7 @@ class EmbedController(Controller):
     ) -> ASGIApp:
         """The older route: the vector is as long as the model makes it. No prompt loads the model."""
         body = await read_body(request, EmbeddingsBody)
-        asked = legacy_request(body)
+        asked = placed(legacy_request(body), request.headers, body)
         if not body.model:
             raise InvalidRequest("model is required", param="model")
         try:
@@ -98,7 +99,7 @@ class EmbedController(Controller):
 
         async def answer() -> WholeAnswer:
             if not asked.inputs:
-                await inference.load(body.model, body.keep_alive)
+                await inference.load(body.model, body.keep_alive, asked.wanted)
                 return WholeAnswer({"embedding": []})
             embedded = await embeddings.embed(asked)
             return WholeAnswer({"embedding": embedded.vectors[0].tolist()}, provenance(embedded))

@@ -13,6 +13,7 @@ from vmm_server.api.ollama.render import generate_piece
 from vmm_server.api.ollama.replies import answer_or_stream, check_task, load_or_unload, show_prompt
 from vmm_server.api.ollama.wire import GenerateBody
 from vmm_server.api.openapi import described
+from vmm_server.api.placement import placed
 from vmm_server.inference import Inference
 from vmm_server.models.registry import Registry
 
@@ -26,7 +27,7 @@ class GenerateController(Controller):
         status_code=200,
         operation_id="generate",
         summary="Answer a prompt",
-        opt=described(*examples.GENERATE, body=GenerateBody),
+        opt=described(*examples.GENERATE, body=GenerateBody, runs=True),
     )
     async def create(
         self,
@@ -38,9 +39,9 @@ class GenerateController(Controller):
         body = await read_body(request, GenerateBody)
         check_generate_model(body)
         model = registry.resolve(body.model)
-        asked = generate_request(body, thinks="thinking" in model.capabilities)
+        asked = placed(generate_request(body, thinks="thinking" in model.capabilities), request.headers, body)
         if not body.prompt and not body.suffix:
-            return load_or_unload(inference, model, body, "generate", generate_piece)
+            return load_or_unload(inference, model, body, asked.wanted, "generate", generate_piece)
         check_task(model, body, "generate")
         if body.debug_render_only:
             return show_prompt(inference, body, asked, generate_piece)

@@ -51,6 +51,9 @@ PS = (
                     "size_vram": 0,
                     "context_length": 8192,
                     "placement": "openvino/CPU",
+                    "backend": "openvino",
+                    "device": "CPU",
+                    "variant": "",
                 }
             ]
         },

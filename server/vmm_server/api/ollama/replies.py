@@ -18,7 +18,7 @@ from vmm_server.completion import Completion
 from vmm_server.errors import UnsupportedCapability
 from vmm_server.inference import Inference
 from vmm_server.models.store import InstalledModel
-from vmm_server.requests import ChatPrompt, GenerateRequest, KeepAlive, TextPrompt
+from vmm_server.requests import ChatPrompt, GenerateRequest, KeepAlive, TextPrompt, Wanted
 
 JSON = "application/json; charset=utf-8"
 """As Ollama writes it."""
@@ -65,7 +65,7 @@ async def _written(inference: Inference, asked: GenerateRequest) -> str:
         return prompt.text
     if isinstance(prompt, ChatPrompt) and not prompt.context:
         return prompted.text or ""
-    return (await inference.tokenizer(asked.model)).decode(prompted.tokens)
+    return (await inference.tokenizer(asked.model, asked.wanted)).decode(prompted.tokens)
 
 
 def check_task(model: InstalledModel, body: GenerationFields, task: str) -> None:
@@ -75,7 +75,7 @@ def check_task(model: InstalledModel, body: GenerationFields, task: str) -> None
 
 
 def load_or_unload(
-    inference: Inference, model: InstalledModel, body: GenerationFields, task: str, piece: Piece
+    inference: Inference, model: InstalledModel, body: GenerationFields, wanted: Wanted, task: str, piece: Piece
 ) -> ASGIApp:
     """An empty prompt: one object, never NDJSON. `keep_alive: 0` unloads, whatever the model can do."""
     reply = Reply(model=body.model, piece=piece, now=utc_now, load_s=0.0)
@@ -87,9 +87,9 @@ def load_or_unload(
 
     async def work() -> WholeAnswer:
         if unloads:
-            await inference.unload(body.model)
+            await inference.unload(body.model, wanted)
             return WholeAnswer(reply.idle("unload"))
-        await inference.load(body.model, body.keep_alive)
+        await inference.load(body.model, body.keep_alive, wanted)
         return WholeAnswer(reply.idle("load"))
 
     return json_response(work, media_type=JSON)
@@ -114,7 +114,7 @@ async def _stream(
     inference: Inference, asked: GenerateRequest, reply: MakeReply, headers: dict[str, str]
 ) -> AsyncIterator[ChunkStream]:
     async with await inference.generate(asked) as completion, aclosing(_lines(completion, reply)) as lines:
-        yield ChunkStream(lines, provenance(completion) | headers)
+        yield ChunkStream(lines, lambda: provenance(completion) | headers)
 
 
 async def _lines(completion: Completion, reply: MakeReply) -> AsyncGenerator[bytes]:

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from vmm_server.api.body import Duration, Integer, RepetitionPenalty, Strings, Wire
+from vmm_server.api.placement import PlacementFields
 
 
 def _lower(value: object) -> object:
@@ -17,8 +18,8 @@ def _lower(value: object) -> object:
 Penalty = Annotated[float, Field(ge=-100, le=100)]
 
 
-class Options(Wire):
-    """`options`: all of Ollama's, and those of its older versions that meant to change the answer."""
+class Options(PlacementFields):
+    """`options`: all of Ollama's, those of its older versions that meant to change the answer, and where to run."""
 
     num_ctx: Integer | None = None
     num_keep: Integer | None = None

@@ -17,6 +17,7 @@ from vmm_server.api.openai.render_chat import ChatChunks, chat_completion
 from vmm_server.api.openai.replies import identity, open_stream
 from vmm_server.api.openai.wire import ChatCompletionRequest
 from vmm_server.api.openapi import described
+from vmm_server.api.placement import placed
 from vmm_server.api.streaming import WholeAnswer, json_response, sse_response
 from vmm_server.completion import Completion
 from vmm_server.inference import Inference
@@ -33,7 +34,7 @@ class ChatController(Controller):
         status_code=200,
         operation_id="createChatCompletion",
         summary="Answer a conversation",
-        opt=described(*examples.CHAT, body=ChatCompletionRequest),
+        opt=described(*examples.CHAT, body=ChatCompletionRequest, runs=True),
     )
     async def create(
         self,
@@ -43,7 +44,7 @@ class ChatController(Controller):
     ) -> ASGIApp:
         """JSON, or server-sent events with `"stream": true`."""
         wire = await read_body(request, ChatCompletionRequest)
-        asked = candidates(chat_request(wire), wire.n or 1)
+        asked = candidates(placed(chat_request(wire), request.headers, wire), wire.n or 1)
         if not wire.stream:
             return json_response(lambda: _answer(inference, wire, asked))
         return sse_response(
@@ -63,7 +64,7 @@ async def _answer(inference: Inference, wire: ChatCompletionRequest, asked: Sequ
             first.token_bytes if wire.logprobs else None,
             functions=bool(wire.functions),
         )
-        return WholeAnswer(body, provenance(first) | cache_header([gathered[0].usage]))
+        return WholeAnswer(body, provenance(*completions) | cache_header([gathered[0].usage]))
 
 
 def _chunks(

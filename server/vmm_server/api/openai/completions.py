@@ -18,6 +18,7 @@ from vmm_server.api.openai.render_completion import CompletionChunks, Echo, text
 from vmm_server.api.openai.replies import identity, open_stream
 from vmm_server.api.openai.wire import CompletionRequest
 from vmm_server.api.openapi import described
+from vmm_server.api.placement import placed
 from vmm_server.api.streaming import WholeAnswer, json_response, sse_response
 from vmm_server.completion import Completion
 from vmm_server.inference import Inference
@@ -34,7 +35,7 @@ class CompletionController(Controller):
         status_code=200,
         operation_id="createCompletion",
         summary="Continue a text",
-        opt=described(*examples.COMPLETION, body=CompletionRequest),
+        opt=described(*examples.COMPLETION, body=CompletionRequest, runs=True),
     )
     async def create(
         self,
@@ -44,7 +45,7 @@ class CompletionController(Controller):
     ) -> ASGIApp:
         """JSON, or server-sent events with `"stream": true`."""
         wire = await read_body(request, CompletionRequest)
-        asked = completion_requests(wire)
+        asked = [placed(each, request.headers, wire) for each in completion_requests(wire)]
         if not wire.stream:
             return json_response(lambda: _answer(inference, wire, asked))
         return sse_response(
@@ -67,7 +68,7 @@ async def _answer(inference: Inference, wire: CompletionRequest, asked: Sequence
         token_bytes = first.token_bytes if wire.logprobs is not None else None
         usage = usage_fields(usages, best_of)
         body = text_completion(identity("cmpl", asked[0], first), choices, token_bytes, usage, shown)
-        return WholeAnswer(body, provenance(first) | cache_header(usages[::best_of]))
+        return WholeAnswer(body, provenance(*completions) | cache_header(usages[::best_of]))
 
 
 def _chunks(

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vmm_server.api.answers import provenance
-from vmm_server.api.body import Duration, Integer, Wire, field_path, read_body
+from vmm_server.api.body import Duration, Integer, field_path, read_body
 from vmm_server.api.openai.embedding_examples import EMBEDDINGS
 from vmm_server.api.openapi import described
+from vmm_server.api.placement import PlacementFields, placed
 from vmm_server.api.streaming import WholeAnswer, json_response
 from vmm_server.embedding import Embedded, Embeddings
 from vmm_server.errors import InvalidRequest
@@ -28,7 +29,7 @@ _MANY_NUMBERS = 20_000
 """From here on encoding takes milliseconds, which the event loop has not."""
 
 
-class EmbeddingsBody(Wire):
+class EmbeddingsBody(PlacementFields):
     """Body of `POST /v1/embeddings`."""
 
     model: str
@@ -61,12 +62,12 @@ class EmbeddingsController(Controller):
         status_code=200,
         operation_id="createEmbedding",
         summary="Make vectors of texts",
-        opt=described(*EMBEDDINGS, body=EmbeddingsBody),
+        opt=described(*EMBEDDINGS, body=EmbeddingsBody, runs=True),
     )
     async def create(self, request: Request[Any, Any, Any], embeddings: NamedDependency[Embeddings]) -> ASGIApp:
         """One vector an input, in the inputs' order."""
         wire = await read_body(request, EmbeddingsBody)
-        asked = embedding_request(wire)
+        asked = placed(embedding_request(wire), request.headers, wire)
 
         async def answer() -> WholeAnswer:
             embedded = await embeddings.embed(asked)

@@ -31,7 +31,7 @@ async def open_stream(
         open_all(inference, asked) as completions,
         aclosing(_events(completions, chunks_of(completions))) as events,
     ):
-        yield ChunkStream(events, provenance(completions[0]))
+        yield ChunkStream(events, lambda: provenance(*completions))
 
 
 async def _events(completions: Sequence[Completion], chunks: Chunks) -> AsyncGenerator[bytes]:

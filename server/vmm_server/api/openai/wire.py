@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vmm_server.api.body import Duration, Integer, RepetitionPenalty, Strings, Wire
+from vmm_server.api.placement import PlacementFields
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Positive = Annotated[Integer, Field(ge=1)]
@@ -22,8 +23,8 @@ class StreamOptions(Wire):
     include_usage: bool | None = None
 
 
-class RunnerOptions(Wire):
-    """`options`: the one of Ollama's that clients of this route ask for."""
+class RunnerOptions(PlacementFields):
+    """`options`: those of Ollama's that clients of this route ask for."""
 
     num_ctx: Positive | None = None
 
@@ -61,7 +62,7 @@ class StructuredOutputs(Wire):
     disable_additional_properties: bool | None = None
 
 
-class SamplingFields(Wire):
+class SamplingFields(PlacementFields):
     """Fields that both routes share."""
 
     model: str

@@ -29,6 +29,7 @@ from vmm_server.api.openai.responses.render import Events, Identity, Response, c
 from vmm_server.api.openai.responses.tools import hopeful_tools, with_loose_tools
 from vmm_server.api.openai.responses.wire import CountRequest, ResponseRequest
 from vmm_server.api.openapi import described
+from vmm_server.api.placement import placed
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
 from vmm_server.completion import Completion
 from vmm_server.errors import InvalidRequest
@@ -47,7 +48,7 @@ class ResponsesController(Controller):
         status_code=200,
         operation_id="createResponse",
         summary="Answer a conversation of items",
-        opt=described(*examples.CREATE, body=ResponseRequest),
+        opt=described(*examples.CREATE, body=ResponseRequest, runs=True),
     )
     async def create(
         self,
@@ -62,7 +63,9 @@ class ResponsesController(Controller):
         check_store(wire, response_store)
         earlier = await earlier_items(wire, response_store)
         given = await given_items(wire, response_store)
-        asked = response_request(wire, conversation([*earlier, *given], wire.instructions))
+        asked = placed(
+            response_request(wire, conversation([*earlier, *given], wire.instructions)), request.headers, wire
+        )
         job = _Job(wire, asked, given, inference, response_store)
         if not wire.stream:
             return json_response(job.answer)
@@ -86,7 +89,8 @@ class ResponsesController(Controller):
         refuse_unsupported(wire)
         check_store(wire, response_store)
         items = [*await earlier_items(wire, response_store), *await given_items(wire, response_store)]
-        prompted = await inference.count_tokens(count_request(wire, conversation(items, wire.instructions)))
+        asked = placed(count_request(wire, conversation(items, wire.instructions)), request.headers, wire)
+        prompted = await inference.count_tokens(asked)
         return {"object": "response.input_tokens", "input_tokens": len(prompted.tokens)}
 
 
@@ -117,7 +121,7 @@ class _Job:
         """As events."""
         started = await self._start()
         async with started.completion, aclosing(self._events(started)) as events:
-            yield ChunkStream(events, provenance(started.completion))
+            yield ChunkStream(events, lambda: provenance(started.completion))
 
     async def _start(self) -> "_Started":
         """Start it, less strict than was asked where the request leaves that open.

@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints
 from vmm_server.api.body import Integer, Wire
 from vmm_server.api.openai.wire import FunctionDefinition, SamplingFields
 from vmm_server.api.openai.wire import StreamOptions as CommonStreamOptions
+from vmm_server.api.placement import PlacementFields
 
 Metadata = Annotated[
     dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
@@ -104,7 +105,7 @@ class PromptCacheOptions(Wire):
     prewarm: bool | None = None
 
 
-class PromptFields(Wire):
+class PromptFields(PlacementFields):
     """What the prompt is made of. `model` stands in the request that has these."""
 
     input: object = None

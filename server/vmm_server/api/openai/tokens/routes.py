@@ -24,6 +24,7 @@ from vmm_server.api.openai.tokens.wire import (
     texts_of,
 )
 from vmm_server.api.openapi import described
+from vmm_server.api.placement import placed, wanted_of
 from vmm_server.errors import InvalidRequest
 from vmm_server.inference import Inference
 from vmm_server.models.registry import Registry
@@ -43,10 +44,11 @@ async def tokenize(
     wire = await read_body(request, TokenizeBody)
     texts = texts_of(wire)
     model = _model_name(wire.model, registry, settings)
-    words = await inference.tokenizer(model)
+    words = await inference.tokenizer(model, wanted_of(request.headers, wire))
     prompt: Sequence[int] = ()
     if texts is None:
-        prompt = (await inference.count_tokens(chat_request(chat_of(wire, model)))).tokens
+        asked = placed(chat_request(chat_of(wire, model)), request.headers, wire)
+        prompt = (await inference.count_tokens(asked)).tokens
 
     def answer() -> bytes:
         """For a thread: millions of tokens take seconds."""
@@ -70,7 +72,8 @@ async def detokenize(
     """The text of tokens, special ones included, under the name that each server's clients look for."""
     wire = await read_body(request, DetokenizeBody)
     check_tokens(wire)
-    words = await inference.tokenizer(_model_name(wire.model, registry, settings))
+    model = _model_name(wire.model, registry, settings)
+    words = await inference.tokenizer(model, wanted_of(request.headers, wire))
     text = await asyncio.to_thread(words.decode, wire.tokens)
     return dict.fromkeys(("content", "prompt", "text"), text)
 
@@ -85,7 +88,8 @@ async def apply_template(
     wire = await read_body(request, ApplyTemplateBody)
     check_ending(wire, wire.messages)
     model = _model_name(wire.model, registry, settings)
-    prompted = await inference.count_tokens(chat_request(wire.model_copy(update={"model": model})))
+    asked = placed(chat_request(wire.model_copy(update={"model": model})), request.headers, wire)
+    prompted = await inference.count_tokens(asked)
     return {"prompt": prompted.text or ""}
 
 

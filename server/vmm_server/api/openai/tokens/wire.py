@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from vmm_server.api.body import Integer, Wire
+from vmm_server.api.body import Integer
 from vmm_server.api.openai.wire import ChatCompletionRequest, ChatMessage, ToolDefinition
+from vmm_server.api.placement import PlacementFields
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
 
 MAX_CHARACTERS = 4 * 2**20
@@ -12,7 +13,7 @@ MAX_TEXTS = 2048
 MAX_TOKENS = 2**20
 
 
-class EndingFields(Wire):
+class EndingFields(PlacementFields):
     """How a conversation's prompt ends. It ends where the answer begins: these change nothing, or are refused."""
 
     add_generation_prompt: bool | None = None
@@ -49,7 +50,7 @@ class TokenizeBody(EndingFields):
     pad_to_max_length: bool | None = None
 
 
-class DetokenizeBody(Wire):
+class DetokenizeBody(PlacementFields):
     """Body of `POST /detokenize`."""
 
     tokens: list[Integer]
