@@ -5,6 +5,7 @@ libraries).
 """
 
 import logging
+import os
 import threading
 from importlib import import_module
 from importlib.metadata import distributions
@@ -29,8 +30,10 @@ def installed_plugins() -> tuple[str, ...]:
 def register_plugins() -> dict[str, str | None]:
     """Register every installed plug-in once a process; package → what is wrong with it, `None` when all is well.
 
-    Older runtimes than 1.22 know no plug-ins; nothing is registered there.
+    Older runtimes than 1.22 know no plug-ins; nothing is registered there. CUDA is told to count GPUs by their address,
+    as the names of devices do, and not by their speed; it looks when it is first loaded.
     """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if not hasattr(ort, "register_execution_provider_library"):
         return {}
     with _registering:
