@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
 from vmm_server.models.ready import Ready
-from vmm_server.models.router import Placement
+from vmm_server.models.router import Placement, Work
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import KeepAlive
 
@@ -30,6 +30,9 @@ class LoadedModel:
     num_leases: int = 0
     num_lent: int = 0
     """Leases so far."""
+    num_expected: int = 0
+    """Requests that hold a lease, and are not with `ready` yet: its load does not show them."""
+    num_expected_prompt_tokens: int = 0
     is_pinned: bool = False
     """A request wants it to stay for ever. (A server's default of for ever only means that time does not unload it.)"""
 
@@ -52,6 +55,11 @@ class LoadedModel:
         """Count leases on it."""
         self.num_leases += num_leases
         self.num_lent += num_leases
+
+    def expect(self, num_requests: int, work: Work) -> None:
+        """Count requests in that are on their way, or, below zero, out again."""
+        self.num_expected += num_requests * work.num_streams
+        self.num_expected_prompt_tokens += num_requests * work.num_streams * work.num_prompt_tokens
 
     def keep(self, keep_alive: KeepAlive | None) -> None:
         """Stay as long as a request says; one that says nothing leaves it as it is."""
@@ -83,17 +91,30 @@ class Lease(Generic[Held]):
     """What requests are sent to."""
     load_s: float
     """Seconds this lease waited for a load; 0 when the model was there."""
+    work: Work
+    """What is to be done under it."""
     _release: Callable[[LoadedModel], None]
-    _open: bool = field(default=True, init=False)
+    _is_open: bool = field(default=True, init=False)
+    _is_expected: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        self.loaded.expect(1, self.work)
 
     def again(self) -> "Lease[Held]":
         """A second one. It is there at once, also where a new request would have to wait."""
-        assert self._open, "this lease is over"
+        assert self._is_open, "this lease is over"
         self.loaded.lend()
-        return Lease(self.loaded, self.ready, 0.0, self._release)
+        return Lease(self.loaded, self.ready, 0.0, self.work, self._release)
+
+    def begun(self) -> None:
+        """Its request is with `ready` now, whose load shows it."""
+        if self._is_expected:
+            self._is_expected = False
+            self.loaded.expect(-1, self.work)
 
     def release(self) -> None:
         """Give it back; the keep-alive clock starts when it was the last one."""
-        if self._open:
-            self._open = False
+        if self._is_open:
+            self._is_open = False
+            self.begun()
             self._release(self.loaded)

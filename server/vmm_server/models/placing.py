@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vmm_adapters.catalog import RUNS, Form, Task
-from vmm_adapters.device import Device, DeviceKind, Machine
+from vmm_adapters.device import DeviceKind, Machine
 from vmm_server.errors import ModelLoadFailed, UnsupportedParameter
 from vmm_server.models.leases import LoadedModel
 from vmm_server.models.machine import machine_key
@@ -26,7 +26,10 @@ from vmm_server.models.router import (
     admits,
     candidates,
     choose,
+    devices_of,
+    matches,
     order,
+    own_memory_bytes,
 )
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import ANYWHERE, Wanted
@@ -35,17 +38,15 @@ from vmm_server.settings import Settings
 HOST = "host"
 ANY_ADAPTER = "openvino"
 """The `adapter` of a model that every runtime which reads its form can compute; another one is the only one."""
-_OWN_MEMORY_SHARE = 0.9
-"""Of a device's own memory; the rest is its driver's and the desktop's."""
 _FIRST_REST_S = 60.0
 _LONGEST_REST_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What models take their room from: the host's memory, or that of one device."""
+    """What models take their room from: the host's memory, that of one device, or those of several together."""
 
-    name: str
+    names: frozenset[str]
     num_bytes: int
 
 
@@ -76,6 +77,10 @@ class Places(Protocol):
 
     async def placements(self, model: InstalledModel, wanted: Wanted) -> Sequence[Placement]:
         """Those to try, best first; at least one. Raises `UnsupportedParameter`, `ModelLoadFailed`."""
+        ...
+
+    def failure(self, model: InstalledModel, placement: Placement) -> Failure | None:
+        """Why a placement is to be left alone at this moment, as long as there is another."""
         ...
 
     def choose(self, fitting: Sequence[LoadedModel], loaded: Collection[LoadedModel], work: Work) -> LoadedModel:
@@ -113,7 +118,7 @@ class Placer:
     ) -> None:
         """`read_machine` is asked once, when a model is first to be placed."""
         self._configured = wanted_by_settings(settings)
-        self._host = Memory(HOST, int(settings.memory_budget or _physical_memory_bytes() // 2))
+        self._host = Memory(frozenset((HOST,)), int(settings.memory_budget or _physical_memory_bytes() // 2))
         self._read_machine = read_machine
         self._profiles = Profiles(settings.cache_dir)
         self._clock = clock
@@ -125,12 +130,13 @@ class Placer:
         return wanted.over(wanted_by(model)).over(self._configured)
 
     async def placements(self, model: InstalledModel, wanted: Wanted, work: Work | None = None) -> Sequence[Placement]:
-        """See `Places`. Waits for the machine to be probed, the first time. What failed lately is no candidate, and
-        need not have been measured, as long as there is another."""
+        """See `Places`. Waits for the machine to be probed, the first time. What failed lately comes last, and need
+        not have been measured."""
         found = await self.candidates(model)
         well = [each for each in found if self.failure(model, each.placement) is None]
         profiles = self.profiles(model)
-        tried = order(well, profiles, wanted, work) or order(found, profiles, wanted, work)
+        tried = order(well, profiles, wanted, work)
+        tried += order([each for each in found if each not in well], profiles, wanted, work)
         if not tried:
             raise _nowhere(model, found, wanted, wanted_by(model).over(self._configured))
         return tried
@@ -143,10 +149,15 @@ class Placer:
 
     async def candidates(self, model: InstalledModel) -> tuple[Candidate, ...]:
         """Every placement that this machine has for a model."""
-        if RUNS[model.adapter].forms == {"echo"}:
+        if not _is_echo(model):
+            await self.know_machine()
+        return self._candidates(model)
+
+    def _candidates(self, model: InstalledModel) -> tuple[Candidate, ...]:
+        if _is_echo(model):
             return (Candidate(Placement(model.adapter, "CPU"), DeviceKind.CPU, model.size_bytes),)
-        machine = await self.know_machine()
-        found = candidates(task_of(model), variants_of(model), machine.devices)
+        devices = () if self._machine is None else self._machine.devices
+        found = candidates(task_of(model), variants_of(model), devices)
         return tuple(each for each in found if model.adapter in (ANY_ADAPTER, each.placement.adapter))
 
     def profiles(self, model: InstalledModel) -> Mapping[Placement, Profile]:
@@ -171,7 +182,8 @@ class Placer:
         """See `Places`. Only a placement that was measured is worth another load, and only of the same variant."""
         model, taken = fitting[0].model, {each.placement for each in fitting}
         profiles = self.profiles(model)
-        others = [each for each in profiles if each not in taken and self._may_join(model, each, fitting, wanted)]
+        there = [each.placement for each in self._candidates(model) if each.placement in profiles]
+        others = [each for each in there if each not in taken and self._may_join(model, each, fitting, wanted)]
         if not others:
             return None
         options = [Option(each, _device_load(each, loaded)) for each in taken]
@@ -186,11 +198,9 @@ class Placer:
     def memory(self, placement: Placement) -> Memory:
         """See `Places`. A GPU without memory of its own shares the host's."""
         devices = () if self._machine is None else self._machine.devices
-        shared = {device.memory_total_bytes for device in devices if device.kind is DeviceKind.CPU}
-        for device in devices:
-            if device.name == placement.device and _has_own_memory(device, shared):
-                return Memory(device.name, int((device.memory_total_bytes or 0) * _OWN_MEMORY_SHARE))
-        return self._host
+        used = [device for device in devices if device.name in devices_of(placement)]
+        own = {device.name: size for device in used if (size := own_memory_bytes(device, devices)) is not None}
+        return Memory(frozenset(own), sum(own.values())) if own else self._host
 
     def failed(self, model: InstalledModel, placement: Placement, reason: str) -> None:
         """See `Places`: a minute, then twice as long each time."""
@@ -211,7 +221,6 @@ class Placer:
             admits(wanted, placement)
             and placement.variant == fitting[0].placement.variant
             and self.failure(model, placement) is None
-            and not (wanted.device is None and placement.device.startswith("NPU"))
         )
 
 
@@ -241,6 +250,11 @@ def _named(value: object) -> str | None:
     return value if isinstance(value, str) and value.lower() != "auto" else None
 
 
+def _is_echo(model: InstalledModel) -> bool:
+    """The test model runs anywhere: no machine need be probed."""
+    return RUNS[model.adapter].forms == {"echo"}
+
+
 def task_of(model: InstalledModel) -> Task:
     """What is asked of adapters for a model."""
     if not model.generates:
@@ -256,19 +270,12 @@ def variants_of(model: InstalledModel) -> tuple[VariantFiles, ...]:
 
 def _device_load(placement: Placement, loaded: Collection[LoadedModel]) -> DeviceLoad:
     """Of whichever model: they share the processor."""
-    loads = [each.ready.load for each in loaded if each.placement.device == placement.device]
+    devices = set(devices_of(placement))
+    there = [each for each in loaded if not devices.isdisjoint(devices_of(each.placement))]
     return DeviceLoad(
-        sum(load.num_running for load in loads),
-        sum(load.num_waiting for load in loads),
-        sum(load.num_pending_prompt_tokens for load in loads),
-    )
-
-
-def _has_own_memory(device: Device, shared: Collection[int | None]) -> bool:
-    return (
-        device.kind is not DeviceKind.CPU
-        and device.memory_total_bytes is not None
-        and (device.memory_total_bytes not in shared)
+        sum(each.ready.load.num_running for each in there),
+        sum(each.ready.load.num_waiting + each.num_expected for each in there),
+        sum(each.ready.load.num_pending_prompt_tokens + each.num_expected_prompt_tokens for each in there),
     )
 
 
@@ -280,13 +287,12 @@ def _nowhere(
     message = f"{model.name!r} cannot run on {wanted} here; placements (backend/device): {there}"
     if wanted in (unasked, ANYWHERE):
         return ModelLoadFailed(message, param="device", hint="vmm devices tells what is here, and why something is not")
-    alone = {
+    each = {
         "device": Wanted(wanted.device),
         "backend": Wanted(None, wanted.backend),
         "variant": Wanted(variant=wanted.variant),
     }
-    asked = [name for name in alone if getattr(wanted, name) != getattr(unasked, name)] or ["backend"]
-    missing = [name for name in asked if not any(admits(alone[name], each.placement) for each in found)]
-    name = (missing or asked)[0]
-    param = wanted.params.get(name, name)
+    asked = [name for name in each if getattr(wanted, name) != getattr(unasked, name)] or ["backend"]
+    missing = [name for name in asked if not any(matches(each[name], one.placement) for one in found)]
+    param = wanted.params.get((missing or asked)[0], (missing or asked)[0])
     return UnsupportedParameter(message, param=param, hint=f"leave out {param}, or name one of these")

@@ -8,9 +8,9 @@ waited long has `Precedence` over new requests for those models. Whoever waits f
 it ends, so that the next load cannot take the model away again.
 
 A model may be in memory on several placements at once. `Places` says which one a request gets, and in which order a
-load tries them; a placement that fails is passed over, and one that fails in the middle of its work is unloaded at the
-next request, which goes elsewhere. Another placement of a model that is there already is loaded for later requests:
-nobody waits for it, and no model leaves for it.
+load tries them: the first one in whose memory there is room, or can be made, takes it. A placement that fails is passed
+over, and one that fails in the middle of its work is unloaded; its requests go elsewhere. Another placement of a model
+that is there already is loaded for later requests: nobody waits for it, and nobody leaves or waits in line for it.
 
 All state is touched on the event loop only; loading and closing, which block, run in threads, in tasks of the pool's
 own: a client that leaves cancels neither. A load that nobody waits for any more is given up while it waits for room;
@@ -20,19 +20,19 @@ once it has begun, it goes on, and the model stays for its keep-alive.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
 from vmm_server.errors import LoadTimeout, ModelLoadFailed, Overloaded, ShuttingDown
 from vmm_server.models.arrivals import Arrivals
 from vmm_server.models.leases import Lease, LoadedModel
 from vmm_server.models.loading import LoadKey, ModelLoader, ReadyModel, load_key
-from vmm_server.models.pending import NobodyWaits, PendingLoad
-from vmm_server.models.placing import Memory, Places
+from vmm_server.models.pending import NobodyWaits, PendingLoad, does_not_fit
+from vmm_server.models.placing import Places
 from vmm_server.models.precedence import Precedence
-from vmm_server.models.ready import Ready
-from vmm_server.models.room import Limits, Need, find_room, may_find_room, no_room
-from vmm_server.models.router import Placement, Work, admits, exactly
+from vmm_server.models.room import Site, find_room, may_find_room, no_room
+from vmm_server.models.router import Placement, Work, admits, exactly, matches
+from vmm_server.models.sites import Sites
 from vmm_server.models.store import InstalledModel, how_to_mend
 from vmm_server.requests import ANYWHERE, KeepAlive, Wanted
 from vmm_server.settings import Settings
@@ -40,9 +40,6 @@ from vmm_server.settings import Settings
 logger = logging.getLogger(__name__)
 
 Held = TypeVar("Held")
-_KV_SHARE = 8
-"""A model's KV blocks get at most this fraction (1/n) of the budget: several models and their weights must fit."""
-_MIN_KV_BYTES = 64 * 1024**2
 _ANY_WORK = Work()
 
 _Load = PendingLoad[LoadedModel]
@@ -58,6 +55,7 @@ class ModelPool:
         self._settings = settings
         self._load = load
         self._places = places
+        self._sites = Sites(settings, places)
         self._clock = clock
         self._loaded: list[LoadedModel] = []
         self._loads: dict[_LoadKey, _Load] = {}
@@ -108,7 +106,7 @@ class ModelPool:
             self._give_back(loaded)
             raise ModelLoadFailed(f"{model.name!r} is not what its manifest says", hint=how_to_mend(model))
         loaded.keep(keep_alive)
-        return Lease(loaded, loaded.ready, load_s, self._give_back)
+        return Lease(loaded, loaded.ready, load_s, work, self._give_back)
 
     async def load(self, model: InstalledModel, keep_alive: KeepAlive | None, wanted: Wanted = ANYWHERE) -> float:
         """Load a model of any kind and start its keep-alive clock; the seconds waited. Raises as `acquire` does."""
@@ -135,7 +133,9 @@ class ModelPool:
             except NobodyWaits:
                 return None
         loaded, load_s = await self._lease(model, wanted, _ANY_WORK)
-        return Lease(loaded, loaded.ready, load_s, self._give_back)
+        lease = Lease(loaded, loaded.ready, load_s, _ANY_WORK, self._give_back)
+        lease.begun()
+        return lease
 
     def idle_s(self) -> float:
         """Seconds since a model was last used; 0 while one is, or is loaded or unloaded."""
@@ -160,7 +160,11 @@ class ModelPool:
     async def unload(self, model: InstalledModel, wanted: Wanted = ANYWHERE) -> bool:
         """Unload from everywhere that is `wanted`: at once, or when the last lease is returned. False if it was not
         loaded."""
-        found = self._fitting(load_key(model), wanted)
+        key = load_key(model)
+        for (other, _), load in self._loads.items():
+            if other == key and load.is_for_later:
+                load.is_dropped = True
+        found = [each for each in self._loaded if load_key(each.model) == key and matches(wanted, each.placement)]
         for loaded in found:
             loaded.keep(KeepAlive(0.0))
         self._notify()
@@ -170,7 +174,14 @@ class ModelPool:
         return bool(found)
 
     async def expire(self) -> float | None:
-        """Unload what has expired; seconds until the next one does, `None` when nothing will."""
+        """Unload what has expired or failed; seconds until the next one does, `None` when nothing will."""
+        pause = self._expire()
+        if self._leaving:
+            await asyncio.wait(self._leaving.values())
+        return pause
+
+    def _expire(self) -> float | None:
+        self._drop_failed()
         pause: float | None = None
         for loaded in list(self._loaded):
             left = loaded.expires_in_s(self._clock())
@@ -180,15 +191,13 @@ class ModelPool:
                 self._close(loaded)
             else:
                 pause = left if pause is None else min(pause, left)
-        if self._leaving:
-            await asyncio.wait(self._leaving.values())
         return pause
 
     async def run(self) -> None:
         """Unload idle models as they expire, until cancelled. The app's lifespan owns this task."""
         while True:
             self._changed.clear()
-            pause = await self.expire()
+            pause = self._expire()
             try:
                 await asyncio.wait_for(self._changed.wait(), pause)
             except TimeoutError:
@@ -239,29 +248,38 @@ class ModelPool:
         return loaded, load_s
 
     def _fitting(self, key: LoadKey, wanted: Wanted) -> list[LoadedModel]:
-        """The placements of a model that are in memory; those whose device has failed leave it."""
-        found = [each for each in self._loaded if load_key(each.model) == key and admits(wanted, each.placement)]
-        for loaded in found:
-            if loaded.ready.failure is not None:
-                self._places.failed(loaded.model, loaded.placement, loaded.ready.failure)
+        """The placements of a model that are in memory."""
+        self._drop_failed()
+        return [each for each in self._loaded if load_key(each.model) == key and admits(wanted, each.placement)]
+
+    def _drop_failed(self) -> None:
+        """Those whose device has failed leave, used or not: nothing runs there any more."""
+        for loaded in list(self._loaded):
+            if (failure := loaded.ready.failure) is not None:
+                self._places.failed(loaded.model, loaded.placement, failure)
                 self._close(loaded)
-        return [each for each in found if each.ready.failure is None]
 
     def _choose(self, key: _LoadKey, work: Work) -> LoadedModel | None:
-        """Of the placements in memory, the one that the work goes to."""
+        """Of the placements in memory, the one that the work goes to; one that has to make room only if all have."""
         if not (fitting := self._fitting(*key)):
             return None
         if placement := self._places.join(fitting, self._loaded, key[1], work):
-            self._load_for_later(fitting[0].model, placement)
-        return self._places.choose(fitting, self._loaded, work)
+            self._load_for_later(fitting[0], placement)
+        lasting = [each for each in fitting if not self._precedence.stands_aside(each)]
+        return self._places.choose(lasting or fitting, self._loaded, work)
 
-    def _load_for_later(self, model: InstalledModel, placement: Placement) -> None:
-        key = load_key(model), exactly(placement)
-        if key not in self._loads and not self._is_closing:
-            self._begin(key, model).is_for_later = True
+    def _load_for_later(self, like: LoadedModel, placement: Placement) -> None:
+        """Load it there as well, if there is room at once."""
+        key = load_key(like.model), exactly(placement)
+        if key in self._loads or self._is_closing or self._leaving or like.keep_alive.seconds == 0:
+            return
+        room = find_room(self._sites.site(like.model, placement, self._loaded))
+        if room is not None and not room.leaving:
+            load = self._begin(key, like.model)
+            load.is_for_later, load.keep_alive = True, like.keep_alive
 
     def _begin(self, key: _LoadKey, model: InstalledModel) -> _Load:
-        load = self._loads[key] = PendingLoad(model)
+        load = self._loads[key] = PendingLoad(model, self._settings.keep_alive)
         load.task = asyncio.create_task(self._load_cold(key, load), name=f"load {model.name}")
         load.task.add_done_callback(load.log_end)
         return load
@@ -296,74 +314,94 @@ class ModelPool:
 
     async def _load_somewhere(self, load: _Load, wanted: Wanted) -> LoadedModel:
         """The first placement that takes the model. Raises `ModelLoadFailed` with each one's reason."""
-        model, failures = load.model, list[tuple[Placement, ModelLoadFailed]]()
-        for placement in await self._places.placements(model, wanted):
+        model, failures = load.model, dict[Placement, ModelLoadFailed]()
+        placements = await self._places.placements(model, wanted)
+        while left := [each for each in placements if each not in failures]:
+            rested = [each for each in left if self._places.failure(model, each) is None]
+            if (found := await self._make_room(load, rested or left, failures)) is None:
+                continue
+            placement, num_bytes = found
             try:
-                ready, load_s = await self._load_on(load, placement)
+                return await self._load_on(load, placement, num_bytes)
             except ModelLoadFailed as error:
                 logger.warning("%s cannot run on %s: %s", model.name, placement, error)
-                failures.append((placement, error))
-                continue
-            loaded = LoadedModel(model, ready, self._settings.keep_alive, self._clock(), load_s)
-            self._loaded.append(loaded)
-            logger.info("loaded %s on %s, %d MB", model.name, placement, ready.memory_bytes >> 20)
-            return loaded
+                self._places.failed(model, placement, error.message)
+                failures[placement] = error
         if len(failures) == 1:
-            raise failures[0][1]
-        reasons = "; ".join(f"{placement}: {error.message}" for placement, error in failures)
+            raise next(iter(failures.values()))
+        reasons = "; ".join(f"{placement}: {error.message}" for placement, error in failures.items())
         raise ModelLoadFailed(f"cannot load {model.name!r}: {reasons}", hint="vmm devices tells what is here")
 
-    async def _load_on(self, load: _Load, placement: Placement) -> tuple[Ready, float]:
-        """The model there, and the seconds that it took once there was room."""
-        model, memory = load.model, self._places.memory(placement)
-        size_bytes = self._places.size_bytes(model, placement)
-        need = self._need(model, size_bytes, memory)
-        with self._precedence.looking(need, lambda: self._tenants(memory)):
-            num_bytes = await self._make_room(load, need, memory)
+    async def _load_on(self, load: _Load, placement: Placement, num_bytes: int) -> LoadedModel:
         load.why_not_yet = "it is still loading"
-        logger.info("loading %s on %s", model.name, placement)
+        logger.info("loading %s on %s", load.model.name, placement)
         started = self._clock()
-        try:
-            ready = await asyncio.to_thread(self._load, model, placement, num_bytes - size_bytes)
-        except ModelLoadFailed as error:
-            self._places.failed(model, placement, error.message)
-            raise
-        return ready, self._clock() - started
+        kv_cache_bytes = num_bytes - self._places.size_bytes(load.model, placement)
+        ready = await asyncio.to_thread(self._load, load.model, placement, kv_cache_bytes)
+        now = self._clock()
+        keep_alive = KeepAlive(0.0) if load.is_dropped and not load.num_waiting else load.keep_alive
+        loaded = LoadedModel(load.model, ready, keep_alive, now, now - started)
+        self._loaded.append(loaded)
+        logger.info("loaded %s on %s, %d MB", load.model.name, placement, ready.memory_bytes >> 20)
+        return loaded
 
-    async def _make_room(self, load: _Load, need: Need, memory: Memory) -> int:
-        """The bytes the model may take, once there is room for it. Raises `ModelLoadFailed` if there will be none."""
-        while True:
-            self._room_changed.clear()
-            if self._is_closing:
-                raise ShuttingDown
-            if not (load.num_waiting or load.is_for_later):
-                raise NobodyWaits
-            if not self._leaving:
-                tenants, limits = self._tenants(memory)
-                room = find_room(tenants, need, limits)
-                if not load.num_waiting and (room is None or room.leaving):
+    async def _make_room(
+        self, load: _Load, placements: Sequence[Placement], failures: dict[Placement, ModelLoadFailed]
+    ) -> tuple[Placement, int] | None:
+        """The first placement that has room, once there is some, and the bytes that the model may take there.
+
+        `None`: there will be none at any of them; why is in `failures`.
+        """
+        with self._precedence.looking(lambda: self._first_site(load, placements)):
+            while left := [each for each in placements if each not in failures]:
+                self._room_changed.clear()
+                self._drop_failed()
+                self._check_waited_for(load)
+                num_failures = len(failures)
+                if found := self._look_for_room(load, left, failures):
+                    return found
+                if not load.num_waiting:
                     raise NobodyWaits
-                if room is None:
-                    load.why_not_yet = no_room(tenants, need, limits)
-                    if not may_find_room(tenants, need, limits):
-                        raise load.does_not_fit()
-                elif room.leaving:
-                    self._close(room.leaving[0])
-                else:
-                    return room.num_bytes
-            await self._room_changed.wait()
+                if len(failures) == num_failures:
+                    await self._room_changed.wait()
+        return None
 
-    def _tenants(self, memory: Memory) -> tuple[list[LoadedModel], Limits]:
-        """Who shares a memory, and what they may take of it together; the others count towards `max_loaded_models`."""
-        tenants = [each for each in self._loaded if self._places.memory(each.placement).name == memory.name]
-        most = self._settings.max_loaded_models
-        return tenants, Limits(memory.num_bytes, most and max(1, most - len(self._loaded) + len(tenants)))
+    def _look_for_room(
+        self, load: _Load, placements: Sequence[Placement], failures: dict[Placement, ModelLoadFailed]
+    ) -> tuple[Placement, int] | None:
+        """As `_make_room`, as it is now; an idle model begins to leave where that helps."""
+        for placement in placements:
+            leaving = self._sites.leaving(placement, self._leaving)
+            if any(each.ready.failure is not None for each in leaving):
+                continue  # what a dead device holds may take long to go
+            if leaving:
+                return None
+            site = self._sites.site(load.model, placement, self._loaded)
+            room = find_room(site)
+            if room is None:
+                why = no_room(site)
+                if not may_find_room(site):
+                    failures[placement] = does_not_fit(load.model, why)
+                elif placement == placements[0]:
+                    load.why_not_yet = why
+            elif not room.leaving:
+                return placement, room.num_bytes
+            elif load.num_waiting:
+                self._close(room.leaving[0])
+                return None
+        return None
 
-    def _need(self, model: InstalledModel, size_bytes: int, memory: Memory) -> Need:
-        if not model.generates:
-            return Need(size_bytes, size_bytes)
-        kv_bytes = int(self._settings.kv_cache_size or memory.num_bytes // _KV_SHARE)
-        return Need(size_bytes + min(kv_bytes, _MIN_KV_BYTES), size_bytes + kv_bytes)
+    def _first_site(self, load: _Load, placements: Sequence[Placement]) -> Site[LoadedModel] | None:
+        """The best one that there will be room at, if anybody waits for it."""
+        sites = (self._sites.site(load.model, placement, self._loaded) for placement in placements)
+        return next(filter(may_find_room, sites), None) if load.num_waiting else None
+
+    def _check_waited_for(self, load: _Load) -> None:
+        if self._is_closing:
+            raise ShuttingDown
+        others = (other for other in self._loads.values() if other is not load)
+        if not load.num_waiting and (not load.is_for_later or any(other.num_waiting for other in others)):
+            raise NobodyWaits
 
     def _give_back(self, loaded: LoadedModel) -> None:
         loaded.num_leases -= 1

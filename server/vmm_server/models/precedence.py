@@ -6,12 +6,13 @@ models that have to leave for it stand aside, and those models run empty. No ans
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from vmm_server.errors import Overloaded
-from vmm_server.models.room import Limits, Need, Tenant, in_the_way
+from vmm_server.models.room import Site, Tenant, in_the_way
 
 _PATIENCE_S = 5.0
 _PATIENCE_SHARE = 4
@@ -22,9 +23,8 @@ _PATIENCE_SHARE = 4
 class _Looking:
     """A load that looks for room."""
 
-    need: Need
-    look: Callable[[], tuple[Sequence[Tenant], Limits]]
-    """Who is where it looks, and what they may take there."""
+    look: Callable[[], Site[Any] | None]
+    """Where it would move in, and who is there; `None`: nowhere, or nobody waits for it."""
     patient_until: float
     in_its_way: Collection[Tenant] | None = None
     """Chosen when patience ends, and not again: it is these that run empty, while others go on."""
@@ -42,9 +42,9 @@ class Precedence:
         self._looking: _Looking | None = None
 
     @contextmanager
-    def looking(self, need: Need, look: Callable[[], tuple[Sequence[Tenant], Limits]]) -> Iterator[None]:
-        """While a load looks for room: one at a time. `look` says who is there, and what they may take."""
-        looking = self._looking = _Looking(need, look, self._clock() + self._patience_s)
+    def looking(self, look: Callable[[], Site[Any] | None]) -> Iterator[None]:
+        """While a load looks for room: one at a time. `look` says where."""
+        looking = self._looking = _Looking(look, self._clock() + self._patience_s)
         try:
             yield
         finally:
@@ -57,8 +57,9 @@ class Precedence:
         if looking is None or self._clock() < looking.patient_until:
             return False
         if looking.in_its_way is None:
-            tenants, limits = looking.look()
-            looking.in_its_way = in_the_way(tenants, looking.need, limits)
+            if (site := looking.look()) is None:
+                return False
+            looking.in_its_way = in_the_way(site)
         return any(tenant is other for other in looking.in_its_way)
 
     async def stand_aside(self) -> None:

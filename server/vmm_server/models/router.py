@@ -9,7 +9,7 @@ large one, or many requests at a time, on a GPU. An NPU is never chosen unasked:
 Pure: no clocks, no threads, no files.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Protocol
@@ -19,6 +19,10 @@ from vmm_adapters.device import Device, DeviceKind
 from vmm_server.requests import Wanted
 
 LARGE_MODEL_BYTES = 1 << 30
+HETERO = "HETERO:"
+"""Before the names of devices among which OpenVINO shares a model out, layer by layer."""
+OWN_MEMORY_SHARE = 0.9
+"""Of a device's own memory; the rest is its driver's and the desktop's."""
 MANY_STREAMS = 8
 """Requests at a time from which on a GPU is the better guess."""
 
@@ -35,15 +39,31 @@ class Placement:
         return f"{self.adapter}/{self.device}" + (f"/{self.variant}" if self.variant else "")
 
 
-def admits(wanted: Wanted, placement: Placement) -> bool:
-    """Whether a placement is one of those asked for."""
-    device, name = placement.device.upper(), (wanted.device or placement.device).upper()
+def matches(wanted: Wanted, placement: Placement) -> bool:
+    """Whether a placement is one of those named; nothing named, all of them."""
     return (
-        (device == name or device.startswith(f"{name}."))
+        (wanted.device is None or _is_called(placement.device.upper(), wanted.device.upper()))
         and wanted.backend in (None, placement.adapter)
         and wanted.variant in (None, placement.variant)
         and (not wanted.needs_logits or placement.adapter in CAUSAL_LM)
     )
+
+
+def admits(wanted: Wanted, placement: Placement) -> bool:
+    """Whether a request may go there: an NPU has to be asked for."""
+    return matches(wanted, placement) and (wanted.device is not None or not placement.device.startswith("NPU"))
+
+
+def devices_of(placement: Placement) -> tuple[str, ...]:
+    """The devices that a placement computes on: those of `HETERO:GPU.0,GPU.1` are two."""
+    return tuple(placement.device.removeprefix(HETERO).split(","))
+
+
+def _is_called(device: str, name: str) -> bool:
+    """`GPU.1` is a `GPU`, and so are several of them together."""
+    if device == name or device.startswith(f"{name}:"):
+        return True
+    return all(part == name or part.startswith(f"{name}.") for part in device.removeprefix(HETERO).split(","))
 
 
 def exactly(placement: Placement) -> Wanted:
@@ -124,8 +144,11 @@ NO_LOAD = NoLoad()
 
 
 def candidates(task: Task, variants: Sequence[VariantFiles], devices: Sequence[Device]) -> tuple[Candidate, ...]:
-    """Every placement that could run a model of this task: adapters that read its form, on devices they can use."""
-    return tuple(
+    """Every placement that could run a model of this task: adapters that read its form, on devices they can use.
+
+    Of a model too large for the memory of each GPU, the last one is all that OpenVINO has, together.
+    """
+    alone = tuple(
         Candidate(Placement(adapter, device.name, variant.name), device.kind, variant.size_bytes)
         for variant in variants
         for adapter, runs in RUNS.items()
@@ -133,6 +156,29 @@ def candidates(task: Task, variants: Sequence[VariantFiles], devices: Sequence[D
         for device in devices
         if device.kind in runs.kinds and device.use(adapter) is not None
     )
+    return alone + tuple(_together(task, variants, devices))
+
+
+def _together(task: Task, variants: Sequence[VariantFiles], devices: Sequence[Device]) -> Iterator[Candidate]:
+    """Several GPUs as one: https://docs.openvino.ai, Heterogeneous execution, pipeline parallelism."""
+    gpus = [each for each in devices if each.kind is DeviceKind.GPU and each.use("openvino") is not None]
+    sizes = [own_memory_bytes(gpu, devices) for gpu in gpus]
+    memories = [size for size in sizes if size is not None]
+    if task != "text" or len(gpus) < 2 or len(memories) < len(gpus):
+        return
+    device = HETERO + ",".join(gpu.name for gpu in gpus)
+    for variant in variants:
+        if variant.form in RUNS["openvino"].forms and variant.size_bytes > max(memories):
+            yield Candidate(Placement("openvino", device, variant.name), DeviceKind.GPU, variant.size_bytes)
+
+
+def own_memory_bytes(device: Device, devices: Sequence[Device]) -> int | None:
+    """What models may take of a device's own memory; `None`: it has none, and shares the host's."""
+    shared = {each.memory_total_bytes for each in devices if each.kind is DeviceKind.CPU}
+    total_bytes = device.memory_total_bytes
+    if device.kind is DeviceKind.CPU or total_bytes is None or total_bytes in shared:
+        return None
+    return int(total_bytes * OWN_MEMORY_SHARE)
 
 
 def order(
@@ -145,8 +191,6 @@ def order(
     """
     work = work or Work(num_streams=4)
     admitted = [each for each in found if admits(wanted, each.placement)]
-    if wanted.device is None:
-        admitted = [each for each in admitted if each.kind is not DeviceKind.NPU]
     if all(each.placement in profiles for each in admitted):
         admitted.sort(key=lambda each: finish_s(profiles[each.placement], NO_LOAD, work))
     else:
