@@ -105,6 +105,10 @@ class Guidance:
     """A JSON schema, a regular expression (Rust's `regex`) or llguidance's Lark."""
 
 
+IMAGE_MARK = "\ue000image\ue001"
+"""Stands for an image in a text. Private-use characters: nobody's text has them by chance, and no template."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextRequest:
     """One answer, asked of a `TextBackend`."""
@@ -121,9 +125,9 @@ class TextRequest:
     """Empty: no token ends the answer (`ignore_eos`)."""
     guidance: Guidance | None = None
     text: str | None = None
-    """The rendered prompt, of a model that sees."""
+    """The rendered prompt, of a model that sees: an `IMAGE_MARK` where each image stands."""
     images: tuple[NDArray[np.uint8], ...] = ()
-    """RGB `[height, width, 3]`, in the order in which the prompt speaks of them."""
+    """RGB `[height, width, 3]`, in the order of their marks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +140,7 @@ class TextOutput:
     finish_reason: FinishReason | None = None
     """`STOP` or `LENGTH` with the last output; the backend has then forgotten the request."""
     num_prompt_tokens: int | None = None
-    """Known with the first token: those of a prompt that the backend tokenised itself."""
+    """Of a prompt that the backend tokenised itself; known with the first token, or with the last."""
     num_cached_tokens: int | None = None
     """Of the prompt, not computed again. Known with the first token, or with the last."""
     error: AdapterError | None = None

@@ -93,12 +93,23 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenImage:
+    """An image as it was sent, not decoded."""
+
+    data: str
+    """A data URI, or bare base64."""
+    param: str
+    """The request field it came in; errors name it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation, text only."""
+    """One turn of a conversation."""
 
     role: str
     """`system`, `user`, `assistant` or `tool`."""
     content: str
+    """With a `vmm_adapters.types.IMAGE_MARK` where each of the images stands."""
     name: str | None = None
     """Of the speaker; of the function, for a `tool` message."""
     thinking: str | None = None
@@ -106,6 +117,7 @@ class Message:
     """Of an `assistant` message."""
     tool_call_id: str | None = None
     """The call that a `tool` message answers."""
+    images: tuple[GivenImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from vmm_adapters.base import TextBackend
 from vmm_adapters.catalog import load_text_backend
 from vmm_adapters.echo import END, write_echo_model
 from vmm_adapters.errors import AdapterError
-from vmm_adapters.types import FinishReason, RunnerOptions, SamplingParams, TextOutput, TextRequest
+from vmm_adapters.types import IMAGE_MARK, FinishReason, RunnerOptions, SamplingParams, TextOutput, TextRequest
 
 from .genai_folder import END as END_TOKEN
 from .genai_folder import TOKENS, write_genai_folder
@@ -81,7 +81,7 @@ def _openvino_genai_seeing(folder: Path) -> BackendSubject:
     from .tiny_ir import write_seeing_folder
 
     prompt = "<s>whatisit?"
-    return _openvino_subject(write_seeing_folder(folder), ("<ov_genai_image_1>or<ov_genai_image_0>" + prompt, prompt))
+    return _openvino_subject(write_seeing_folder(folder), (f"{IMAGE_MARK}or{IMAGE_MARK}{prompt}", prompt))
 
 
 def _openvino_subject(folder: Path, sees: tuple[str, str] | None = None) -> BackendSubject:

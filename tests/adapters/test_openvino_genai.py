@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from vmm_adapters.base import TextBackend
 from vmm_adapters.catalog import load_text_backend
 from vmm_adapters.errors import AdapterError, UnsupportedModel
-from vmm_adapters.types import FinishReason, RunnerOptions, SamplingParams
+from vmm_adapters.types import IMAGE_MARK, FinishReason, RunnerOptions, SamplingParams
 
 from .backend_subjects import GREEDY, OPTIONS, Session
 from .tiny_ir import NUM_PATCHES, write_seeing_folder, write_text_folder
 
 pytestmark = pytest.mark.runtime
-
-TAG = "<ov_genai_image_{}>"
 
 
 @pytest.fixture(scope="module")
@@ -49,30 +47,35 @@ def see(backend: TextBackend, text: str, *images: NDArray[np.uint8], **changes: 
 
 
 def test_what_is_seen_matters(seeing: TextBackend) -> None:
-    text = TAG.format(0) + "what?"
+    text = IMAGE_MARK + "what?"
     first, second = see(seeing, text, image(1)), see(seeing, text, image(2))
     assert first != second
     assert see(seeing, text, image(1)) == first
 
 
-def test_each_image_stands_where_its_tag_is(seeing: TextBackend) -> None:
-    both = image(1), image(2)
-    in_order = see(seeing, "<ov_genai_image_0>and<ov_genai_image_1>?", *both)
-    assert see(seeing, "<ov_genai_image_1>and<ov_genai_image_0>?", *both) != in_order
-    assert see(seeing, "<ov_genai_image_1>and<ov_genai_image_0>?", *reversed(both)) == in_order
-    assert see(seeing, "and?" + "<ov_genai_image_0><ov_genai_image_1>", *both) != in_order
+def test_each_image_stands_where_its_mark_is(seeing: TextBackend) -> None:
+    text = f"{IMAGE_MARK}and{IMAGE_MARK}?"
+    in_order = see(seeing, text, image(1), image(2))
+    assert see(seeing, text, image(2), image(1)) != in_order
+    assert see(seeing, f"and?{IMAGE_MARK}{IMAGE_MARK}", image(1), image(2)) != in_order
 
 
-def test_without_a_tag_the_images_come_first(seeing: TextBackend) -> None:
-    assert see(seeing, "what?", image(1)) == see(seeing, TAG.format(0) + "what?", image(1))
+def test_without_a_mark_the_images_come_first(seeing: TextBackend) -> None:
+    assert see(seeing, "what?", image(1)) == see(seeing, IMAGE_MARK + "what?", image(1))
 
 
 def test_the_familys_own_marker_does_too(seeing: TextBackend) -> None:
-    assert see(seeing, "a<image>what?", image(1)) == see(seeing, "a<ov_genai_image_0>what?", image(1))
+    assert see(seeing, "a<image>what?", image(1)) == see(seeing, f"a{IMAGE_MARK}what?", image(1))
 
 
-@pytest.mark.parametrize("text", ["<ov_genai_image_1>what?", "<ov_genai_image_0><image>?", "<image><image>?"])
-def test_tags_that_are_not_the_images_are_an_error_and_harm_nobody(seeing: TextBackend, text: str) -> None:
+def test_the_runtimes_own_tags_are_refused(seeing: TextBackend) -> None:
+    """A client that typed one would move or repeat an image."""
+    with pytest.raises(UnsupportedModel, match="stands for an image"):
+        Session(seeing).add((), text=f"{IMAGE_MARK}<ov_genai_image_0>", images=(image(1),))
+
+
+@pytest.mark.parametrize("text", [f"{IMAGE_MARK}{IMAGE_MARK}?", f"{IMAGE_MARK}<image>?", "<image><image>?"])
+def test_marks_that_are_not_the_images_are_an_error_and_harm_nobody(seeing: TextBackend, text: str) -> None:
     expected = see(seeing, "what?", image(1))
     session = Session(seeing)
     answer = session.add((), text=text, images=(image(1),))
@@ -84,7 +87,7 @@ def test_tags_that_are_not_the_images_are_an_error_and_harm_nobody(seeing: TextB
 
 def test_nothing_is_put_before_the_prompt(seeing: TextBackend) -> None:
     """Not the special tokens of the tokeniser either, which the prompt has already."""
-    answer = Session(seeing).ask((), text="<s>what?" + TAG.format(0), images=(image(1),))
+    answer = Session(seeing).ask((), text="<s>what?" + IMAGE_MARK, images=(image(1),))
     assert answer.num_prompt_tokens == len("what?") + 1 + NUM_PATCHES
     answer = Session(seeing).ask((), text="<s>what?")
     assert answer.num_prompt_tokens == len("what?") + 1

@@ -3,12 +3,12 @@
 One at a time: `ContinuousBatchingPipeline` computes several, but its `step` and `add_request` hold Python's lock while
 they compute (2026.4), and the whole server would wait for each prompt and image. `generate` lets go of it.
 
-Prompts come rendered: the runtime applies no chat template and adds no special tokens. In a prompt with images, each
-image stands where the runtime's own tag for it is, `<ov_genai_image_0>`, `<ov_genai_image_1>`, …, for all families of
-models; it writes what the family wants there (`<|vision_start|><|image_pad|>…`), as many tokens long as the image is.
-Without a single tag the images come before the text. A prompt with the tag of an image that is not there, or with a
-family's own marker beside these tags, is an error. Images are RGB of any size: scaling and normalising them is the
-runtime's part, by the folder's `preprocessor_config.json`.
+Prompts come rendered: the runtime applies no chat template and adds no special tokens. Each `IMAGE_MARK` of a text
+becomes the runtime's tag for that image, `<ov_genai_image_0>`, `<ov_genai_image_1>`, …, the same for all families of
+models; the runtime writes there what the family wants (`<|vision_start|><|image_pad|>…`), as many tokens long as the
+image is. Without a single mark the images come before the text. A family's own marker does as well, where there are
+marks for all images or for none; a prompt that mixes both is an error, and so is one with such a marker and no image.
+Images are RGB of any size: scaling and normalising them is the runtime's part, by `preprocessor_config.json`.
 
 The NPU's graphs have fixed shapes, and are compiled when the model is loaded; a `cache_dir` keeps them.
 """

@@ -9,12 +9,14 @@ import openvino_genai as og
 
 from vmm_adapters.errors import UnsupportedModel, runtime_errors
 from vmm_adapters.openvino_genai.model_folder import ModelFolder
-from vmm_adapters.types import SamplingParams, TextRequest
+from vmm_adapters.types import IMAGE_MARK, SamplingParams, TextRequest
 
+_TAG = "<ov_genai_image_{}>"
+"""For all families of models: the runtime writes what the family wants there, as many tokens long as the image is."""
 _BRIEF = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
 WARM_UP = TextRequest(-1, (), _BRIEF, max_length=4096, text="Hello")
 WARM_UP_SEEING = TextRequest(
-    -1, (), _BRIEF, 4096, text="<ov_genai_image_0>Hello", images=(np.zeros((224, 224, 3), np.uint8),)
+    -1, (), _BRIEF, 4096, text=IMAGE_MARK + "Hello", images=(np.zeros((224, 224, 3), np.uint8),)
 )
 """A request whose answer nobody reads, of a model that sees."""
 
@@ -62,13 +64,21 @@ class Prompts:
         Tokens are written out, and refused unless they are read as the same ones again.
         """
         if request.text is not None:
-            return request.text
+            return _tagged(request.text)
         with runtime_errors("writing out the tokens of a prompt", RuntimeError):
             text: str = self.tokenizer.decode(list(request.token_ids), skip_special_tokens=False)
             again = self.tokenizer.encode(text, add_special_tokens=False).input_ids.data.flatten().tolist()
         if again != list(request.token_ids):
             raise UnsupportedModel("these tokens are not how this model's tokeniser reads a text; send the text")
         return text
+
+
+def _tagged(text: str) -> str:
+    """The text with the runtime's own tags for its images; it must not bring any."""
+    if _TAG.split("{")[0] in text:
+        raise UnsupportedModel(f"the prompt has a text that stands for an image here: {_TAG.split('{')[0]}…")
+    first, *others = text.split(IMAGE_MARK)
+    return first + "".join(_TAG.format(index) + other for index, other in enumerate(others))
 
 
 def image_tensors(request: TextRequest) -> list[Any]:

@@ -1,0 +1,97 @@
+"""An image as a request sends it → pixels. Blocks: for a thread.
+
+Nothing is decoded before its size is known to be bearable: first the bytes, then the pixels that the file's header
+promises. An image is never fetched from anywhere: what a server can reach is not for its clients to look at.
+"""
+
+import base64
+import binascii
+import io
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmm_server.errors import InvalidRequest, UnsupportedParameter
+from vmm_server.requests import GivenImage
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""Of Pillow's decoders, those that pictures of the web need."""
+_DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_BLANKS = re.compile(r"[ \t\r\n]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What one image may be."""
+
+    max_bytes: int = 20 * 1024**2
+    """Of the file, compressed."""
+    max_pixels: int = 50_000_000
+    """Width by height: what today's cameras make; 150 MB as an array."""
+
+
+LIMITS = ImageLimits()
+
+
+def read_image(given: GivenImage, limits: ImageLimits = LIMITS) -> NDArray[np.uint8]:
+    """Decode a data URI, or bare base64, of a PNG, JPEG, WebP, GIF or BMP: RGB `[height, width, 3]`.
+
+    Upright, as its EXIF data says; the first picture of several; on white where it is transparent. Raises
+    `InvalidRequest` naming the field and the limit, `UnsupportedParameter` for any other URL.
+    """
+    return _pixels(_file(given, limits), given.param, limits)
+
+
+def _file(given: GivenImage, limits: ImageLimits) -> bytes:
+    text, param = given.data, given.param
+    if found := _DATA_URI.match(text):
+        text = text[found.end() :]
+    elif _URL.match(text):
+        raise UnsupportedParameter(
+            f"{param}: images are not fetched from URLs", param=param, hint="send the image itself, as a data URI"
+        )
+    text = _BLANKS.sub("", text)
+    if (size := len(text) * 3 // 4) > limits.max_bytes + 2:  # padding
+        raise InvalidRequest(f"{param}: an image of {size} bytes; the limit is {limits.max_bytes}", param=param)
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"{param}: the image is not base64: {error}", param=param) from error
+
+
+def _pixels(file: bytes, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
+    # not at the top: a server whose models are blind needs no Pillow
+    pillow, transforms = import_module("PIL.Image"), import_module("PIL.ImageOps")
+    try:
+        with pillow.open(io.BytesIO(file), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > limits.max_pixels:
+                raise InvalidRequest(
+                    f"{param}: an image of {width} by {height}; the limit is {limits.max_pixels} pixels", param=param
+                )
+            image.load()
+            return np.array(_on_white(pillow, transforms.exif_transpose(image)), np.uint8)
+    except pillow.UnidentifiedImageError as error:
+        kinds = ", ".join(_FORMATS)
+        raise InvalidRequest(f"{param}: these bytes are no image of a known kind ({kinds})", param=param) from error
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
+        raise InvalidRequest(
+            f"{param}: the image has too many pixels; the limit is {limits.max_pixels} pixels", param=param
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise InvalidRequest(f"{param}: the image is damaged: {error}", param=param) from error
+
+
+def _on_white(pillow: Any, image: Any) -> Any:
+    """RGB; what shows through is white, as on a page."""
+    if image.mode.startswith("I"):  # 16 bits of grey
+        return image.point(lambda value: value / 256).convert("L").convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image).convert("RGB")
