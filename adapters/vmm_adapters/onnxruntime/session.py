@@ -70,7 +70,7 @@ def load_session(path: Path, options: SessionOptions) -> OrtSession:
     """
     if not path.is_file():
         raise UnsupportedModel(f"{path}: there is no such file")
-    register_plugins()
+    register_plugins(ort)
     providers = chain(options.device, options.precision, options.cache_dir, options.num_threads)
     is_for_cpu = options.device.upper().startswith("CPU")
     reasons: list[str] = []

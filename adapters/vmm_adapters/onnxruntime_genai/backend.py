@@ -148,7 +148,7 @@ def _load_model(folder: Path, described: ModelFolder, options: RunnerOptions) ->
     failures: list[AdapterError] = []
     tried = candidates(options.device, allow_fallback=options.allow_fallback)
     if tried[0].provider is not CPU:
-        register_plugins()
+        register_plugins(og)
     for candidate in tried:
         try:
             return _load_on(candidate, folder, described, options), candidate
