@@ -83,6 +83,7 @@ def vmm_server(home: Path, model: str, kv_cache_bytes: int, *, num_threads: int 
         "VMM_DEFAULT_MODEL": model,
         "VMM_KV_CACHE_SIZE": str(kv_cache_bytes),
         "VMM_LOG_LEVEL": "warning",
+        "VMM_CALIBRATE": "off",
         **({} if num_threads is None else {"VMM_NUM_THREADS": str(num_threads)}),
     }
     with _running("vmm", command, port, "/health/ready", environment) as server:

@@ -61,7 +61,7 @@ def base_url() -> Iterator[str]:
     log_path = home / "compat_tests.log"
     with log_path.open("w") as log:
         server = subprocess.Popen(
-            [vmm, "serve", "--port", "0", "--home", home],
+            [vmm, "serve", "--port", "0", "--home", home, "--calibrate", "off"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -38,11 +38,13 @@ from vmm_server.api.origins import Guard
 from vmm_server.api.request_log import logged
 from vmm_server.api.rerank import RerankController
 from vmm_server.api.schema import SchemaController
+from vmm_server.api.vmm.calibration import CalibrationController
 from vmm_server.api.vmm.devices import DevicesController
 from vmm_server.cl100k import read_cl100k
 from vmm_server.embedding import Embeddings
 from vmm_server.errors import ShuttingDown, VMMError
 from vmm_server.inference import Inference
+from vmm_server.models.calibration import Calibrator
 from vmm_server.models.create import Creator
 from vmm_server.models.facts import FactsReader
 from vmm_server.models.loading import ModelLoader, load_model
@@ -92,6 +94,7 @@ class Parts:
     machine: MachineReader
     placer: Placer
     pool: ModelPool
+    calibrator: Calibrator
     inference: Inference
     embeddings: Embeddings
     response_store: ResponseStore
@@ -130,7 +133,7 @@ def create_app(
             Router("/", route_handlers=OLLAMA, tags=["Ollama"]),
             Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
             Router("/", route_handlers=[RerankController, *TOKEN_ROUTES], tags=["Text"]),
-            Router("/", route_handlers=[DevicesController], tags=["VMM"]),
+            Router("/", route_handlers=[DevicesController, CalibrationController], tags=["VMM"]),
             Router("/", route_handlers=[HealthController], tags=["Health"]),
             SchemaController,
         ],
@@ -174,6 +177,7 @@ def build_parts(
         machine=machine,
         placer=placer,
         pool=pool,
+        calibrator=Calibrator(pool, placer),
         inference=inference,
         embeddings=embeddings,
         response_store=kept,
@@ -190,11 +194,13 @@ def _provide(part: object) -> Provide:
 
 @asynccontextmanager
 async def _lifespan(parts: Parts) -> AsyncIterator[None]:
-    """Load the default model and unload idle ones; at the end let what runs finish, then unload everything."""
+    """Load the default model, measure and unload idle ones; at the end let what runs finish, then unload everything."""
     background = [
         asyncio.create_task(parts.pool.run(), name="unloading idle models"),
         asyncio.create_task(preload(parts), name="loading the default model"),
     ]
+    if parts.settings.calibrate == "auto":
+        background.append(asyncio.create_task(parts.calibrator.run(), name="measuring models"))
     for task in background:
         task.add_done_callback(_log_failure)
     try:
@@ -214,6 +220,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
 
 async def drain(parts: Parts, timeout_s: float) -> bool:
     """Take no new work and wait for what runs; True when all of it finished in time."""
+    parts.calibrator.stop()
     return all(await asyncio.gather(parts.inference.drain(timeout_s), parts.embeddings.drain(timeout_s)))
 
 

@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     """Device to run on: auto, or one that `vmm devices` lists, such as CPU, GPU or CUDA.0."""
     backend: Literal["auto", "openvino", "onnxruntime-genai", "openvino-genai", "onnxruntime"] = "auto"
     """Runtime to use: auto measures which one is the fastest."""
+    calibrate: Literal["auto", "off"] = "auto"
+    """Whether models are measured where they can run, while nobody asks for anything: auto or off."""
     num_threads: Annotated[int, Field(ge=1)] | None = None
     """Compute threads; unset leaves the choice to the runtime."""
     memory_budget: ByteSize | None = None

@@ -185,7 +185,7 @@ StartServer = Callable[..., LiveServer]
 
 
 def echo_app(folder: Path, loader: EchoLoader, **changes: object) -> App:
-    settings = Settings.model_validate({"home": folder / "home", "default_model": "", **changes})
+    settings = Settings.model_validate({"home": folder / "home", "default_model": "", "calibrate": "off", **changes})
     install_echo(Store(settings.store_dir), folder / "echo")
     machine = MachineReader(lambda: MACHINE)
     placer = ManyPlaces(settings, machine, loader.placements) if loader.placements else None

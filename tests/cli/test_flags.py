@@ -41,6 +41,7 @@ VALUES = {
     "default_model": "mine",
     "device": "GPU",
     "backend": "openvino",
+    "calibrate": "off",
     "num_threads": "3",
     "memory_budget": "3GB",
     "kv_cache_size": "2GB",

@@ -56,6 +56,8 @@ def start(home: Path, *flags: str) -> Server:
         str(home),
         "--default-model",
         "echo",
+        "--calibrate",
+        "off",
     ]
     process = subprocess.Popen(
         [*command, *flags], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -82,6 +82,18 @@ class Client:
             answer: dict[str, Any] = _checked(self._http.get("/api/vmm/devices"), "").json()
         return answer
 
+    def profiles(self, model: str) -> dict[str, Any]:
+        """`/api/vmm/profiles` of one model: what was measured of it. Raises `ModelNotFound`."""
+        with _transport_errors(self.url, self._hint):
+            response = self._http.get("/api/vmm/profiles", params={"model": model})
+        found: dict[str, Any] = _checked(response, model).json()["models"][0]
+        return found
+
+    def calibrate(self, model: str, **wanted: str | None) -> Iterator[dict[str, Any]]:
+        """`/api/vmm/calibrate`: measure a model; the last object is as `profiles` has it. Raises `ModelNotFound`."""
+        named = {name: value for name, value in wanted.items() if value is not None}
+        return self._stream("/api/vmm/calibrate", {"model": model, **named})
+
     def unload(self, model: str) -> None:
         """Unload a model once it is idle."""
         self._post("/api/generate", {"model": model, "keep_alive": 0, "stream": False})

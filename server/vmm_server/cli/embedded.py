@@ -14,7 +14,8 @@ from vmm_server.settings import Settings
 def embedded_server(settings: Settings) -> Iterator[str]:
     """The URL of a server that lives as long as the block. Models load when they are asked for."""
     configure_logging("warning")
-    settings = settings.model_copy(update={"host": "127.0.0.1", "port": 0, "default_model": ""})
+    changes = {"host": "127.0.0.1", "port": 0, "default_model": "", "calibrate": "off"}
+    settings = settings.model_copy(update=changes)
     with bind(settings.host, settings.port) as listener:
         server = http_server(create_app(settings))
         listen(listener)  # a client may connect before the thread is there to answer

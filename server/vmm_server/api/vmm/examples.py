@@ -2,6 +2,7 @@
 
 from vmm_adapters.device import AdapterUse, Device, DeviceKind, Machine
 from vmm_server.api.openapi import Example
+from vmm_server.api.streaming import NDJSON
 from vmm_server.models.machine import describe
 
 _LISTED = "OpenVINO lists Intel's GPUs only"
@@ -46,3 +47,23 @@ MACHINE = Machine(
     packages={"numpy": "2.4.6", "onnxruntime-gpu": "1.31.1", "onnxruntime-genai": "0.18.0", "openvino": "2026.4.1"},
 )
 DEVICES = Example("A server with one GPU", describe(MACHINE))
+
+_NAMES = {"placement": "openvino/CPU", "backend": "openvino", "device": "CPU", "variant": ""}
+_PROFILE = {"decode_1": 69.4, "decode_8": 294.1, "prefill": 3749.2, "load_s": 1.9, "memory_bytes": 650117120}
+_MODEL = {
+    "model": "smollm2:135m",
+    "is_measured": True,
+    "placements": [{**_NAMES, "profile": _PROFILE, "reason": None}],
+    "choices": [{"work": "1 stream", "num_prompt_tokens": 512, "num_output_tokens": 128, "num_streams": 1, **_NAMES}],
+}
+PROFILES = Example("A model that was measured", {"models": [_MODEL]})
+CALIBRATE = Example(
+    "One placement",
+    (
+        {"status": "measuring openvino/CPU (1 of 1)", **_NAMES, "number": 1, "total": 1},
+        {"status": "measured openvino/CPU", **_NAMES, "profile": _PROFILE, "reason": None},
+        {"status": "success", **_MODEL},
+    ),
+    body={"model": "smollm2:135m"},
+    media_type=NDJSON,
+)
