@@ -2,14 +2,14 @@
 
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import TracebackType
 from typing import Self
 
 from vmm_server.engine.engine import Engine, Generation
 from vmm_server.engine.stream import Delta, Usage
-from vmm_server.errors import PlacementFailed
+from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed, PlacementFailed
 from vmm_server.models.leases import Lease
 from vmm_server.models.loading import ReadyModel
 from vmm_server.models.router import Placement
@@ -22,15 +22,32 @@ _MAX_MOVES = 3
 
 @dataclass(slots=True)
 class Started:
-    """A generation, the lease it runs under, and how to begin it again elsewhere."""
+    """A request, the lease it runs under, and how to begin it again elsewhere. Whoever has it releases the lease."""
 
     lease: Lease[ReadyModel]
-    generation: Generation
     find: Callable[[], Awaitable[Lease[ReadyModel]]]
     """Another lease, of a placement whose device has not failed."""
     submit: Callable[[Engine], Generation]
+    clock: Callable[[], float]
+    generation: Generation = field(init=False)
+    """After `begin`."""
+    submitted_at: float = 0.0
+    """When it first was; seconds on `clock`."""
+    moved_s: float = 0.0
+    """From then until it was submitted for the last time; 0 where it stayed."""
     num_moves: int = 0
     usage: Usage | None = None
+
+    async def begin(self) -> None:
+        """Submit it, elsewhere if the device has failed meanwhile. Raises as `Engine.submit` and `find` do."""
+        try:
+            try:
+                self._submit()
+            except PlacementFailed as error:
+                await self._move(error)
+        except BaseException:
+            self.lease.release()
+            raise
 
     def __aiter__(self) -> Self:
         return self
@@ -40,24 +57,34 @@ class Started:
         while True:
             try:
                 delta = await anext(self.generation)
-            except PlacementFailed:
-                if self.num_moves == _MAX_MOVES:
-                    raise
-                await self._move()
+            except PlacementFailed as error:
+                await self._move(error)
+                self.moved_s = self.clock() - self.submitted_at
                 continue
+            if delta.usage is not None and self.moved_s:
+                delta = replace(delta, usage=replace(delta.usage, queued_s=delta.usage.queued_s + self.moved_s))
             self.usage = delta.usage
             return delta
 
-    async def _move(self) -> None:
-        self.num_moves += 1
-        lease = await self.find()
-        try:
-            self.generation = self.submit(lease.ready.engine)
-        except BaseException:
-            lease.release()
-            raise
-        self.lease.release()
-        self.lease = lease
+    async def _move(self, error: PlacementFailed) -> None:
+        """Begin on another placement, and on another one still if that fails too."""
+        while self.num_moves < _MAX_MOVES:
+            self.num_moves += 1
+            try:
+                lease = await self.find()
+                self.lease.release()
+                self.lease = lease
+                return self._submit()
+            except PlacementFailed as again:
+                error = again
+            except (ModelLoadFailed, InvalidRequest) as no_other:
+                words = f"{error.failure}; the request could not go elsewhere: {no_other.message}"
+                raise GenerationFailed(words, hint=no_other.hint) from error
+        raise error
+
+    def _submit(self) -> None:
+        self.generation = self.submit(self.lease.ready.engine)
+        self.lease.begun()
 
 
 class Completion:
@@ -70,6 +97,7 @@ class Completion:
         prompt: WrittenPrompt,
         reader: AnswerReader | None,
         created: datetime,
+        load_s: float,
         prepare_s: float,
         on_close: Callable[["Completion"], None],
     ) -> None:
@@ -81,7 +109,7 @@ class Completion:
         """Of a prompt that was too long; `prompt_tokens` are the others."""
         self.num_dropped_messages = prompt.num_dropped_messages
         self.created = created
-        self.load_s = started.lease.load_s
+        self.load_s = load_s
         self.prepare_s = prepare_s
         """From the model's being there to the engine's having the prompt: rendering, tokenising, compiling a form."""
         self._started = started
@@ -95,8 +123,9 @@ class Completion:
 
     @property
     def queued_s(self) -> float | None:
-        """How long it waited for other requests where it runs; `None` as long as it does."""
-        return self._started.generation.queued_s
+        """How long it waited for other requests, and for another device; `None` as long as it does."""
+        queued_s = self._started.generation.queued_s
+        return None if queued_s is None else self._started.moved_s + queued_s
 
     @property
     def usage(self) -> Usage | None:

@@ -222,6 +222,7 @@ class PlacementFailed(GenerationFailed):
             f"{failure}; nothing of this request was computed yet",
             hint="send it again: it goes to another device, or to this one once the model is loaded anew",
         )
+        self.failure = failure
 
 
 class SettingsError(VMMError):

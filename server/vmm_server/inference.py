@@ -19,7 +19,14 @@ from vmm_adapters.types import SamplingParams
 from vmm_server.completion import Completion, Started
 from vmm_server.engine.engine import Engine
 from vmm_server.engine.grammar import CompiledGrammar
-from vmm_server.errors import InvalidRequest, ModelLoadFailed, ShuttingDown, UnsupportedCapability, UnsupportedParameter
+from vmm_server.errors import (
+    InvalidRequest,
+    LoadTimeout,
+    ModelLoadFailed,
+    ShuttingDown,
+    UnsupportedCapability,
+    UnsupportedParameter,
+)
 from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.leases import Lease
 from vmm_server.models.loading import ReadyModel
@@ -96,7 +103,7 @@ class Inference:
             model, lease, request = await self._acquire(request)
         else:
             model, lease, request = beside.model, beside.lease_again(), _with_model(request, beside.model)
-        leased_at = self._clock()
+        leased_at, load_s = self._clock(), lease.load_s
         try:
             sampling = request.sampling
             _check_token_ids(sampling, lease.ready.vocab_size)
@@ -104,6 +111,9 @@ class Inference:
                 prompt, form = await asyncio.to_thread(prepare, request, model, lease.ready, self._now())
                 if prompt.end_tokens:
                     sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *prompt.end_tokens))
+                if form is not None and lease.ready.engine.lacks(sampling, form):
+                    lease.release()
+                    lease = await self._lease(model, request, form)
                 grammar = None if form is None else await _compile(form, sampling, lease.ready)
                 submit = partial(
                     Engine.submit,
@@ -114,8 +124,9 @@ class Inference:
                     context_length=request.num_ctx,
                     param=request.prompt.param,
                 )
-                generation = submit(lease.ready.engine)
-                prepare_s = self._clock() - leased_at
+                started = Started(lease, partial(self._lease, model, request, form), submit, self._clock)
+                await started.begin()
+                started.submitted_at = self._clock()
         except BaseException:
             lease.release()
             raise
@@ -128,8 +139,8 @@ class Inference:
                 len(prompt.tokens),
             )
         reader = prompt.reader(lease.ready.token_bytes, self._new_call_id)
-        started = Started(lease, generation, partial(self._lease, model, request), submit)
-        completion = Completion(model, started, prompt, reader, self._now(), prepare_s, self._closed)
+        prepare_s = started.submitted_at - leased_at
+        completion = Completion(model, started, prompt, reader, self._now(), load_s, prepare_s, self._closed)
         self._running.add(completion)
         self._idle.clear()
         return completion
@@ -188,17 +199,25 @@ class Inference:
         request = _with_model(request, model)
         return model, await self._lease(model, request), request
 
-    async def _lease(self, model: InstalledModel, request: GenerateRequest) -> Lease[ReadyModel]:
-        """Where the request ends first. What a runtime lacks that draws the tokens itself, another one may have."""
+    async def _lease(
+        self, model: InstalledModel, request: GenerateRequest, form: Constraint | Composite | None = None
+    ) -> Lease[ReadyModel]:
+        """Where the request ends first. What a runtime lacks that draws the tokens itself, another one may have.
+
+        `form` is what the answer has to be, if that is more than the request's own constraint.
+        """
         acquire = partial(self._pool.acquire, model, request.keep_alive, work=_work(request))
         lease = await acquire(wanted=request.wanted)
-        if not lease.ready.engine.lacks(request.sampling, request.constraint):
+        if not lease.ready.engine.lacks(request.sampling, form or request.constraint):
             return lease
+        lease.release()  # it may be in the way of the other one
         try:
             elsewhere = await acquire(wanted=replace(request.wanted, needs_logits=True))
+        except LoadTimeout:
+            raise
         except (UnsupportedParameter, ModelLoadFailed):
-            return lease  # the engine says what it lacks, and why
-        lease.release()
+            elsewhere = await acquire(wanted=request.wanted)  # the engine says what it lacks, and why
+        elsewhere.load_s += lease.load_s
         return elsewhere
 
     def _closed(self, completion: Completion) -> None:

@@ -138,10 +138,10 @@ class Engine:
         (`param` names the prompt's field), `UnsupportedParameter` for what the runtime `lacks`,
         `ContextLengthExceeded`, `Overloaded`, `ShuttingDown`, `PlacementFailed` after a `failure`.
         """
+        if self.failure is not None:  # and then it is being closed, but nobody shuts down
+            raise PlacementFailed(self.failure)
         if self._is_closing or not self._worker.is_alive():
             raise ShuttingDown
-        if self.failure is not None:
-            raise PlacementFailed(self.failure)
         limit = self.context_length if context_length is None else min(context_length, self.context_length)
         if seen is None:
             self._check_prompt(prompt, limit, param)
