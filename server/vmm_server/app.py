@@ -33,7 +33,7 @@ from vmm_server.api.openai.models import ModelsController
 from vmm_server.api.openai.responses.create import ResponsesController
 from vmm_server.api.openai.responses.kept import KeptResponsesController
 from vmm_server.api.openai.tokens.routes import TOKEN_ROUTES
-from vmm_server.api.ops import HealthController, Readiness
+from vmm_server.api.ops import HealthController, MetricsController, Readiness
 from vmm_server.api.origins import Guard
 from vmm_server.api.request_log import logged
 from vmm_server.api.rerank import RerankController
@@ -44,6 +44,7 @@ from vmm_server.cl100k import read_cl100k
 from vmm_server.embedding import Embeddings
 from vmm_server.errors import ShuttingDown, VMMError
 from vmm_server.inference import Inference
+from vmm_server.metrics import CountedLoads, Metrics
 from vmm_server.models.calibration import Calibrator
 from vmm_server.models.create import Creator
 from vmm_server.models.facts import FactsReader
@@ -99,6 +100,7 @@ class Parts:
     embeddings: Embeddings
     response_store: ResponseStore
     readiness: Readiness
+    metrics: Metrics
 
 
 class App(Litestar):
@@ -134,7 +136,7 @@ def create_app(
             Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
             Router("/", route_handlers=[RerankController, *TOKEN_ROUTES], tags=["Text"]),
             Router("/", route_handlers=[DevicesController, CalibrationController], tags=["VMM"]),
-            Router("/", route_handlers=[HealthController], tags=["Health"]),
+            Router("/", route_handlers=[HealthController, MetricsController], tags=["Health"]),
             SchemaController,
         ],
         dependencies={part.name: _provide(getattr(parts, part.name)) for part in fields(parts)},
@@ -158,9 +160,10 @@ def build_parts(
         store.check_files(model)  # a folder used in place may have changed since it was installed
         return load(model, placement, kv_cache_bytes)
 
+    loads = CountedLoads(load_checked)
     machine = machine or MachineReader()
     placer = placer or Placer(settings, machine.read)
-    pool = ModelPool(settings, load_checked, placer)
+    pool = ModelPool(settings, loads, placer)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
     inference = Inference(registry, pool)
     embeddings = Embeddings(registry, pool, read_table=partial(read_cl100k, settings.tiktoken_dir))
@@ -182,6 +185,7 @@ def build_parts(
         embeddings=embeddings,
         response_store=kept,
         readiness=readiness,
+        metrics=Metrics(pool, loads),
     )
 
 

@@ -38,7 +38,7 @@ TAGS = {
     "Ollama": "Ollama's dialect. Streams are on unless `stream` is `false`.",
     "Text": "Reranking and tokens, as other servers have them.",
     "VMM": "What this server alone has.",
-    "Health": "For load balancers and orchestrators.",
+    "Health": "For load balancers, orchestrators and monitoring.",
 }
 """In the order of the page; a tag that is not here comes last."""
 

@@ -1,15 +1,23 @@
-"""Health, for load balancers and orchestrators."""
+"""Health, for load balancers and orchestrators; figures, for monitoring."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from litestar import Controller, Response, get
+from litestar import Controller, Request, Response, get
 from litestar.di import NamedDependency
 
-from vmm_server.api.openapi import Example, described
+from vmm_server.api.openapi import TEXT, Example, described
 from vmm_server.inference import Inference
+from vmm_server.metrics import Metrics
 
 OK = Example("All is well", {"status": "ok"})
 NOT_READY = Example("Not yet", {"status": "loading", "reason": "loading smollm2:135m"}, status=503, is_sent=False)
+FIGURES = Example(
+    "Figures",
+    "# HELP vmm_requests_running Requests that are computed.\n# TYPE vmm_requests_running gauge\n"
+    'vmm_requests_running{backend="openvino",device="CPU",model="smollm2:135m",variant=""} 2.0\n',
+    media_type=TEXT,
+)
 
 
 @dataclass(slots=True)
@@ -49,6 +57,17 @@ class HealthController(Controller):
     ) -> Response[dict[str, str]]:
         """503 with the reason while the default model is not loaded, or while the server drains."""
         return _state(readiness, inference)
+
+
+class MetricsController(Controller):
+    """What Prometheus reads."""
+
+    @get("/metrics", operation_id="metrics", summary="Figures for Prometheus", opt=described(FIGURES))
+    async def metrics(self, request: Request[Any, Any, Any], metrics: NamedDependency[Metrics]) -> Response[bytes]:
+        """Of what is in memory: counters begin anew when a model is loaded again. Text, or OpenMetrics where the
+        `Accept` header has it."""
+        text, media_type = metrics.exposition(request.headers.get("accept", ""))
+        return Response(text, media_type=media_type)
 
 
 def _state(readiness: Readiness, inference: Inference) -> Response[dict[str, str]]:

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar, get_args
+from typing import Protocol, TypeVar, get_args
 
-from litestar.datastructures import Headers
 from pydantic import BaseModel
 
 from vmm_adapters.catalog import BACKENDS
@@ -22,6 +21,12 @@ MAX_LENGTH = 100
 """Characters of a name."""
 
 Asked = TypeVar("Asked", GenerateRequest, EmbeddingRequest, RerankRequest)
+
+
+class Headers(Protocol):
+    """Of a request; a name may be there several times, in letters of either case."""
+
+    def getall(self, key: str, default: list[str]) -> list[str]: ...
 
 
 class PlacementFields(Wire):

@@ -59,6 +59,17 @@ class Computed(Generic[Result]):
     """Seconds until the first of its items was taken up."""
 
 
+@dataclass(frozen=True, slots=True)
+class BatcherStats:
+    """A look at a batcher."""
+
+    num_waiting: int
+    """Calls of which nothing was taken up."""
+    num_running: int
+    computed_size: int
+    """Of all items taken up since the start, in their unit."""
+
+
 class Batcher(Generic[Item, Result]):
     """Takes calls on an event loop; computes in its own thread, which ends with `aclose`."""
 
@@ -79,12 +90,21 @@ class Batcher(Generic[Item, Result]):
         self._options = options or BatcherOptions()
         self._queue: BatchQueue[_Call[Item, Result]] = BatchQueue(self._options.batch)
         self._changed = threading.Condition()
-        self._num_calls = 0
+        self._calls: set[_Call[Item, Result]] = set()
+        """Unfinished ones."""
+        self._computed_size = 0
         self._num_expected = 0
         self._is_closing = False
         self._seconds_per_size = 0.0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+
+    @property
+    def stats(self) -> BatcherStats:
+        """Counts of calls. Safe from any thread."""
+        with self._changed:
+            num_running = sum(call.started_at is not None for call in self._calls)
+            return BatcherStats(len(self._calls) - num_running, num_running, self._computed_size)
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -115,11 +135,11 @@ class Batcher(Generic[Item, Result]):
             if self._is_closing or not self._thread.is_alive():
                 raise ShuttingDown
             waits = self._queue.total_size
-            if self._num_calls >= self._options.max_calls or (
+            if len(self._calls) >= self._options.max_calls or (
                 waits and waits + sum(sizes) > self._options.max_waiting_size
             ):
                 raise Overloaded(retry_after_s=min(60, max(1, ceil(waits * self._seconds_per_size))))
-            self._num_calls += 1
+            self._calls.add(call)
             self._queue.add(call, sizes)
             self._changed.notify()
         try:
@@ -127,7 +147,7 @@ class Batcher(Generic[Item, Result]):
             return Computed(results, (call.started_at or call.submitted_at) - call.submitted_at)
         finally:
             with self._changed:
-                self._num_calls -= 1
+                self._calls.discard(call)
                 self._queue.discard(call)
 
     async def aclose(self) -> None:
@@ -162,8 +182,10 @@ class Batcher(Generic[Item, Result]):
 
     def _process(self, batch: list[Waiting[_Call[Item, Result]]]) -> None:
         started = time.perf_counter()
-        for waiting in batch:
-            waiting.call.started_at = waiting.call.started_at or started
+        with self._changed:
+            self._computed_size += sum(waiting.size for waiting in batch)
+            for waiting in batch:
+                waiting.call.started_at = waiting.call.started_at or started
         says: list[tuple[_Call[Item, Result], VMMError | None]]
         try:
             results = self._compute([waiting.call.items[waiting.index] for waiting in batch])

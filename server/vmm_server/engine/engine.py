@@ -56,6 +56,18 @@ class EngineOptions:
     as one with sixteen, and those that just miss it wait for two."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineTotals:
+    """Tokens since an engine's start, a step old at most. They only grow."""
+
+    num_prompt_tokens: int
+    """Of generations that are over, cached ones included."""
+    num_cached_tokens: int
+    """Of them, found in the prefix cache and not computed again."""
+    num_generated_tokens: int
+    """Drawn, also of generations under way."""
+
+
 class Engine:
     """Takes prompts, gives generations. Used from one event loop; the work is done by a `Worker`."""
 
@@ -93,6 +105,12 @@ class Engine:
         """Counts of sequences and blocks."""
         stats = self._executor.stats
         return replace(stats, num_waiting=stats.num_waiting + self._num_submitted - self._worker.num_received)
+
+    @property
+    def totals(self) -> EngineTotals:
+        """Tokens since the start."""
+        worker = self._worker
+        return EngineTotals(worker.num_prompt_tokens, worker.num_cached_tokens, worker.num_generated_tokens)
 
     @property
     def load(self) -> EngineLoad:

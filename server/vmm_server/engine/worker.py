@@ -79,6 +79,11 @@ class Worker(Thread):
         """Of those, generations that are over."""
         self.num_expected = 0
         """Requests that are being prepared and will be posted in a moment. Written by the event loop only."""
+        self.num_prompt_tokens = 0
+        """Of sequences that are over and had begun; those found in the prefix cache included."""
+        self.num_cached_tokens = 0
+        self.num_generated_tokens = 0
+        """Tokens drawn so far."""
         self.mean_answer_s = 0.0
         """Running mean of the time from a generation's first step to its end."""
         self.failure: str | None = None
@@ -191,6 +196,7 @@ class Worker(Thread):
         """What a drawn token adds to the answer. Ends the sequence on a stop string."""
         answer = self._answers[sequence]
         sequence.stamp(now)
+        self.num_generated_tokens += 1
         if sequence.ends_with(drawn.token_id):
             return self._last_words(sequence, "", now)
         may_stop = sequence.num_generated_tokens >= sequence.sampling.min_tokens
@@ -214,6 +220,9 @@ class Worker(Thread):
         if self._answers.pop(sequence, None) is not None:
             self._executor.finish(sequence, status)
             self.num_finished += 1
+            if sequence.started_at is not None:
+                self.num_prompt_tokens += sequence.num_prompt_tokens + sequence.num_seen_tokens
+                self.num_cached_tokens += sequence.num_cached_tokens
 
     def _fail(self, sequences: list[Sequence], error: VMMError) -> None:
         answers = [self._answers[sequence] for sequence in sequences if sequence in self._answers]
