@@ -89,6 +89,7 @@ class Creation:
                 folder=made.folder,
                 size_bytes=made.size_bytes,
                 quantization=made.quantization,
+                variants=(),
             )
             model = replace(model, digest=digest_of(model)) if has_more else model
             blobs = runnable.blobs

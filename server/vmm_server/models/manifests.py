@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,26 @@ from vmm_server.models.disk import write_atomically
 from vmm_server.models.names import ModelName
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Another precision of an installed model, in a folder of its own."""
+
+    name: str
+    """`int8`, `int4`, or what its card calls it."""
+    folder: Path
+    """As `InstalledModel.folder`."""
+    size_bytes: int
+    digest: str
+    """64 hex digits: of what it was made of and how, or of what was fetched."""
+    format: str
+    """As `InstalledModel.format`."""
+    quantization: str
+    source: str
+    """The URI it came from; `""`: it was made of the model here."""
+    perplexity_ratio: float | None = None
+    """Its perplexity by that of the model as installed; `None` where nobody has measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +90,8 @@ class InstalledModel:
     num_ctx: int | None = None
     """The context limit of requests that name none."""
     license_texts: tuple[str, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    """Other precisions that are here, by name."""
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -79,6 +101,16 @@ class InstalledModel:
     def generates(self) -> bool:
         """Whether it makes text, and so needs KV blocks."""
         return "completion" in self.capabilities
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Of the model as installed (`""`) and of its variants, by name."""
+        return {"": self.folder} | {variant.name: variant.folder for variant in self.variants}
+
+    def in_folders(self, place: Callable[[Path], Path]) -> "InstalledModel":
+        """The same with each folder where `place` has it."""
+        variants = tuple(replace(each, folder=place(each.folder)) for each in self.variants)
+        return replace(self, folder=place(self.folder), variants=variants)
 
 
 class FileState(BaseModel):
@@ -90,6 +122,8 @@ class FileState(BaseModel):
     size_bytes: int
     mtime_ns: int | None = None
     """Only of folders used in place: ours may be copied to another disk."""
+    variant: str = ""
+    """Whose folder it lies in; `""`: the model's own."""
 
 
 class Manifest(BaseModel):
@@ -140,10 +174,11 @@ class Manifests:
 
     def write(self, manifest: Manifest) -> None:
         """Write it in one step, durably. Raises `OSError`."""
-        folder = manifest.model.folder
-        if folder.is_relative_to(self._root):
-            folder = folder.relative_to(self._root)
-        stored = manifest.model_copy(update={"model": replace(manifest.model, folder=folder)})
+
+        def relative(folder: Path) -> Path:
+            return folder.relative_to(self._root) if folder.is_relative_to(self._root) else folder
+
+        stored = manifest.model_copy(update={"model": manifest.model.in_folders(relative)})
         path = self.path(ModelName.parse(manifest.model.name))
         write_atomically(path, stored.model_dump_json(indent=2).encode())
 
@@ -182,8 +217,8 @@ class Manifests:
             problem = error.strerror or str(error)
         else:
             if name.file_stem == path.stem:
-                folder = self._root / manifest.model.folder
-                return manifest.model_copy(update={"model": replace(manifest.model, folder=folder)})
+                model = manifest.model.in_folders(lambda folder: self._root / folder)
+                return manifest.model_copy(update={"model": model})
             problem = f"it names the model {name}"
         logger.warning(
             "skipping the unreadable manifest %s (%s); delete that file and pull the model again", path, problem

@@ -22,14 +22,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vmm_server.errors import ModelLoadFailed, StoreError
+from vmm_server.errors import ModelLoadFailed, ModelNotFound, StoreError
 from vmm_server.models.blobs import is_unfinished, parse_digest, receive
 from vmm_server.models.disk import FreeBytes, delete_folder, format_bytes, free_bytes, store_errors, sync_folder
 from vmm_server.models.locks import Locks
-from vmm_server.models.manifests import FileState, InstalledModel, Manifest, Manifests, UnreadableManifest
+from vmm_server.models.manifests import FileState, InstalledModel, Manifest, Manifests, UnreadableManifest, Variant
 from vmm_server.models.names import ModelName
 
-__all__ = ["InstalledModel", "Store", "how_to_mend"]
+__all__ = ["InstalledModel", "Store", "Variant", "how_to_mend"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,10 @@ ABANDONED_AFTER_S = 24 * 3600.0
 """The same of an upload that nothing more came of; none is ever resumed."""
 
 
-def how_to_mend(model: InstalledModel) -> str:
-    """What to do when a model's files are not what they should be."""
+def how_to_mend(model: InstalledModel, variant: str = "") -> str:
+    """What to do when the files of a model, or of a variant of it, are not what they should be."""
+    if variant:
+        return f"vmm rm {model.name} --variant {variant}, and make or pull it again"
     name = model.parent or model.name  # whose files they are
     if model.source.startswith(UPLOADED):
         return f"create {name} again from its files"
@@ -94,13 +96,13 @@ class Store:
     ) -> InstalledModel:
         """Write the manifest, replacing the one of that name; what only that one referred to is released.
 
-        `model.folder` must be complete. A folder outside the store is used in place and never deleted.
+        `model.folder` and those of its variants must be complete. A folder outside the store is used in place and never deleted.
         Returns the model as readers will see it. Raises `StoreError`.
         """
         self.prepare()
-        model = replace(model, folder=model.folder.absolute())
+        model = model.in_folders(Path.absolute)
         with store_errors(f"install {model.name}", self.root):
-            files = tuple(_file_states(model.folder, with_mtime=not self._owns(model.folder)))
+            files = self._file_states(model)
             with self._locks.moment():
                 self._write(Manifest(model=model, revision=revision, blobs=tuple(blobs), files=files))
         return model
@@ -138,11 +140,35 @@ class Store:
             self.collect()
         return True
 
-    def check_files(self, model: InstalledModel) -> None:
-        """Raises `ModelLoadFailed` when a file of the model's folder is missing or not as it was installed."""
+    def set_variants(self, name: ModelName, change: Callable[[InstalledModel], tuple[Variant, ...]]) -> InstalledModel:
+        """Give the model of exactly this name the variants that `change` makes of what it is now, in one step.
+
+        Those that are new have complete folders; what those that are gone had is released. Raises `ModelNotFound`,
+        `StoreError`, and what `change` raises.
+        """
+        with store_errors(f"change the variants of {name}", self.root):
+            with self._locks.moment():
+                manifest = self._manifests.read(name)
+                if manifest is None:
+                    raise ModelNotFound(str(name))
+                model = replace(manifest.model, variants=change(manifest.model))
+                known = {"", *(each.name for each in manifest.model.variants if each in model.variants)}
+                files = [state for state in manifest.files if state.variant in known]
+                files += self._variant_states(each for each in model.variants if each.name not in known)
+                self._write(manifest.model_copy(update={"model": model, "files": tuple(files)}))
+            self.collect()
+        return model
+
+    def check_files(self, model: InstalledModel, variant: str = "") -> None:
+        """Raises `ModelLoadFailed` when a file of the model's folder is missing or not as it was installed.
+
+        With the name of a variant, the same of that one's folder.
+        """
         manifest = self.manifest(ModelName.parse(model.name))
         for state in manifest.files if manifest else ():
-            path = model.folder / state.path
+            if state.variant != variant or variant not in model.folders:
+                continue
+            path = model.folders[variant] / state.path
             try:
                 found = path.stat()
             except OSError as error:
@@ -152,7 +178,7 @@ class Store:
                     continue
                 problem = f"{path} has changed since"
             message = f"the files of {model.name} are not as they were installed: {problem}"
-            raise ModelLoadFailed(message, hint=how_to_mend(model))
+            raise ModelLoadFailed(message, hint=how_to_mend(model, variant))
 
     def has_blob(self, digest: str) -> bool:
         """Whether a file with this sha256 is here; it then stays as long as a fresh one. Raises `InvalidRequest`."""
@@ -251,8 +277,18 @@ class Store:
         return folder.is_relative_to(self.models_dir)
 
     def _references(self, manifest: Manifest) -> list[Path]:
-        folder = manifest.model.folder
-        return [*([folder] if self._owns(folder) else []), *map(self.blob, manifest.blobs)]
+        folders = manifest.model.folders.values()
+        return [*filter(self._owns, folders), *map(self.blob, manifest.blobs)]
+
+    def _file_states(self, model: InstalledModel) -> tuple[FileState, ...]:
+        own = _file_states(model.folder, with_mtime=not self._owns(model.folder))
+        return (*own, *self._variant_states(model.variants))
+
+    def _variant_states(self, variants: Iterable[Variant]) -> Iterator[FileState]:
+        for variant in variants:
+            with_mtime = not self._owns(variant.folder)
+            for state in _file_states(variant.folder, with_mtime=with_mtime):
+                yield state.model_copy(update={"variant": variant.name})
 
     def _write(self, manifest: Manifest) -> None:
         """Write a manifest in place of the one of that name, which is released. Only inside `moment()`."""

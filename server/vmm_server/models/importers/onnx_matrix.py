@@ -27,9 +27,9 @@ class PackedMatrix:
     levels: str
     """uint8 `[rows, groups, group_size * bits / 8]`, the first of each byte's levels in its low bits."""
     scales: str
-    """float32 `[rows, groups]`."""
+    """float32 `[rows, groups]`, or the type of what is multiplied by it."""
     zero_points: str | None
-    """float32 `[rows, groups]`; `None` means `2 ** (bits - 1)`."""
+    """float32 `[rows, groups]`, or packed as the levels are; `None` means `2 ** (bits - 1)`."""
     offsets: str | None
     """float32 `[rows, groups]`, added to every weight of the group."""
     rows: int
@@ -75,9 +75,10 @@ def add_product(writer: ModelWriter, base: str, value: str, matrix: Matrix, outp
     return writer.node("Add", [product, shift], f"{base}/offsets/Add", outputs)
 
 
-def add_row_lookup(writer: ModelWriter, base: str, ids: str, matrix: Matrix) -> str:
+def add_row_lookup(writer: ModelWriter, base: str, ids: str, matrix: Matrix, output: str | None = None) -> str:
     """Rows `ids` (int64 `[batch, sequence]`) as float32 `[batch, sequence, columns]`, exactly.
 
+    Scales and zero points are float32 here; `output` is the result's name for a packed matrix.
     Only the rows asked for are dequantised. A byte of several levels is looked up in a table of 256 rows: the one
     form of unpacking that every runtime has.
     """
@@ -108,7 +109,7 @@ def add_row_lookup(writer: ModelWriter, base: str, ids: str, matrix: Matrix) -> 
     if matrix.offsets:
         rows = writer.node("Add", [rows, of_group(matrix.offsets, "offsets")], f"{base}/offsets/Add")
     shape = writer.constant(np.array([0, 0, matrix.columns], np.int64))
-    return writer.node("Reshape", [rows, shape], f"{base}/Reshape")
+    return writer.node("Reshape", [rows, shape], f"{base}/Reshape", [output] if output else None)
 
 
 def unpacking_table(bits: int) -> NDArray[np.float32]:

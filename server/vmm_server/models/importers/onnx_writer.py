@@ -24,6 +24,8 @@ MICROSOFT = "com.microsoft"
 _PAGE_BYTES = 4096
 _CACHE_LINE_BYTES = 64
 _PAGE_ALIGNED_FROM_BYTES = 1024**2
+_COPIED_BYTES = 1 << 22
+"""At a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +49,19 @@ Pieces = Iterable[tuple[NDArray[np.generic], ...]]
 @dataclass(frozen=True, slots=True)
 class _Stream:
     offsets: tuple[int, ...]
-    specs: tuple[TensorSpec, ...]
+    sizes_bytes: tuple[int, ...]
     pieces: Callable[[], Pieces]
 
 
 class ModelWriter:
     """Collects a graph, then writes it once. Every value is known by its name, as in ONNX itself."""
 
-    def __init__(self, graph_name: str) -> None:
+    def __init__(self, graph_name: str, *, like: onnx.ModelProto | None = None) -> None:
+        """`like` is a model whose nodes go into this one: its versions are kept."""
         self._graph = onnx.GraphProto(name=graph_name)
+        self._ir_version = like.ir_version if like else IR_VERSION
+        self._opsets = {each.domain: each.version for each in like.opset_import} if like else {"": OPSET}
+        self._opsets.setdefault(MICROSOFT, 1)
         self._streams: list[_Stream] = []
         self._end = 0
         self._constants: set[str] = set()
@@ -99,26 +105,54 @@ class ModelWriter:
 
     def stream(self, specs: Sequence[TensorSpec], pieces: Callable[[], Pieces]) -> None:
         """Announce initialisers that are written together; `pieces` is called once, by `write`."""
-        offsets = []
-        for spec in specs:
-            alignment = _PAGE_BYTES if spec.size_bytes >= _PAGE_ALIGNED_FROM_BYTES else _CACHE_LINE_BYTES
-            offset = -(-self._end // alignment) * alignment
-            self._end = offset + spec.size_bytes
-            offsets.append(offset)
-            tensor = TensorProto(name=spec.name, data_type=spec.dtype, dims=spec.shape)
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", EXTERNAL_FILE), ("offset", offset), ("length", spec.size_bytes)):
-                tensor.external_data.add(key=key, value=str(value))
+        tensors = [TensorProto(name=spec.name, data_type=spec.dtype, dims=spec.shape) for spec in specs]
+        offsets = [self._place(tensor, spec.size_bytes) for tensor, spec in zip(tensors, specs, strict=True)]
+        self._streams.append(_Stream(tuple(offsets), tuple(spec.size_bytes for spec in specs), pieces))
+
+    def copy_node(self, node: onnx.NodeProto) -> None:
+        """Append another model's node as it is."""
+        self._graph.node.append(node)
+
+    def copy_value(self, value: onnx.ValueInfoProto, *, is_output: bool) -> None:
+        """Declare an input or output as another model has it."""
+        (self._graph.output if is_output else self._graph.input).append(value)
+
+    def copy_tensor(self, tensor: TensorProto, data: NDArray[np.uint8] | None) -> None:
+        """Another model's initialiser; `data` are its bytes if they lie outside of that model's graph."""
+        self._constants.add(tensor.name)
+        if data is None:
             self._graph.initializer.append(tensor)
-        self._streams.append(_Stream(tuple(offsets), tuple(specs), pieces))
+            return
+        kept = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        offset = self._place(kept, len(data))
+        starts = range(0, len(data), _COPIED_BYTES)
+        self._streams.append(
+            _Stream((offset,), (len(data),), lambda: ((data[start : start + _COPIED_BYTES],) for start in starts))
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the external file, as far as it has been announced."""
+        return self._end
+
+    def _place(self, tensor: TensorProto, size_bytes: int) -> int:
+        """Announce a tensor with external data; where that begins."""
+        alignment = _PAGE_BYTES if size_bytes >= _PAGE_ALIGNED_FROM_BYTES else _CACHE_LINE_BYTES
+        offset = -(-self._end // alignment) * alignment
+        self._end = offset + size_bytes
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", EXTERNAL_FILE), ("offset", offset), ("length", size_bytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        self._graph.initializer.append(tensor)
+        return offset
 
     def write(self, folder: Path, progress: Callable[[int, int], None]) -> None:
         """Write `model.onnx` and `model.onnx.data`. `progress` gets (bytes written, bytes in all)."""
         model = helper.make_model(
             self._graph,
             producer_name="vmm",
-            ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+            ir_version=self._ir_version,
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in self._opsets.items()],
         )
         (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
         written = 0
@@ -133,8 +167,8 @@ class ModelWriter:
                         ends[index] += array.nbytes
                         written += array.nbytes
                     progress(written, self._end)
-                for spec, start, end in zip(stream.specs, stream.offsets, ends, strict=True):
-                    if end - start != spec.size_bytes:
-                        raise RuntimeError(f"{spec.name}: {end - start} bytes came, {spec.size_bytes} were announced")
+                for size_bytes, start, end in zip(stream.sizes_bytes, stream.offsets, ends, strict=True):
+                    if end - start != size_bytes:
+                        raise RuntimeError(f"at {start}: {end - start} bytes came, {size_bytes} were announced")
             file.flush()
         progress(self._end, self._end)
