@@ -17,6 +17,7 @@ from statistics import median
 from vmm_adapters.types import FinishReason, SamplingParams
 from vmm_server.engine.engine import Generation
 from vmm_server.engine.stopping import special_token_ids
+from vmm_server.engine.stream import Usage
 from vmm_server.errors import GenerationFailed, ShuttingDown
 from vmm_server.models.loading import ReadyModel
 
@@ -41,8 +42,15 @@ class Speeds:
     prefill: float
 
 
-Arrivals = Sequence[tuple[float, int]]
-"""When tokens of an answer came, and how many."""
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How an answer grew. Seconds are since it was asked for."""
+
+    first_s: float
+    last_s: float
+    """Of its first and its last token."""
+    num_tokens: int
+    """After the first one."""
 
 
 async def measure(
@@ -56,20 +64,20 @@ async def measure(
     return await _Meter(ready, random, clock, longest_s).speeds()
 
 
-def tokens_per_s(answers: Sequence[Arrivals]) -> float | None:
-    """Of all answers together, without what came before the first token of each. `None`: too little to tell.
+def tokens_per_s(answers: Sequence[Growth | None]) -> float | None:
+    """Of answers that were asked for together; `None` among them never began. `None`: too little to tell.
 
     Where some answers had to wait for others to end, it is all tokens over the whole time.
     """
-    begun = [answer for answer in answers if answer]
-    if not begun:
+    grown = [
+        answer for answer in answers if answer is not None and answer.num_tokens and answer.last_s > answer.first_s
+    ]
+    if not grown:
         return None
-    first, last = [answer[0][0] for answer in begun], [answer[-1][0] for answer in begun]
-    if len(begun) == len(answers) and max(first) < min(last):
-        return sum(sum(num for _, num in answer[1:]) / (answer[-1][0] - answer[0][0]) for answer in begun)
-    span = max(last) - min(first)
-    num_tokens = sum(num for answer in begun for _, num in answer) - begun[first.index(min(first))][0][1]
-    return num_tokens / span if span > 0 and num_tokens else None
+    if len(grown) == len(answers) and max(each.first_s for each in grown) < min(each.last_s for each in grown):
+        return sum(each.num_tokens / (each.last_s - each.first_s) for each in grown)
+    span_s = max(each.last_s for each in grown) - min(each.first_s for each in grown)
+    return (sum(each.num_tokens + 1 for each in grown) - 1) / span_s
 
 
 class _Meter:
@@ -112,41 +120,64 @@ class _Meter:
         return median(rates)
 
     async def _decode(self, num_streams: int, num_tokens: int) -> float:
-        answers = [list[tuple[float, int]]() for _ in range(num_streams)]
-        await self._run(_DECODE_PROMPT_TOKENS, num_tokens, answers)
-        if (rate := tokens_per_s(answers)) is None:
+        answers = await self._answers(num_streams, _DECODE_PROMPT_TOKENS, num_tokens)
+        if (rate := tokens_per_s([answer.growth for answer in answers])) is None:
             raise GenerationFailed(f"{num_streams} streams gave no two tokens in {self._longest_s:g} s")
         return rate
 
     async def _prefill(self, num_tokens: int) -> float:
-        (generation,) = await self._run(num_tokens, 1, [[]])
-        usage = generation.usage
+        (answer,) = await self._answers(1, num_tokens, 1)
+        usage = answer.usage
         if usage is None or usage.queued_s + usage.prefill_s <= 0:
             raise GenerationFailed(f"no token came after a prompt of {num_tokens} in {self._longest_s:g} s")
         return (num_tokens - usage.num_cached_tokens) / (usage.queued_s + usage.prefill_s)
 
-    async def _run(
-        self, num_prompt_tokens: int, num_tokens: int, answers: Sequence[list[tuple[float, int]]]
-    ) -> list[Generation]:
-        """Fill `answers`, all at the same time, for `longest_s` at most."""
+    async def _answers(self, num_streams: int, num_prompt_tokens: int, num_tokens: int) -> list["_Answer"]:
+        """Answers that were asked for together, and broken off after `longest_s`."""
         sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
-        generations: list[Generation] = []
-
-        async def read(generation: Generation, answer: list[tuple[float, int]]) -> None:
-            async for delta in generation:
-                if delta.token_ids:
-                    answer.append((self._clock(), len(delta.token_ids)))
-                if delta.finish_reason is FinishReason.ABORT:
-                    raise ShuttingDown
-
+        answers: list[_Answer] = []
         try:
             with self._engine.preparing():
-                for _ in answers:
+                for _ in range(num_streams):
                     prompt = self._random.choices(self._token_ids, k=num_prompt_tokens)
-                    generations.append(self._engine.submit(prompt, sampling))
+                    answers.append(_Answer(self._engine.submit(prompt, sampling), self._clock))
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(*map(read, generations, answers)), self._longest_s)
+                await asyncio.wait_for(asyncio.gather(*(answer.read() for answer in answers)), self._longest_s)
         finally:
-            for generation in generations:
-                await generation.aclose()
-        return generations
+            for answer in answers:
+                await answer.generation.aclose()
+        return answers
+
+
+class _Answer:
+    """One answer, and when its tokens came."""
+
+    def __init__(self, generation: Generation, clock: Callable[[], float]) -> None:
+        self.generation = generation
+        self._clock = clock
+        self._asked_at = clock()
+        self._came: list[tuple[float, int]] = []
+
+    @property
+    def usage(self) -> Usage | None:
+        """`None`: it was broken off."""
+        return self.generation.usage
+
+    @property
+    def growth(self) -> Growth | None:
+        """By the worker's clock; of one that was broken off, as it was read. `None`: it never began."""
+        if (usage := self.usage) is not None:
+            first_s = usage.queued_s + usage.prefill_s
+            return Growth(first_s, first_s + usage.decode_s, usage.num_generated_tokens - 1)
+        if not self._came:
+            return None
+        (first_s, _), (last_s, _) = self._came[0], self._came[-1]
+        return Growth(first_s, last_s, sum(num_tokens for _, num_tokens in self._came[1:]))
+
+    async def read(self) -> None:
+        """To its end. Raises `ShuttingDown` when the engine breaks it off, and what it fails with."""
+        async for delta in self.generation:
+            if delta.finish_reason is FinishReason.ABORT:
+                raise ShuttingDown
+            if delta.token_ids:
+                self._came.append((self._clock() - self._asked_at, len(delta.token_ids)))
