@@ -200,6 +200,7 @@ def test_a_preflight_is_answered_before_anything_else(live_server: Any) -> None:
         assert int(headers["access-control-max-age"]) > 0
         assert "access-control-allow-credentials" not in headers
     names = {name.lower() for name in REQUEST_HEADERS}
+    assert {"x-vmm-device", "x-vmm-backend", "x-vmm-variant"} <= names
     assert {"authorization", "openai-beta", "x-stainless-retry-count", "x-stainless-timeout"} <= names
 
 

@@ -205,6 +205,47 @@ def test_what_a_runtime_cannot_do_is_refused_only_where_it_was_asked_for(idle: L
     assert (moved.status_code, moved.headers["x-vmm-backend"]) == (200, "openvino")
 
 
+def create(server: LiveServer, name: str, parent: str, **parameters: str) -> str:
+    body = {"model": name, "from": parent, "parameters": parameters, "stream": False}
+    server.client.post("/api/create", json=body).raise_for_status()
+    return name
+
+
+def test_a_model_may_say_where_it_runs(idle: LiveServer) -> None:
+    graphic = create(idle, "graphic", "echo", device="gpu", backend="openvino")
+    answer = idle.client.post("/v1/chat/completions", json={**CHAT, "model": graphic})
+    assert answer.headers["x-vmm-device"] == "GPU.0"
+    said = idle.client.post("/api/show", json={"model": graphic}).json()
+    assert "PARAMETER device gpu\nPARAMETER backend openvino\n" in said["modelfile"]
+    forced = idle.client.post("/v1/chat/completions", json={**CHAT, "model": graphic, "device": "CPU"})
+    assert forced.headers["x-vmm-device"] == "CPU"
+    open_again = create(idle, "open", graphic, device="auto", backend="onnxruntime-genai")
+    answer = idle.client.post("/v1/chat/completions", json={**CHAT, "model": open_again, "repetition_penalty": 1})
+    assert (answer.headers["x-vmm-device"], answer.headers["x-vmm-backend"]) == ("CPU", "onnxruntime-genai")
+
+
+def test_a_model_that_says_what_is_not_here_is_no_mistake_of_the_request(idle: LiveServer) -> None:
+    body = {**CHAT, "model": create(idle, "neural", "echo", device="NPU")}
+    answer = idle.client.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "api_error")
+    assert "cannot run on device NPU here" in answer.json()["error"]["message"]
+    forced = idle.client.post("/v1/chat/completions", json=body, headers={"x-vmm-device": "GPU"})
+    assert forced.headers["x-vmm-device"] == "GPU.0"
+
+
+def test_the_document_tells_headers_that_ask_and_headers_that_tell(server: LiveServer) -> None:
+    paths = server.client.get("/openapi.json").json()["paths"]
+    asking, telling = set(), set()
+    for path, item in paths.items():
+        for operation in item.values():
+            if {"x-vmm-device", "x-vmm-backend"} <= {one["name"] for one in operation.get("parameters", ())}:
+                asking.add(path)
+            if "x-vmm-queue-ms" in operation["responses"].get("200", {}).get("headers", {}):
+                telling.add(path)
+    assert {*AT_THE_TOP, *IN_OPTIONS, *SILENT} <= asking
+    assert {*AT_THE_TOP, *IN_OPTIONS} <= telling <= asking
+
+
 NAMES = st.sampled_from(["CPU", "GPU", "GPU.1", "auto"])
 
 

@@ -153,6 +153,16 @@ def test_run_tells_a_wrong_option(running: Server, capsys: pytest.CaptureFixture
     assert "num_predict" in capsys.readouterr().err
 
 
+def test_run_where_it_is_told_to(running: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "echo", "hello", "--device", "cpu", "--host", running.url]) == 0
+    assert capsys.readouterr().out == "hello\n"
+    for prompt in ("hello", ""):
+        assert main(["run", "echo", prompt, "--device", "NPU", "--backend", "openvino", "--host", running.url]) == 1
+        told = capsys.readouterr().err
+        assert "cannot run on backend openvino, device NPU here; placements (backend/device): echo/CPU" in told
+        assert "leave out options." in told
+
+
 def test_run_keeps_a_form(running: Server, capsys: pytest.CaptureFixture[str]) -> None:
     schema = (
         '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false}'

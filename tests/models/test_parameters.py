@@ -49,6 +49,14 @@ def test_every_parameter_that_counts_arrives_under_our_name() -> None:
     )
 
 
+def test_where_to_run_is_a_name() -> None:
+    places = {"device": " GPU.0 ", "backend": "OpenVINO"}
+    assert check_parameters(places) == {"device": "GPU.0", "backend": "openvino"}
+    assert check_parameters({"device": "HETERO:GPU.0,GPU.1"}) == {"device": "HETERO:GPU.0,GPU.1"}
+    assert check_parameters({"backend": "auto"}) == {"backend": "auto"}
+    assert to_sampling(places) == {}
+
+
 def test_a_random_seed_and_no_limit_take_the_parents_away() -> None:
     assert to_sampling({"seed": -1, "num_predict": -1}) == {"seed": None, "max_tokens": None}
     assert to_sampling({"seed": -2, "num_predict": 0}) == {"seed": 2**64 - 2, "max_tokens": None}
@@ -72,6 +80,11 @@ def test_a_random_seed_and_no_limit_take_the_parents_away() -> None:
         ("stop", 5, "must be a text or a list of them"),
         ("stop", ["a", 5], "must be a text or a list of them"),
         ("use_mmap", 1, "must be true or false"),
+        ("device", "", "must be a name"),
+        ("device", 0, "must be a name"),
+        ("device", ["CPU"], "must be a name"),
+        ("device", "GPU\n.0", "must be a name"),
+        ("backend", "cuda", "must be one of openvino, onnxruntime-genai, .* or auto"),
     ],
 )
 def test_what_is_wrong_is_named(name: str, value: object, message: str) -> None:

@@ -1,5 +1,6 @@
 """Parameters as a Modelfile and Ollama's `options` spell them (docs.ollama.com/modelfile), and ours. Pure."""
 
+import re
 from collections.abc import Mapping
 
 from vmm_adapters.card import SamplingDefaults
@@ -21,6 +22,8 @@ _SAMPLING = {
     "stop": "stop",
 }
 """Ollama's names and those of `SamplingDefaults`."""
+_NAME = re.compile(r"[\w.:,+-]{1,100}", re.ASCII)
+"""Of a device or a backend."""
 _LARGEST = 2**64
 """Far above what any parameter can mean."""
 
@@ -104,7 +107,7 @@ def _place(name: str, value: object) -> str:
     """A device or a backend; `auto` leaves it open again. Which of them are here is known when the model is loaded."""
     param = f"parameters.{name}"
     text = value.strip() if isinstance(value, str) else ""
-    if not text:
+    if not _NAME.fullmatch(text):
         raise InvalidRequest(f"{param}: must be a name", param=param, hint="vmm devices tells what is here")
     if name == "backend" and (text := text.lower()) not in (*BACKENDS, "auto"):
         raise InvalidRequest(f"{param}: must be one of {', '.join(BACKENDS)} or auto", param=param)
