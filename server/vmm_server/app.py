@@ -157,7 +157,7 @@ def build_parts(
     registry = Registry(store, read_cards(settings.card_dirs))
 
     def load_checked(model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> Ready:
-        store.check_files(model)  # a folder used in place may have changed since it was installed
+        store.check_files(model, placement.variant)  # a folder used in place may have changed since it was installed
         return load(model, placement, kv_cache_bytes)
 
     loads = CountedLoads(load_checked)

@@ -13,9 +13,11 @@ from vmm_server.models.store import InstalledModel
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def compiled_dir(cache_dir: Path, model: InstalledModel) -> Path:
-    """Where adapters may keep what they made of this model."""
-    return cache_dir / model.weights
+def compiled_dir(cache_dir: Path, model: InstalledModel, variant: str = "") -> Path:
+    """Where adapters may keep what they made of this model, or of a variant of it."""
+    folder = cache_dir / model.weights
+    found = next((each for each in model.variants if each.name == variant), None)
+    return folder if found is None else folder / f"variant-{found.digest[:16]}"
 
 
 def delete_compiled(cache_dir: Path, *, keep: Iterable[InstalledModel]) -> None:

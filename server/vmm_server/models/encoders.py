@@ -69,7 +69,7 @@ def load_encoder(model: InstalledModel, placement: Placement, settings: Settings
         device=placement.device,
         num_threads=settings.num_threads,
     )
-    encoder = catalog.load_encoder(placement.adapter, model.folder, options)
+    encoder = catalog.load_encoder(placement.adapter, model.folders[placement.variant], options)
     warm(encoder)
 
     def compute(inputs: Sequence[EncoderInput]) -> list[Row]:

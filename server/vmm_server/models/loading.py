@@ -82,6 +82,8 @@ ModelLoader = Callable[[InstalledModel, Placement, int], Ready]
 
 def load_model(model: InstalledModel, placement: Placement, kv_cache_bytes: int, settings: Settings) -> Ready:
     """Load a model of any kind on a placement, and warm it up. Raises `ModelLoadFailed`."""
+    if placement.variant not in model.folders:
+        raise ModelLoadFailed(f"{model.name!r} has no variant {placement.variant} any more")
     try:
         if model.generates:
             return _load_text(model, placement, kv_cache_bytes, settings)
@@ -101,11 +103,11 @@ def _load_text(model: InstalledModel, placement: Placement, kv_cache_bytes: int,
         num_threads=settings.num_threads,
         max_batched_tokens=settings.max_batched_tokens,
         max_sequences=settings.max_sequences,
-        cache_dir=compiled_dir(settings.cache_dir, model),
+        cache_dir=compiled_dir(settings.cache_dir, model, placement.variant),
         allow_fallback=False,  # the pool goes on to the next placement, and says which one it is
     )
     load = catalog.load_causal_lm if placement.adapter in catalog.CAUSAL_LM else catalog.load_text_backend
-    runner: CausalLMRunner | TextBackend = load(placement.adapter, model.folder, options)
+    runner: CausalLMRunner | TextBackend = load(placement.adapter, model.folders[placement.variant], options)
     warm(runner)
     limit = min(runner.context_length, model.context_length, settings.context_length or runner.context_length)
     engine = Engine(

@@ -7,7 +7,7 @@ longer each time, as long as there is another; its reason is kept for whoever as
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vmm_adapters.catalog import RUNS, Form, Task
@@ -36,6 +36,8 @@ from vmm_server.requests import ANYWHERE, Wanted
 from vmm_server.settings import Settings
 
 HOST = "host"
+MIN_KV_BYTES = 64 * 1024**2
+"""What a model's blocks need besides its weights."""
 ANY_ADAPTER = "openvino"
 """The `adapter` of a model that every runtime which reads its form can compute; another one is the only one."""
 _FIRST_REST_S = 60.0
@@ -158,7 +160,11 @@ class Placer:
             return (Candidate(Placement(model.adapter, "CPU"), DeviceKind.CPU, model.size_bytes),)
         devices = () if self._machine is None else self._machine.devices
         found = candidates(task_of(model), variants_of(model), devices)
-        return tuple(each for each in found if model.adapter in (ANY_ADAPTER, each.placement.adapter))
+        return tuple(
+            replace(each, fits=each.size_bytes + MIN_KV_BYTES <= self.memory(each.placement).num_bytes)
+            for each in found
+            if model.adapter in (ANY_ADAPTER, each.placement.adapter)
+        )
 
     def profiles(self, model: InstalledModel) -> Mapping[Placement, Profile]:
         """What was measured of a model; nothing, as long as the machine is not known."""
@@ -264,8 +270,12 @@ def task_of(model: InstalledModel) -> Task:
 
 def variants_of(model: InstalledModel) -> tuple[VariantFiles, ...]:
     """The precisions of a model that are here."""
-    form: Form = "openvino" if model.format == "openvino" else "onnx"
-    return (VariantFiles("", model.size_bytes, form),)
+    own = VariantFiles("", model.size_bytes, _form(model.format))
+    return (own, *(VariantFiles(each.name, each.size_bytes, _form(each.format)) for each in model.variants))
+
+
+def _form(format_: str) -> Form:
+    return "openvino" if format_ == "openvino" else "onnx"
 
 
 def _device_load(placement: Placement, loaded: Collection[LoadedModel]) -> DeviceLoad:

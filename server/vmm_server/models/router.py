@@ -88,6 +88,8 @@ class Candidate:
     placement: Placement
     kind: DeviceKind
     size_bytes: int
+    fits: bool = True
+    """Whether there would be room for it in the device's memory, if nothing else were there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +190,42 @@ def order(
 
     By measurement when all of them were measured, else by rule: what is measured on some devices says nothing of the
     others. `work` is what the model is loaded for; without one, a middling day: a few requests at a time.
+
+    Each device has its variant (`variant_for`); the others are tried after those. However fast, they are not what was
+    asked for.
     """
     work = work or Work(num_streams=4)
     admitted = [each for each in found if admits(wanted, each.placement)]
-    if all(each.placement in profiles for each in admitted):
-        admitted.sort(key=lambda each: finish_s(profiles[each.placement], NO_LOAD, work))
+    chosen = {
+        device: variant_for(each for each in admitted if each.placement.device == device)
+        for device in {each.placement.device for each in admitted}
+    }
+    first = [each for each in admitted if each.placement.variant == chosen[each.placement.device]]
+    rest = [each for each in admitted if each.placement.variant != chosen[each.placement.device]]
+    return (*_sorted(first, profiles, work), *_sorted(rest, profiles, work))
+
+
+def variant_for(on_device: Iterable[Candidate]) -> str:
+    """Which of a model's variants a device gets, of those candidates that are on it.
+
+    The model as it was installed, or, where that does not fit, the largest that does. An NPU gets the smallest: it
+    computes in few bits, and nothing else is fast there.
+    """
+
+    def rank(each: Candidate) -> tuple[bool, bool, int]:
+        if each.kind is DeviceKind.NPU:
+            return not each.fits, False, each.size_bytes
+        return not each.fits, each.placement.variant != "", -each.size_bytes if each.fits else each.size_bytes
+
+    return min(on_device, key=rank).placement.variant
+
+
+def _sorted(found: list[Candidate], profiles: Mapping[Placement, Profile], work: Work) -> tuple[Placement, ...]:
+    if all(each.placement in profiles for each in found):
+        found = sorted(found, key=lambda each: finish_s(profiles[each.placement], NO_LOAD, work))
     else:
-        admitted.sort(key=lambda each: _rank(each, work))
-    return tuple(each.placement for each in admitted)
+        found = sorted(found, key=lambda each: _rank(each, work))
+    return tuple(each.placement for each in found)
 
 
 def _rank(candidate: Candidate, work: Work) -> tuple[bool, bool, int]:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from vmm_server.models.leases import LoadedModel
-from vmm_server.models.placing import Memory, Places
+from vmm_server.models.placing import MIN_KV_BYTES, Memory, Places
 from vmm_server.models.room import Limits, Need, Site
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
@@ -12,7 +12,6 @@ from vmm_server.settings import Settings
 
 _KV_SHARE = 8
 """A model's KV blocks get at most this fraction (1/n) of a memory: several models and their weights must fit."""
-_MIN_KV_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,4 +44,4 @@ class Sites:
         if not model.generates:
             return Need(size_bytes, size_bytes)
         kv_bytes = int(self.settings.kv_cache_size or memory.num_bytes // _KV_SHARE)
-        return Need(size_bytes + min(kv_bytes, _MIN_KV_BYTES), size_bytes + kv_bytes)
+        return Need(size_bytes + min(kv_bytes, MIN_KV_BYTES), size_bytes + kv_bytes)
