@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine": (*BASE, "engine"),
     "models": (*BASE, "models", "engine", "prompt"),
     "response_store": ("errors",),
-    "prompting": (*BASE, "models", "prompt"),
+    "prompting": (*BASE, "models", "engine", "prompt", "media"),
     "cl100k": ("errors",),
     "encoder_inputs": (*BASE, "cl100k", "models"),
     "embedding": (*BASE, "cl100k", "encoder_inputs", "models"),

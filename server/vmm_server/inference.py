@@ -42,6 +42,7 @@ from vmm_server.requests import (
     Composite,
     Constraint,
     GenerateRequest,
+    GivenImage,
     InsertPrompt,
     KeepAlive,
     Wanted,
@@ -123,6 +124,7 @@ class Inference:
                     shown_tokens=prompt.shown_tokens,
                     context_length=request.num_ctx,
                     param=request.prompt.param,
+                    seen=prompt.seen,
                 )
                 started = Started(lease, partial(self._lease, model, request, form), submit, self._clock)
                 await started.begin()
@@ -150,6 +152,9 @@ class Inference:
         model, lease, request = await self._acquire(request)
         try:
             prompt = await asyncio.to_thread(write_prompt, request, model, lease.ready, self._now())
+            if prompt.seen is not None:
+                param = request.prompt.param
+                raise UnsupportedParameter(f"{param}: tokens of images are counted when they are seen", param=param)
             return Prompted(model, prompt.text, prompt.tokens, lease.ready.context_length)
         finally:
             lease.release()
@@ -196,6 +201,8 @@ class Inference:
         if not model.generates:
             asked = "chat" if isinstance(request.prompt, ChatPrompt) else "generate"
             raise UnsupportedCapability(request.model, asked)
+        if (image := _first_image(request)) is not None and "vision" not in model.capabilities:
+            raise UnsupportedCapability(request.model, "vision", param=image.param)
         request = _with_model(request, model)
         return model, await self._lease(model, request), request
 
@@ -224,6 +231,11 @@ class Inference:
         self._running.discard(completion)
         if not self._running:
             self._idle.set()
+
+
+def _first_image(request: GenerateRequest) -> GivenImage | None:
+    messages = request.prompt.messages if isinstance(request.prompt, ChatPrompt) else ()
+    return next((image for message in messages for image in message.images), None)
 
 
 async def _compile(form: Constraint | Composite, sampling: SamplingParams, ready: ReadyModel) -> CompiledGrammar:

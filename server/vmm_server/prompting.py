@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from vmm_adapters.types import IMAGE_MARK
+from vmm_server.engine.sequence import SeenPrompt
 from vmm_server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedCapability
+from vmm_server.media.images import read_image
 from vmm_server.models.loading import ReadyModel
 from vmm_server.models.store import InstalledModel
 from vmm_server.prompt.answer import AnswerReader, ThinkingState, thinking_state
@@ -55,6 +58,8 @@ class WrittenPrompt:
     """What the prompt was too long by, with room for the answer: the oldest tokens went."""
     num_dropped_messages: int = 0
     """Whole messages among them."""
+    seen: SeenPrompt | None = None
+    """Stands for the tokens, of which there are none, where there are images."""
 
     @property
     def shown_tokens(self) -> frozenset[int]:
@@ -103,7 +108,7 @@ def write_prompt(
         written = _write_insert(prompt, request.model, model, ready, now)
     else:
         written = _write_text(prompt, ready, room)
-    if not written.tokens:
+    if not written.tokens and written.seen is None:
         raise InvalidRequest(f"{prompt.param} is empty", param=prompt.param)
     return written
 
@@ -162,6 +167,8 @@ def _write_chat(
         return _render(prompt, messages, template, chat_format, ready, now)
 
     whole = write(messages)
+    if any(message.images for message in messages):
+        return replace(whole, tokens=(), seen=_see(prompt, messages, whole.text or ""))
     if room is None or not prompt.truncate or len(whole.tokens) <= room.limit:
         return whole
     if prompt.context:
@@ -179,6 +186,19 @@ def _write_chat(
         )
     num_dropped = len(whole.tokens) - len(written.tokens)
     return replace(written, num_dropped_tokens=num_dropped, num_dropped_messages=len(messages) - len(kept))
+
+
+def _see(prompt: ChatPrompt, messages: Sequence[Message], text: str) -> SeenPrompt:
+    """The rendered messages and their images, which are all there: a template may leave out what it does not expect."""
+    if prompt.context:
+        raise InvalidRequest("context: tokens cannot come before images; send the messages", param="context")
+    given = [image for message in messages for image in message.images]
+    if (num_written := text.count(IMAGE_MARK)) != len(given):
+        raise InvalidRequest(
+            f"{prompt.param}: {len(given)} images were sent, and the chat template wrote {num_written}",
+            param=prompt.param,
+        )
+    return SeenPrompt(text, tuple(read_image(image) for image in given))
 
 
 def _render(

@@ -106,6 +106,20 @@ def test_max_tokens_cuts_an_answer_to_an_image(seeing: TextBackend, max_tokens: 
     assert answer.finish_reason is FinishReason.LENGTH
 
 
+def test_the_last_token_comes_with_the_length_of_the_prompt(seeing: TextBackend) -> None:
+    """Who counts tokens stops at it, and asks no more."""
+    session = Session(seeing)
+    answer = session.add((), replace(GREEDY, max_tokens=3), text="what?", images=(image(1),))
+    session.step_until(answer, num_tokens=3)
+    assert answer.num_prompt_tokens == len("what?") + NUM_PATCHES
+    plain = see(seeing, "what?", image(1))
+    ends = frozenset({plain[0]})
+    session = Session(seeing)
+    answer = session.add((), text="what?", images=(image(1),), eos_token_ids=ends)
+    session.step_until(answer, num_tokens=1)
+    assert answer.num_prompt_tokens == len("what?") + NUM_PATCHES
+
+
 def test_the_context_counts_images(seeing: TextBackend) -> None:
     text = "what?"
     num_prompt_tokens = len(text) + NUM_PATCHES

@@ -52,6 +52,8 @@ class Generating:
         self._num_prompt_tokens = num_prompt_tokens
         self._num_tokens = 0
         self._last_token: int | None = None
+        self._held: list[int] = []
+        """The last tokens, until the runtime has told how long the prompt was: a reader stops at them."""
         self._result: Future[Any] = thread.submit(self._generate, generate)
         self._result.add_done_callback(lambda _: self._streamer.tokens.put(None))
 
@@ -61,8 +63,8 @@ class Generating:
 
     def read(self) -> TextOutput | None:
         """What is new, after a moment's wait; the last one has a finish reason or an error."""
-        token_ids: list[int] = []
-        is_over = False
+        token_ids, is_over = self._held, False
+        num_held = len(token_ids)
         try:
             token_id = self._streamer.tokens.get(timeout=_PATIENCE_S)
             while token_id is not None:
@@ -71,11 +73,17 @@ class Generating:
             is_over = True
         except Empty:
             pass
-        self._num_tokens += len(token_ids)
+        self._num_tokens += len(token_ids) - num_held
         self._last_token = token_ids[-1] if token_ids else self._last_token
         if is_over:
             return self._finished(tuple(token_ids))
-        return TextOutput(self.request.id, tuple(token_ids)) if token_ids else None
+        if not token_ids or (self._num_prompt_tokens is None and self._is_last()):
+            return None
+        self._held = []
+        return TextOutput(self.request.id, tuple(token_ids), num_prompt_tokens=self._num_prompt_tokens)
+
+    def _is_last(self) -> bool:
+        return self._last_token in ends(self.request) or self._num_tokens == self.request.sampling.max_tokens
 
     def _generate(self, generate: Callable[[Any], Any]) -> Any:
         if self._streamer.is_aborted.is_set():

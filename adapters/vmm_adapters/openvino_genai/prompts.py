@@ -43,7 +43,7 @@ class Prompts:
             raise UnsupportedModel(f"a token of the prompt is not one of the model's {self._vocab_size}")
         if request.images:
             return None
-        num_tokens: int = self.tokens(request).get_size()
+        num_tokens: int = self._encode(self.text(request)).get_size() if self._sees else self.tokens(request).get_size()
         if num_tokens >= max_length:
             raise UnsupportedModel(
                 f"a prompt of {num_tokens} tokens leaves no room for an answer in {max_length}",
@@ -55,22 +55,22 @@ class Prompts:
         """The prompt as int64 `[1, tokens]`."""
         if request.text is None:
             return ov.Tensor(np.array([request.token_ids], np.int64))
-        with runtime_errors("tokenising a prompt", RuntimeError):
-            return self.tokenizer.encode(request.text, add_special_tokens=False).input_ids
+        return self._encode(request.text)
 
     def text(self, request: TextRequest) -> str:
         """The prompt as text, of a model that sees: its pipeline takes nothing else.
 
-        Tokens are written out, and refused unless they are read as the same ones again.
+        Tokens are written out. Read again, they may be others where a text can be cut in several ways.
         """
         if request.text is not None:
             return _tagged(request.text)
         with runtime_errors("writing out the tokens of a prompt", RuntimeError):
             text: str = self.tokenizer.decode(list(request.token_ids), skip_special_tokens=False)
-            again = self.tokenizer.encode(text, add_special_tokens=False).input_ids.data.flatten().tolist()
-        if again != list(request.token_ids):
-            raise UnsupportedModel("these tokens are not how this model's tokeniser reads a text; send the text")
         return text
+
+    def _encode(self, text: str) -> Any:
+        with runtime_errors("tokenising a prompt", RuntimeError):
+            return self.tokenizer.encode(text, add_special_tokens=False).input_ids
 
 
 def _tagged(text: str) -> str:

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm_adapters.card import SamplingDefaults
-from vmm_adapters.types import SamplingParams
+from vmm_adapters.types import IMAGE_MARK, SamplingParams
 from vmm_server.api.anthropic.convert import message_request, prompt_request, shows_thinking
 from vmm_server.api.anthropic.wire import MessagesBody, PromptFields, Thinking
 from vmm_server.api.body import parse_body
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
-from vmm_server.requests import ChatPrompt, GenerateRequest, JsonSchema, Message, Tool, ToolCall, ToolUse
+from vmm_server.requests import ChatPrompt, GenerateRequest, GivenImage, JsonSchema, Message, Tool, ToolCall, ToolUse
 
 WEATHER = {
     "name": "weather",
@@ -203,13 +203,32 @@ def test_counting_reads_the_same_prompt() -> None:
     assert prompt_request(parse_body(json.dumps(body).encode(), PromptFields)).prompt == prompt(**fields)
 
 
-IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
+
+
+def test_images_stand_between_the_texts() -> None:
+    text, linked = {"type": "text", "text": "x"}, {"type": "image", "source": {"type": "url", "url": "https://x"}}
+    (message,) = turns({"role": "user", "content": [IMAGE, text, linked]})
+    assert message.content == f"{IMAGE_MARK}\nx\n{IMAGE_MARK}"
+    assert message.images == (
+        GivenImage("aGk=", "messages[0].content[0].source.data"),
+        GivenImage("https://x", "messages[0].content[2].source.url"),
+    )
 
 
 @pytest.mark.parametrize(
     ("message", "param"),
     [
-        ({"role": "user", "content": [IMAGE]}, "messages[0].content[0]"),
+        ({"role": "assistant", "content": [IMAGE]}, "messages[0].content[0]"),
+        ({"role": "user", "content": [{"type": "image"}]}, "messages[0].content[0].source"),
+        (
+            {"role": "user", "content": [{"type": "image", "source": {"type": "base64"}}]},
+            "messages[0].content[0].source.data",
+        ),
+        (
+            {"role": "user", "content": [{"type": "image", "source": {"type": "file"}}]},
+            "messages[0].content[0].source.type",
+        ),
         ({"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "document"}]}, "messages[0].content[1]"),
         ({"role": "user", "content": [CALL]}, "messages[0].content[0]"),
         ({"role": "assistant", "content": [{"type": "server_tool_use"}]}, "messages[0].content[0]"),

@@ -209,7 +209,10 @@ def test_an_unknown_model_is_not_found(client: anthropic.Anthropic) -> None:
     ("fields", "word"),
     [
         ({"messages": []}, "messages: at least one message is required"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0]: image blocks"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
+            "messages[0].content[0]: document blocks",
+        ),
         ({"extra_body": {"temperature": 2}}, "temperature"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type: 'web_search_20250305'"),
         ({"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "output_config.format.schema"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm_adapters.card import SamplingDefaults
-from vmm_adapters.types import SamplingParams
+from vmm_adapters.types import IMAGE_MARK, SamplingParams
 from vmm_server.api.body import parse_body
 from vmm_server.api.ollama.convert import (
     COMPLETION,
@@ -18,10 +18,11 @@ from vmm_server.api.ollama.convert import (
     generate_request,
 )
 from vmm_server.api.ollama.wire import ChatBody, GenerateBody
-from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedCapability, UnsupportedParameter
+from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
 from vmm_server.requests import (
     ChatPrompt,
     GenerateRequest,
+    GivenImage,
     InsertPrompt,
     JsonObject,
     JsonSchema,
@@ -250,14 +251,22 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, object]) -
     assert refused.value.param == next(iter(fields))
 
 
-def test_images_need_a_model_that_sees() -> None:
-    with pytest.raises(UnsupportedCapability, match='"m" does not support vision') as refused:
-        generate(images=["aGk="])
-    assert refused.value.param == "images"
-    with pytest.raises(UnsupportedCapability, match='"m" does not support vision') as refused:
-        chat({"role": "user", "content": "x", "images": ["aGk="]})
-    assert refused.value.param == "messages[0].images"
+def test_images_stand_before_their_message() -> None:
+    shown = (GivenImage("aGk=", "messages[1].images[0]"), GivenImage("aGo=", "messages[1].images[1]"))
+    prompt = chat({"role": "user", "content": "a"}, {"role": "user", "content": "b", "images": ["aGk=", "aGo="]}).prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.messages == (Message("user", "a"), Message("user", f"{IMAGE_MARK * 2}b", images=shown))
+    prompt = generate(images=["aGk="], system="s").prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.messages[1] == Message("user", f"{IMAGE_MARK}hi", images=(GivenImage("aGk=", "images[0]"),))
     assert generate(images=[]) == generate()
+
+
+@pytest.mark.parametrize("fields", [{"raw": True}, {"suffix": "x"}])
+def test_images_need_a_chat(fields: dict[str, object]) -> None:
+    with pytest.raises(UnsupportedParameter) as refused:
+        generate(images=["aGk="], **fields)
+    assert refused.value.param == "images"
 
 
 @pytest.mark.parametrize(
@@ -274,6 +283,7 @@ def test_images_need_a_model_that_sees() -> None:
         ),
         ({"role": "user", "tool_calls": [CALL]}, "messages[0].tool_calls"),
         ({"role": "assistant", "tool_calls": [CALL]}, "messages"),
+        ({"role": "assistant", "content": "x", "images": ["aGk="]}, "messages[0].images"),
         ({"role": "wizard", "content": "x"}, "messages[0].role"),
         ({"content": "x"}, "messages[0].role"),
         ({"role": "user", "content": ["x"]}, "messages[0].content"),

@@ -159,7 +159,6 @@ def test_wrong_fields_are_refused_by_name(fields: dict[str, object], param: str)
         ({"messages": [{"role": "assistant", "audio": {"id": "a"}}]}, "messages[0].audio"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, object], param: str) -> None:

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmm_adapters.types import IMAGE_MARK
 from vmm_server.api.body import parse_body
 from vmm_server.api.openai.messages import chat_messages
 from vmm_server.api.openai.wire import ChatCompletionRequest
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
-from vmm_server.requests import Message, ToolCall
+from vmm_server.requests import GivenImage, Message, ToolCall
 
 USER = {"role": "user", "content": "x"}
 
@@ -35,6 +36,37 @@ def test_roles_meet_the_ones_of_chat_templates() -> None:
     roles = ["system", "developer", "user", "assistant", "tool", "function"]
     expected = ["system", "system", "user", "assistant", "tool", "tool"]
     assert [message.role for message in messages(*({"role": role, "content": "x"} for role in roles))] == expected
+
+
+def test_images_stand_between_the_texts() -> None:
+    shown = [{"type": "image_url", "image_url": {"url": url, "detail": "low"}} for url in ("data:a", "data:b")]
+    parts = [{"type": "text", "text": "first"}, shown[0], {"type": "text", "text": "second"}, shown[1]]
+    where = "messages[0].content"
+    assert messages({"role": "user", "content": parts}) == (
+        Message(
+            "user",
+            f"first\n{IMAGE_MARK}\nsecond\n{IMAGE_MARK}",
+            images=(
+                GivenImage("data:a", f"{where}[1].image_url.url"),
+                GivenImage("data:b", f"{where}[3].image_url.url"),
+            ),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("role", "part", "param"),
+    [
+        ("user", {"type": "image_url"}, "messages[0].content[0].image_url"),
+        ("user", {"type": "image_url", "image_url": {}}, "messages[0].content[0].image_url.url"),
+        ("user", {"type": "image_url", "image_url": "data:a"}, "messages[0].content[0].image_url"),
+        ("system", {"type": "image_url", "image_url": {"url": "data:a"}}, "messages[0].content[0]"),
+    ],
+)
+def test_wrong_images_are_refused_by_name(role: str, part: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        messages({"role": role, "content": [part]})
+    assert refused.value.param == param
 
 
 def test_content_comes_as_string_parts_or_null() -> None:

@@ -10,12 +10,22 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from vmm_adapters.card import SamplingDefaults
-from vmm_adapters.types import SamplingParams
+from vmm_adapters.types import IMAGE_MARK, SamplingParams
 from vmm_server.api.anthropic.wire import Block, MessagesBody, PromptFields, Thinking, WireMessage, WireTool
 from vmm_server.api.body import invalid_request
 from vmm_server.api.tools import make_tool, make_tool_use
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
-from vmm_server.requests import ChatPrompt, Constraint, GenerateRequest, JsonSchema, Message, Tool, ToolCall, ToolUse
+from vmm_server.requests import (
+    ChatPrompt,
+    Constraint,
+    GenerateRequest,
+    GivenImage,
+    JsonSchema,
+    Message,
+    Tool,
+    ToolCall,
+    ToolUse,
+)
 
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 """`output_config.effort` in the words that templates know."""
@@ -159,7 +169,9 @@ def _joined(role: str, turns: Sequence[Message]) -> Sequence[Message]:
         return turns
     thinking = _lines([turn.thinking or "" for turn in turns]) or None
     calls = tuple(call for turn in turns for call in turn.tool_calls)
-    return [Message(role, _lines([turn.content for turn in turns]), thinking=thinking, tool_calls=calls)]
+    content = _lines([turn.content for turn in turns])
+    images = tuple(image for turn in turns for image in turn.images)
+    return [Message(role, content, thinking=thinking, tool_calls=calls, images=images)]
 
 
 def _lines(texts: Sequence[str]) -> str:
@@ -183,6 +195,8 @@ def _turns(wire: WireMessage, where: str, called: dict[str, str]) -> Iterator[Me
             place = f"{where}[{index}]"
             if block.type == "tool_result":
                 yield _tool_result(block, place, called)
+            elif block.type == "image":
+                yield Message("user", IMAGE_MARK, images=(_image(block, place),))
             else:
                 yield Message("user", _text_of(block, place))
 
@@ -216,6 +230,16 @@ def _text(content: object, where: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     return _lines([_text_of(block, f"{where}[{index}]") for index, block in enumerate(_blocks(content, where))])
+
+
+def _image(block: Block, where: str) -> GivenImage:
+    source = _required(block.source, f"{where}.source")
+    if source.type == "url":
+        return GivenImage(_required(source.url, f"{where}.source.url"), f"{where}.source.url")
+    if source.type != "base64":
+        param = f"{where}.source.type"
+        raise UnsupportedParameter(f"{param}: {source.type[:100]!r} is neither base64 nor url", param=param)
+    return GivenImage(_required(source.data, f"{where}.source.data"), f"{where}.source.data")
 
 
 def _text_of(block: Block, where: str) -> str:

@@ -15,6 +15,16 @@ from vmm_server.api.placement import PlacementFields
 TokenCount = Annotated[Integer, Field(ge=0)]
 
 
+class Source(Wire):
+    """`source` of an `image` block."""
+
+    type: str
+    media_type: str | None = None
+    """Ignored: the bytes tell."""
+    data: str | None = None
+    url: str | None = None
+
+
 class Block(Wire):
     """One element of `content` or `system`; which fields it has to have is a matter of its `type`."""
 
@@ -28,6 +38,7 @@ class Block(Wire):
     content: object = None
     """Of a `tool_result`: a string or blocks."""
     is_error: bool | None = None
+    source: Source | None = None
 
 
 class WireMessage(Wire):

@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
+from vmm_adapters.types import IMAGE_MARK
 from vmm_server.api.ollama.options import context_limit, kept_tokens, sampling_params, unset_params
 from vmm_server.api.ollama.schemas import closed
 from vmm_server.api.ollama.wire import ChatBody, ChatMessage, GenerateBody, GenerationFields, Options, WireTool
 from vmm_server.api.tools import make_tool, make_tool_use
-from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedCapability, UnsupportedParameter
+from vmm_server.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
 from vmm_server.requests import (
     ChatPrompt,
     Constraint,
     GenerateRequest,
+    GivenImage,
     InsertPrompt,
     JsonObject,
     JsonSchema,
@@ -36,12 +39,12 @@ def generate_request(body: GenerateBody, *, thinks: bool = False) -> GenerateReq
     Raises `InvalidRequest`, `UnsupportedParameter`.
     """
     _check_shared(body)
-    _refuse_images(body.model, body.images, "images")
     if body.raw or body.suffix:
+        _refuse("images", bool(body.images), f"leave out {'raw' if body.raw else 'suffix'}")
         return _request(body, _bare_prompt(body))
     system = (Message("system", body.system),) if body.system else ()
     prompt = ChatPrompt(
-        (*system, Message("user", body.prompt or "")),
+        (*system, _with_images(Message("user", body.prompt or ""), body.images, "images")),
         template=body.template or None,
         default_template=COMPLETION,
         context=tuple(body.context or ()),
@@ -74,7 +77,7 @@ def chat_request(body: ChatBody, *, thinks: bool = False) -> GenerateRequest:
     Raises `InvalidRequest`, `UnsupportedParameter`.
     """
     _check_shared(body)
-    messages = tuple(_message(body.model, message, index) for index, message in enumerate(body.messages or ()))
+    messages = tuple(_message(message, index) for index, message in enumerate(body.messages or ()))
     if messages and messages[-1].tool_calls:
         raise InvalidRequest("messages: the last one calls tools; their results have to follow", param="messages")
     prompt = ChatPrompt(
@@ -112,9 +115,12 @@ def _refuse(field: str, asked: bool, hint: str | None = None) -> None:
         raise UnsupportedParameter(f"{field} is not supported", param=field, hint=hint)
 
 
-def _refuse_images(model: str, images: Sequence[str] | None, where: str) -> None:
-    if images:
-        raise UnsupportedCapability(model, "vision", param=where)
+def _with_images(message: Message, images: Sequence[str] | None, where: str) -> Message:
+    """The message with its images before its text, where Ollama puts them."""
+    if not images:
+        return message
+    given = tuple(GivenImage(image, f"{where}[{index}]") for index, image in enumerate(images))
+    return replace(message, content=IMAGE_MARK * len(given) + message.content, images=given)
 
 
 def _thinking(body: GenerationFields, thinks: bool) -> bool | str | None:
@@ -136,18 +142,19 @@ def _tool(wire: WireTool, where: str) -> Tool:
     return make_tool(function.name, function.description, parameters, where=f"{where}.function")
 
 
-def _message(model: str, wire: ChatMessage, index: int) -> Message:
+def _message(wire: ChatMessage, index: int) -> Message:
     where = f"messages[{index}]"
     if wire.role not in ROLES:
         raise InvalidRequest(f"{where}.role: must be one of {', '.join(ROLES)}", param=f"{where}.role")
-    _refuse_images(model, wire.images, f"{where}.images")
+    if wire.images and wire.role != "user":
+        raise InvalidRequest(f"{where}.images: only a user shows images", param=f"{where}.images")
     calls = tuple(
         ToolCall(call.function.name, json.dumps(call.function.arguments or {}, ensure_ascii=False), call.id)
         for call in wire.tool_calls or ()
     )
     if calls and wire.role != "assistant":
         raise InvalidRequest(f"{where}.tool_calls: only an assistant calls tools", param=f"{where}.tool_calls")
-    return Message(
+    message = Message(
         wire.role,
         wire.content or "",
         name=wire.tool_name,
@@ -155,6 +162,7 @@ def _message(model: str, wire: ChatMessage, index: int) -> Message:
         tool_calls=calls,
         tool_call_id=wire.tool_call_id,
     )
+    return _with_images(message, wire.images, f"{where}.images")
 
 
 def _request(body: GenerationFields, prompt: TextPrompt | ChatPrompt | InsertPrompt) -> GenerateRequest:

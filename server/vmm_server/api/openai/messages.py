@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from pydantic import TypeAdapter, ValidationError
 
+from vmm_adapters.types import IMAGE_MARK
 from vmm_server.api.body import invalid_request
 from vmm_server.api.openai.wire import ChatMessage, ContentPart, FunctionCall, MessageToolCall
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
-from vmm_server.requests import Message, ToolCall
+from vmm_server.requests import GivenImage, Message, ToolCall
 
 _PARTS = TypeAdapter(list[ContentPart])
 _ROLES = {"developer": "system", "function": "tool"}
@@ -27,9 +28,11 @@ def chat_messages(wire: Sequence[ChatMessage]) -> tuple[Message, ...]:
 def _message(wire: ChatMessage, where: str) -> Message:
     if wire.audio is not None:
         raise UnsupportedParameter(f"{where}.audio is not supported", param=f"{where}.audio")
+    content, images = _content(wire, where)
     return Message(
         role=_ROLES.get(wire.role, wire.role),
-        content=_text(wire, where),
+        content=content,
+        images=images,
         name=wire.name,
         thinking=wire.reasoning or wire.reasoning_content,
         tool_calls=_tool_calls(wire, where),
@@ -64,23 +67,36 @@ def read_call(wire: FunctionCall, call_id: str | None = None) -> ToolCall:
     return ToolCall(wire.name, wire.arguments or "{}", call_id)
 
 
-def _text(wire: ChatMessage, where: str) -> str:
-    """The text of a message; several text parts become lines."""
+def _content(wire: ChatMessage, where: str) -> tuple[str, tuple[GivenImage, ...]]:
+    """The text of a message, and the images in it; several parts become lines."""
     content, path = wire.content, f"{where}.content"
     if isinstance(content, str):
-        return content
+        return content, ()
     if content is None and wire.role == "assistant":
-        return wire.refusal or ""
+        return wire.refusal or "", ()
     if not isinstance(content, list):
         raise InvalidRequest(f"{path}: must be a string or an array of parts", param=path)
     try:
         parts = _PARTS.validate_python(content)
     except ValidationError as error:
         raise invalid_request(error, path) from error
-    return "\n".join(_part(part, f"{path}[{index}]") for index, part in enumerate(parts))
+    images = tuple(
+        _image(part, wire.role, f"{path}[{index}]") for index, part in enumerate(parts) if part.type == "image_url"
+    )
+    return "\n".join(_part(part, f"{path}[{index}]") for index, part in enumerate(parts)), images
+
+
+def _image(part: ContentPart, role: str, where: str) -> GivenImage:
+    if role != "user":
+        raise InvalidRequest(f"{where}: only a user shows images", param=where)
+    if part.image_url is None:
+        raise InvalidRequest(f"{where}.image_url: field required", param=f"{where}.image_url")
+    return GivenImage(part.image_url.url, f"{where}.image_url.url")
 
 
 def _part(part: ContentPart, where: str) -> str:
+    if part.type == "image_url":
+        return IMAGE_MARK
     if part.type not in ("text", "refusal"):
         raise UnsupportedParameter(f"{where}: {part.type[:100]} parts are not supported", param=where)
     text = part.text if part.type == "text" else part.refusal

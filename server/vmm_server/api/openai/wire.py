@@ -168,12 +168,21 @@ class ChatMessage(Wire):
     audio: object = None
 
 
+class ImageURL(Wire):
+    """`image_url` of a part."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+    """Ignored: how much of an image a model sees is a matter of the model."""
+
+
 class ContentPart(Wire):
     """One element of an array `content`."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
+    image_url: ImageURL | None = None
 
 
 class ChatCompletionRequest(SamplingFields):

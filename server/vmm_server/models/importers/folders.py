@@ -29,6 +29,7 @@ _HINT = (
 _SAFETENSORS = (FILE, INDEX)
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _IR_FILES = ("openvino_model.xml", "openvino_language_model.xml")
+_IR_VISION = "openvino_vision_embeddings_model.xml"
 _FAMILIES = {"gemma3_text": "gemma3"}
 """Where onnxruntime-genai or transformers have another name for a family than GGUF."""
 _IR_INTEGERS = {"u2": "int2", "i2": "int2", "u4": "int4", "i4": "int4", "nf4": "nf4", "u8": "int8", "i8": "int8"}
@@ -127,7 +128,7 @@ def _describe_ir(folder: Path) -> ImportedModel:
     text_config = config.get("text_config")
     sizes = text_config if isinstance(text_config, dict) else config
     count, quantization = _count_ir_weights(graph)
-    return _imported(
+    imported = _imported(
         folder,
         family=sizes.get("model_type", config.get("model_type")),
         count=count,
@@ -135,6 +136,10 @@ def _describe_ir(folder: Path) -> ImportedModel:
         context_length=positive(sizes.get("max_position_embeddings"), path, "max_position_embeddings"),
         embedding_length=sizes.get("hidden_size"),
     )
+    if not (folder / _IR_VISION).is_file():
+        return imported
+    _count_ir_weights(folder / _IR_VISION)
+    return replace(imported, capabilities=(*imported.capabilities, "vision"))
 
 
 def _imported(
