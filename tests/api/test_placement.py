@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from litestar.datastructures import Headers
-from tests.api.conftest import LiveServer, servers_in
+from tests.api.conftest import LiveServer, StartServer, servers_in
 
 from vmm_adapters.card import EmbeddingRecipe
 from vmm_adapters.catalog import BACKENDS
 from vmm_adapters.echo_encoder import write_echo_encoder
+from vmm_adapters.errors import DeviceLost
+from vmm_adapters.types import Batch
 from vmm_server.api.ollama.wire import Options
 from vmm_server.api.openai.wire import ChatCompletionRequest, RunnerOptions
 from vmm_server.api.placement import PlacementFields, wanted_of
@@ -203,6 +205,24 @@ def test_what_a_runtime_cannot_do_is_refused_only_where_it_was_asked_for(idle: L
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprobs")
     moved = idle.client.post("/v1/chat/completions", json=asked)  # it is loaded there, and goes elsewhere
     assert (moved.status_code, moved.headers["x-vmm-backend"]) == (200, "openvino")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat"])
+def test_a_stream_says_where_it_ended_up(start_server: StartServer, path: str) -> None:
+    """Its device fails before it has begun there; it begins elsewhere, and its headers are sent after that."""
+    failures = [DeviceLost("it fell off the bus")]
+
+    def fail_once(batch: Batch) -> None:
+        if failures:
+            raise failures.pop()
+
+    server = start_server(placements=(CPU, GPU), gate=fail_once)
+    body = {**(AT_THE_TOP.get(path) or IN_OPTIONS[path]), "stream": True}
+    answer = server.client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    assert not failures
+    assert answer.headers["x-vmm-device"] == "GPU.0"
+    assert int(answer.headers["x-vmm-queue-ms"]) >= 0
 
 
 def create(server: LiveServer, name: str, parent: str, **parameters: str) -> str:

@@ -42,7 +42,7 @@ class RunCommand(click.Command):
 @click.option("--keep-alive", "--keepalive", metavar="DURATION", help="How long the server keeps the model after this.")
 @click.option("-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option such as temperature=0.")
 @click.option("--device", metavar="DEVICE", help="Run on this device only: CPU, GPU, GPU.1.")
-@click.option("--backend", type=click.Choice(BACKENDS), help="Run on this runtime only.")
+@click.option("--backend", type=click.Choice(BACKENDS, case_sensitive=False), help="Run on this runtime only.")
 @click.option("--truncate", metavar="[=false]", type=bool, help="Embeddings: cut a text that is too long. [true]")
 @click.option("--dimensions", metavar="N", type=click.IntRange(1), help="Embeddings: cut the vector to N numbers.")
 @click.option("--nowordwrap", is_flag=True, help="Leave the breaking of lines to the terminal.")
