@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.adapters.tiny_ir import NUM_PATCHES, write_seeing_folder
 from tests.api.conftest import EchoLoader, LiveServer
 
@@ -19,9 +20,8 @@ TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 def picture(seed: int, side: int = 40) -> str:
     """A PNG of noise, as base64."""
-    image = pytest.importorskip("PIL.Image")
     file = io.BytesIO()
-    image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3)).astype(np.uint8)).save(file, "PNG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3)).astype(np.uint8)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -136,7 +136,6 @@ def test_answers_about_an_image_are_streamed(seeing_server: LiveServer) -> None:
     [("https://example.com/a.png", "not fetched"), ("data:image/png;base64,aGk=", "no image"), ("!", "not base64")],
 )
 def test_what_is_no_image_is_a_bad_request(seeing_server: LiveServer, url: str, words: str) -> None:
-    pytest.importorskip("PIL.Image")
     response = openai(seeing_server, {"type": "image_url", "image_url": {"url": url}}, text("what?"))
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == "messages[0].content[0].image_url.url"

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
 from vmm_server.media.images import ImageLimits, read_image
 from vmm_server.requests import GivenImage
 
-Image = pytest.importorskip("PIL.Image")
 WHERE = "messages[0].content[1].image_url.url"
 
 

@@ -9,11 +9,10 @@ import binascii
 import io
 import re
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
 from vmm_server.requests import GivenImage
@@ -65,21 +64,19 @@ def _file(given: GivenImage, limits: ImageLimits) -> bytes:
 
 
 def _pixels(file: bytes, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
-    # not at the top: a server whose models are blind needs no Pillow
-    pillow, transforms = import_module("PIL.Image"), import_module("PIL.ImageOps")
     try:
-        with pillow.open(io.BytesIO(file), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(file), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > limits.max_pixels:
                 raise InvalidRequest(
                     f"{param}: an image of {width} by {height}; the limit is {limits.max_pixels} pixels", param=param
                 )
             image.load()
-            return np.array(_on_white(pillow, transforms.exif_transpose(image)), np.uint8)
-    except pillow.UnidentifiedImageError as error:
+            return np.array(_on_white(ImageOps.exif_transpose(image)), np.uint8)
+    except UnidentifiedImageError as error:
         kinds = ", ".join(_FORMATS)
         raise InvalidRequest(f"{param}: these bytes are no image of a known kind ({kinds})", param=param) from error
-    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidRequest(
             f"{param}: the image has too many pixels; the limit is {limits.max_pixels} pixels", param=param
         ) from error
@@ -87,11 +84,11 @@ def _pixels(file: bytes, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
         raise InvalidRequest(f"{param}: the image is damaged: {error}", param=param) from error
 
 
-def _on_white(pillow: Any, image: Any) -> Any:
+def _on_white(image: Image.Image) -> Image.Image:
     """RGB; what shows through is white, as on a page."""
     if image.mode.startswith("I"):  # 16 bits of grey
         return image.point(lambda value: value / 256).convert("L").convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
-    return pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
