@@ -60,11 +60,10 @@ def measure(client: Client, model: str, device: str | None, backend: str | None)
     """Have the server measure, with progress on stderr; its report."""
     report: dict[str, Any] = {}
     with PullProgress() as progress:
-        for event in client.calibrate(model, device=device, backend=backend):
-            reason = f": {event['reason']}" if event.get("reason") else ""
-            progress.show(PullEvent(f"{event['status']}{reason}"))
-            report = event
-    report.pop("status", None)
+        for report in client.calibrate(model, device=device, backend=backend):
+            if (status := report.pop("status")) != "success":
+                reason = f": {report['reason']}" if report.get("reason") else ""
+                progress.show(PullEvent(f"{status}{reason}"))
     return report
 
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from random import Random
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from vmm_server.models.measuring import Speeds
 from vmm_server.models.measuring import measure as measure_speeds
 from vmm_server.models.placing import Placer
 from vmm_server.models.pool import ModelPool
-from vmm_server.models.router import Placement, Profile, Work, admits, exactly
+from vmm_server.models.router import Placement, Profile, Work, admits, devices_of, exactly
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import ANYWHERE, Wanted
 
@@ -121,6 +122,8 @@ class Calibrator:
         self._pool.arrivals.add()  # what is measured behind makes way
         async with self._turn:
             for number, placement in enumerate(found, 1):
+                if self._stopping.is_set():
+                    raise ShuttingDown
                 yield Calibrating(placement, number, len(found))
                 yield await self._calibrate(model, placement)
 
@@ -143,11 +146,11 @@ class Calibrator:
 
     async def step(self) -> float:
         """Measure one placement if it is time for it; seconds until the next look."""
-        waits = {each: self._wait_s(*each) for each in await self._missing()}
+        waits = [(self._wait_s(*each), *each) for each in await self._missing()]
         if not waits or self._turn.locked():
             return _LOOK_S
-        model, placement = min(waits, key=lambda each: waits[each])
-        if (wait_s := waits[model, placement]) > 0:
+        wait_s, model, placement = min(waits, key=itemgetter(0))
+        if wait_s > 0:
             return min(wait_s, _LOOK_S)
         before = self._pool.arrivals.count
         async with self._turn:
@@ -244,24 +247,26 @@ class Calibrator:
 
     async def _measured_alone(self, lease: Lease[ReadyModel]) -> Speeds:
         """Speeds while nobody else used the device. Raises `GenerationFailed`, `ShuttingDown`."""
-        device = lease.loaded.placement.device
+        placement = lease.loaded.placement
         for number in range(_NUM_TRIES):
             if number:
                 await self._pause(_PAUSE_S)
-            before = self._uses(device)
+            before = self._uses(placement)
             if sum(each.num_leases for each in before) > 1:  # one is ours
                 continue
             try:
                 speeds = await _unless(self._stopping.wait(), self._measure(lease.ready))
             except _NotNow:
                 raise ShuttingDown from None
-            if self._uses(device) == before:
+            if self._uses(placement) == before:
                 return speeds
-        raise GenerationFailed(f"other requests ran on {device} meanwhile", hint="measure it when it is idle")
+        raise GenerationFailed(f"other requests ran on {placement.device} meanwhile", hint="measure it when it is idle")
 
-    def _uses(self, device: str) -> dict[LoadedModel, int]:
-        """How often each model on a device was lent."""
-        return {each: each.num_lent for each in self._pool.loaded() if each.placement.device == device}
+    def _uses(self, placement: Placement) -> dict[LoadedModel, int]:
+        """How often each model that shares a device with this placement was lent."""
+        devices = set(devices_of(placement))
+        there = (each for each in self._pool.loaded() if not devices.isdisjoint(devices_of(each.placement)))
+        return {each: each.num_lent for each in there}
 
 
 async def _first(*events: Coroutine[Any, Any, Any]) -> None:
