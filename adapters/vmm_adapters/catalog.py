@@ -1,6 +1,5 @@
 """Adapter name → what it offers, imported on first use, so that a machine needs only the runtimes it uses."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -76,12 +75,6 @@ RUNS: dict[str, Runs] = {
 BACKENDS = tuple(name for name, runs in RUNS.items() if "echo" not in runs.forms)
 """Those that a user can ask for."""
 
-DEVICES: dict[str, str] = {
-    "echo": "vmm_adapters.echo:list_devices",
-    "openvino": "vmm_adapters.openvino.devices:list_devices",
-}
-"""Adapter → function that names the devices it can use on this machine."""
-
 
 def _import(adapter: str, target: str) -> Any:
     module, name = target.split(":")
@@ -119,9 +112,3 @@ def load_session(adapter: str, path: Path, options: SessionOptions) -> Session:
     """Load a one-shot model's file with the named adapter. Raises as `load_causal_lm` does."""
     load = cast(SessionFactory, _import(adapter, SESSIONS[adapter]))
     return load(path, options)
-
-
-def list_devices(adapter: str) -> tuple[str, ...]:
-    """Devices the adapter can use here, as its runtime spells them. Raises as `load_causal_lm` does."""
-    devices = cast(Callable[[], tuple[str, ...]], _import(adapter, DEVICES[adapter]))
-    return devices()

@@ -223,11 +223,6 @@ def encode(text: str) -> list[int]:
     return [token for piece in pieces for token in ([specials[piece]] if piece in specials else piece.encode())]
 
 
-def list_devices() -> tuple[str, ...]:
-    """It computes on the CPU."""
-    return ("CPU",)
-
-
 def read_sizes(folder: Path) -> tuple[int, int]:
     """Context length and block size of what `write_echo_model` wrote. Raises `UnsupportedModel` for any other model."""
     try:

@@ -1,17 +1,8 @@
-"""Devices OpenVINO can use here."""
+"""Which of the devices OpenVINO has is meant by a name."""
 
 from typing import Any
 
-import openvino as ov
-
 from vmm_adapters.errors import RuntimeFailed, runtime_errors
-
-
-def list_devices() -> tuple[str, ...]:
-    """Names as OpenVINO spells them, CPU first: `("CPU", "GPU.0")`. Raises `RuntimeFailed`."""
-    with runtime_errors("asking OpenVINO for its devices", RuntimeError):
-        found = ov.Core().available_devices
-    return tuple(sorted(found, key=lambda name: (name != "CPU", name)))
 
 
 def check_device(core: Any, device: str) -> None:
