@@ -10,7 +10,7 @@ import pytest
 from vmm_adapters.device import AdapterUse, Device, DeviceKind, Machine
 from vmm_server.errors import ModelLoadFailed, UnsupportedParameter
 from vmm_server.models.leases import LoadedModel
-from vmm_server.models.placing import Placer
+from vmm_server.models.placing import Memory, Placer
 from vmm_server.models.router import Placement, Work
 from vmm_server.requests import ANYWHERE, KeepAlive, Wanted
 from vmm_server.settings import Settings
@@ -30,7 +30,7 @@ def machine() -> FakeMachine:
 @pytest.fixture
 def with_placer(machine: FakeMachine, tmp_path: Path) -> Callable[..., None]:
     def run(body: Body, **flags: Any) -> None:
-        asyncio.run(body(machine.placer(Settings(home=tmp_path, **flags))))
+        asyncio.run(body(machine.placer(Settings.model_validate({"home": tmp_path} | flags))))
 
     return run
 
@@ -171,10 +171,9 @@ def test_each_gpu_has_its_own_memory_and_the_others_the_hosts(with_placer: Any, 
         await placer.candidates(SMALL)
         assert placer.memory(CPU) == placer.memory(GENAI) == placer.memory(NPU)
         assert placer.memory(CPU).num_bytes == 5000 * MB
-        assert (placer.memory(GPU).names, placer.memory(GPU).num_bytes) == ({"GPU.0"}, 1000 * MB)
-        assert placer.memory(SECOND_GPU).names == {"GPU.1"}
-        together = placer.memory(TOGETHER)
-        assert (together.names, together.num_bytes) == ({"GPU.0", "GPU.1"}, 2000 * MB)
+        assert placer.memory(GPU) == Memory(frozenset({"GPU.0"}), 1000 * MB)
+        assert placer.memory(SECOND_GPU) == Memory(frozenset({"GPU.1"}), 1000 * MB)
+        assert placer.memory(TOGETHER) == Memory(frozenset({"GPU.0", "GPU.1"}), 2000 * MB)
 
     with_placer(body, memory_budget=5000 * MB)
 
@@ -187,7 +186,7 @@ def test_a_gpu_that_shares_the_hosts_memory_has_none_of_its_own(tmp_path: Path) 
         return Machine((device("CPU", DeviceKind.CPU), device("GPU.0", DeviceKind.GPU)))
 
     async def body() -> None:
-        placer = Placer(Settings(home=tmp_path), read)
+        placer = Placer(Settings.model_validate({"home": tmp_path}), read)
         await placer.candidates(SMALL)
         assert placer.memory(GPU) == placer.memory(CPU)
 
