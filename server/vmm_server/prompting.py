@@ -7,7 +7,7 @@ from datetime import datetime
 from vmm_adapters.types import IMAGE_MARK
 from vmm_server.engine.sequence import SeenPrompt
 from vmm_server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedCapability
-from vmm_server.media.images import read_image
+from vmm_server.media.images import read_images
 from vmm_server.models.loading import ReadyModel
 from vmm_server.models.store import InstalledModel
 from vmm_server.prompt.answer import AnswerReader, ThinkingState, thinking_state
@@ -198,7 +198,7 @@ def _see(prompt: ChatPrompt, messages: Sequence[Message], text: str) -> SeenProm
             f"{prompt.param}: {len(given)} images were sent, and the chat template wrote {num_written}",
             param=prompt.param,
         )
-    return SeenPrompt(text, tuple(read_image(image) for image in given))
+    return SeenPrompt(text, read_images(given))
 
 
 def _render(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
-from vmm_server.media.images import ImageLimits, read_image
+from vmm_server.media.images import ImageLimits, read_image, read_images
 from vmm_server.requests import GivenImage
 
 WHERE = "messages[0].content[1].image_url.url"
@@ -125,6 +125,14 @@ def test_pixels_over_the_limit_are_refused_before_they_are_decoded(size: tuple[i
 def test_pixels_at_the_limit_are_taken() -> None:
     file = file_of(Image.new("RGB", (10, 10)))
     assert read_image(given_image(file), ImageLimits(max_pixels=100)).shape == (10, 10, 3)
+
+
+def test_the_images_of_a_request_are_bounded_together() -> None:
+    images = [GivenImage(given_image(file_of(Image.new("RGB", (10, 10)))).data, f"image{index}") for index in range(3)]
+    assert len(read_images(images, ImageLimits(max_total_pixels=300))) == 3
+    with pytest.raises(InvalidRequest, match="more than 299 pixels together") as caught:
+        read_images(images, ImageLimits(max_total_pixels=299))
+    assert caught.value.param == "image2"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import base64
 import binascii
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,24 +27,37 @@ _BLANKS = re.compile(r"[ \t\r\n]+")
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What one image may be."""
+    """What the images of one request may be."""
 
     max_bytes: int = 20 * 1024**2
-    """Of the file, compressed."""
+    """Of a file, compressed."""
     max_pixels: int = 50_000_000
-    """Width by height: what today's cameras make; 150 MB as an array."""
+    """Width by height of an image: what today's cameras make."""
+    max_total_pixels: int = 100_000_000
+    """Of all images together; 300 MB as arrays."""
 
 
 LIMITS = ImageLimits()
 
 
-def read_image(given: GivenImage, limits: ImageLimits = LIMITS) -> NDArray[np.uint8]:
+def read_images(given: Sequence[GivenImage], limits: ImageLimits = LIMITS) -> tuple[NDArray[np.uint8], ...]:
+    """All images of a request. Raises as `read_image` does."""
+    images: list[NDArray[np.uint8]] = []
+    left = limits.max_total_pixels
+    for image in given:
+        images.append(read_image(image, limits, left))
+        left -= images[-1].shape[0] * images[-1].shape[1]
+    return tuple(images)
+
+
+def read_image(given: GivenImage, limits: ImageLimits = LIMITS, left: int | None = None) -> NDArray[np.uint8]:
     """Decode a data URI, or bare base64, of a PNG, JPEG, WebP, GIF or BMP: RGB `[height, width, 3]`.
 
-    Upright, as its EXIF data says; the first picture of several; on white where it is transparent. Raises
-    `InvalidRequest` naming the field and the limit, `UnsupportedParameter` for any other URL.
+    Upright, as its EXIF data says; the first picture of several; on white where it is transparent. `left` pixels may
+    still come of its request. Raises `InvalidRequest` naming the field and the limit, `UnsupportedParameter` for any
+    other URL.
     """
-    return _pixels(_file(given, limits), given.param, limits)
+    return _pixels(_file(given, limits), given.param, limits, limits.max_total_pixels if left is None else left)
 
 
 def _file(given: GivenImage, limits: ImageLimits) -> bytes:
@@ -63,14 +77,10 @@ def _file(given: GivenImage, limits: ImageLimits) -> bytes:
         raise InvalidRequest(f"{param}: the image is not base64: {error}", param=param) from error
 
 
-def _pixels(file: bytes, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
+def _pixels(file: bytes, param: str, limits: ImageLimits, left: int) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(file), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > limits.max_pixels:
-                raise InvalidRequest(
-                    f"{param}: an image of {width} by {height}; the limit is {limits.max_pixels} pixels", param=param
-                )
+            _check_size(*image.size, param, limits, left)
             image.load()
             return np.array(_on_white(ImageOps.exif_transpose(image)), np.uint8)
     except UnidentifiedImageError as error:
@@ -82,6 +92,17 @@ def _pixels(file: bytes, param: str, limits: ImageLimits) -> NDArray[np.uint8]:
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise InvalidRequest(f"{param}: the image is damaged: {error}", param=param) from error
+
+
+def _check_size(width: int, height: int, param: str, limits: ImageLimits, left: int) -> None:
+    if width * height > limits.max_pixels:
+        raise InvalidRequest(
+            f"{param}: an image of {width} by {height}; the limit is {limits.max_pixels} pixels", param=param
+        )
+    if width * height > left:
+        raise InvalidRequest(
+            f"{param}: with this one, the images have more than {limits.max_total_pixels} pixels together", param=param
+        )
 
 
 def _on_white(image: Image.Image) -> Image.Image:
