@@ -11,6 +11,7 @@ from anthropic.types.beta import message_create_params as beta_create_params
 from vmm_server.api.anthropic.convert import message_request
 from vmm_server.api.anthropic.wire import MessagesBody, PromptFields
 from vmm_server.api.body import parse_body
+from vmm_server.api.placement import PlacementFields
 from vmm_server.errors import UnsupportedParameter
 from vmm_server.requests import GenerateRequest
 
@@ -58,7 +59,9 @@ def test_no_field_of_the_sdk_is_left_undecided() -> None:
 
 
 def test_the_page_has_every_field_in_its_row() -> None:
-    assert documented("honoured") == MessagesBody.model_fields.keys() - REFUSED.keys()
+    ours = PlacementFields.model_fields.keys()
+    assert documented("honoured") == MessagesBody.model_fields.keys() - REFUSED.keys() - ours
+    assert documented("beyond") == ours
     assert documented("taken") == HARMLESS.keys()
     assert documented("refused") >= REFUSED.keys()
 
