@@ -238,3 +238,18 @@ def test_serve_fails_where_the_default_model_is_unknown(home: Path, capsys: pyte
     output = capsys.readouterr()
     assert output.out == ""
     assert "error: model 'nonsense' not found\nhint: " in output.err
+
+
+def test_bench_measures_and_shows_what_was_kept(running: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--host", running.url, "--calibrate", "echo"]) == 0
+    output = capsys.readouterr()
+    assert output.err == "measuring echo/CPU (1 of 1)\nmeasured echo/CPU\n"
+    header, row = output.out.splitlines()
+    assert header.split()[0] == "PLACEMENT"
+    assert re.fullmatch(r"echo/CPU +\d\S* +\d\S* +\d\S* +\S+ s +\S+ \w?B +1 stream, 16 streams, long prompt", row)
+    assert main(["bench", "--host", running.url, "echo"]) == 0
+    assert capsys.readouterr().out == output.out
+    assert main(["bench", "--host", running.url, "echo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["placements"][0]["profile"]["decode_1"] > 0
+    assert main(["bench", "--host", running.url, "nonsense"]) == 1
+    assert "model 'nonsense' not found" in capsys.readouterr().err
