@@ -85,6 +85,10 @@ class Places(Protocol):
         """Why a placement is to be left alone at this moment, as long as there is another."""
         ...
 
+    def serves(self, loaded: LoadedModel, wanted: Wanted) -> bool:
+        """Whether a request gets its answer there. A variant that another asked for by name is not for all."""
+        ...
+
     def choose(self, fitting: Sequence[LoadedModel], loaded: Collection[LoadedModel], work: Work) -> LoadedModel:
         """Which of the `fitting`, of all that are `loaded`, gets a request."""
         ...
@@ -135,10 +139,7 @@ class Placer:
         """See `Places`. Waits for the machine to be probed, the first time. What failed lately comes last, and need
         not have been measured."""
         found = await self.candidates(model)
-        well = [each for each in found if self.failure(model, each.placement) is None]
-        profiles = self.profiles(model)
-        tried = order(well, profiles, wanted, work)
-        tried += order([each for each in found if each not in well], profiles, wanted, work)
+        tried = self._ordered(model, found, wanted, work)
         if not tried:
             raise _nowhere(model, found, wanted, wanted_by(model).over(self._configured))
         return tried
@@ -175,6 +176,15 @@ class Placer:
         if self._machine is not None:
             self._profiles.keep(model, machine_key(self._machine), placement, profile)
 
+    def serves(self, loaded: LoadedModel, wanted: Wanted) -> bool:
+        """See `Places`. The model as installed is for all, and so is the variant that its device would get unasked."""
+        placement = loaded.placement
+        if not admits(wanted, placement) or not placement.variant or wanted.variant is not None:
+            return admits(wanted, placement)
+        tried = self._ordered(loaded.model, self._candidates(loaded.model), wanted)
+        first = next((each for each in tried if each.device == placement.device), placement)
+        return first.variant == placement.variant
+
     def choose(self, fitting: Sequence[LoadedModel], loaded: Collection[LoadedModel], work: Work) -> LoadedModel:
         """See `Places`."""
         if len(fitting) == 1:
@@ -199,7 +209,8 @@ class Placer:
 
     def size_bytes(self, model: InstalledModel, placement: Placement) -> int:
         """See `Places`."""
-        return next(each.size_bytes for each in variants_of(model) if each.name == placement.variant)
+        sizes = {each.name: each.size_bytes for each in variants_of(model)}
+        return sizes.get(placement.variant, model.size_bytes)  # a variant may have been removed in this moment
 
     def memory(self, placement: Placement) -> Memory:
         """See `Places`. A GPU without memory of its own shares the host's."""
@@ -219,6 +230,14 @@ class Placer:
         """Why a placement is left alone at this moment."""
         found = self._failures.get((model.weights, placement))
         return found if found is not None and self._clock() < found.until else None
+
+    def _ordered(
+        self, model: InstalledModel, found: Sequence[Candidate], wanted: Wanted, work: Work | None = None
+    ) -> tuple[Placement, ...]:
+        profiles = self.profiles(model)
+        well = [each for each in found if self.failure(model, each.placement) is None]
+        tried = order(well, profiles, wanted, work)
+        return tried + order([each for each in found if each not in well], profiles, wanted, work)
 
     def _may_join(
         self, model: InstalledModel, placement: Placement, fitting: Sequence[LoadedModel], wanted: Wanted

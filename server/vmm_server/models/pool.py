@@ -252,6 +252,10 @@ class ModelPool:
         self._drop_failed()
         return [each for each in self._loaded if load_key(each.model) == key and admits(wanted, each.placement)]
 
+    def _serving(self, key: LoadKey, wanted: Wanted) -> list[LoadedModel]:
+        """Of these, where a request can go."""
+        return [each for each in self._fitting(key, wanted) if self._places.serves(each, wanted)]
+
     def _drop_failed(self) -> None:
         """Those whose device has failed leave, used or not: nothing runs there any more."""
         for loaded in list(self._loaded):
@@ -261,7 +265,7 @@ class ModelPool:
 
     def _choose(self, key: _LoadKey, work: Work) -> LoadedModel | None:
         """Of the placements in memory, the one that the work goes to; one that has to make room only if all have."""
-        if not (fitting := self._fitting(*key)):
+        if not (fitting := self._serving(*key)):
             return None
         if placement := self._places.join(fitting, self._loaded, key[1], work):
             self._load_for_later(fitting[0], placement)
@@ -304,7 +308,7 @@ class ModelPool:
     async def _load_cold(self, key: _LoadKey, load: _Load) -> None:
         try:
             async with self._turn:
-                fitting = self._fitting(*key)  # another wish may have brought it here
+                fitting = self._serving(*key)  # another wish may have brought it here
                 loaded = fitting[0] if fitting else await self._load_somewhere(load, key[1])
                 loaded.lend(load.num_waiting)
                 load.loaded = loaded
@@ -317,6 +321,8 @@ class ModelPool:
         model, failures = load.model, dict[Placement, ModelLoadFailed]()
         placements = await self._places.placements(model, wanted)
         while left := [each for each in placements if each not in failures]:
+            if there := self._fitting(load_key(model), exactly(left[0])):
+                return there[0]
             rested = [each for each in left if self._places.failure(model, each) is None]
             if (found := await self._make_room(load, rested or left, failures)) is None:
                 continue
