@@ -178,3 +178,10 @@ def test_whatever_a_repository_holds_the_choice_is_of_it_or_an_error_with_a_mend
     if root is None:
         assert chosen[0].endswith(".gguf")
         assert not quantization or quantization.lower() in chosen[0].lower()
+
+
+def test_an_openvino_folder_that_sees_is_taken_whole() -> None:
+    parts = ("language", "text_embeddings", "vision_embeddings")
+    models = [f"openvino_{part}_model.{kind}" for part in parts for kind in ("bin", "xml")]
+    small = ["config.json", "openvino_tokenizer.bin", "openvino_tokenizer.xml", "preprocessor_config.json"]
+    assert choose([*models, *small, "README.md", ".gitattributes"]) == (sorted([*models, *small]), "")

@@ -459,3 +459,29 @@ def test_smollm2s_own_template_renders_as_transformers_does(smollm2_gguf: Path, 
         source = str(file.metadata["tokenizer.chat_template"])
     expected = transformers_render(source, CHATS[chat], add_generation_prompt=True)
     assert render(source, CHATS[chat]) == expected
+
+
+LLAVA = """{% for message in messages %}{{ message['role'].upper() }}: {# images first #}
+{%- for content in message['content'] if content['type'] == 'image' %}{{ '<image>\n' }}{% endfor -%}
+{%- if message['role'] != 'assistant' -%}
+{%- for content in message['content'] if content['type'] == 'text' %}{{ content['text'] + ' ' }}{% endfor -%}
+{%- else -%}
+{%- for content in message['content'] if content['type'] == 'text' %}
+{%- generation %}{{ content['text'] + ' ' }}{% endgeneration %}{% endfor -%}
+{%- endif -%}{%- endfor -%}{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
+EITHER = """{% for message in messages %}{% if message.content is string %}{{ message.content }}{% else %}
+{%- for part in message.content %}{{ part.text }}{% endfor %}{% endif %}{% endfor %}"""
+
+
+def test_a_template_that_reads_parts_alone_gets_parts() -> None:
+    chat = (Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "{{ Why }}"))
+    assert render(LLAVA, chat) == "USER: Hi ASSISTANT: Yes? USER: {{ Why }} ASSISTANT:"
+    parts = [{"role": message.role, "content": [{"type": "text", "text": message.content}]} for message in chat]
+    texts, _ = render_jinja_template([parts], chat_template=LLAVA, add_generation_prompt=True)
+    assert render(LLAVA, chat) == texts[0]
+
+
+@pytest.mark.parametrize("source", [EITHER, CHATML])
+def test_a_template_that_reads_text_gets_text(source: str) -> None:
+    assert not ChatTemplate(source, **TOKENS).reads_parts
+    assert "Hi" in render(source, (Message("user", "Hi"),))

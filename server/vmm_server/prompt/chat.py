@@ -5,6 +5,7 @@ Renders as transformers does (its `apply_chat_template`: white-space control, `r
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -18,13 +19,15 @@ from jinja2.meta import find_undeclared_variables
 from vmm_server.errors import CorruptFile, ImportFailed, InvalidRequest
 from vmm_server.prompt.budget import MAX_TEXT
 from vmm_server.prompt.sandbox import ChatEnvironment
-from vmm_server.prompt.turns import TurnWriter, tool_schemas
+from vmm_server.prompt.turns import Turn, TurnWriter, tool_schemas
 from vmm_server.requests import Message, Tool
 
 MAX_SOURCE = 2**20
 """Characters a template may have; the longest of today's have about 20,000."""
 
 _END_OF_MESSAGE = "\ue000end-of-final-message\ue001"  # private-use characters: no template writes them
+_PARTS = re.compile(r"""\bfor\s+\w+\s+in\s+\w+(\.|\[['"])content\b""")
+"""A loop over the parts of a content."""
 _RENDER_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, RecursionError)
 _COMPILE_ERRORS = (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError)
 
@@ -83,6 +86,20 @@ class ChatTemplate:
         """Whether a system message comes out: some templates refuse it, some leave it out."""
         return _END_OF_MESSAGE in self._tried(Message("system", _END_OF_MESSAGE), Message("user", "x"))
 
+    @cached_property
+    def reads_parts(self) -> bool:
+        """Whether contents have to be lists of parts: some models that see have templates which read nothing else."""
+        part = {"type": "text", "text": _END_OF_MESSAGE}
+        return _PARTS.search(self.source) is not None and not self._shows(_END_OF_MESSAGE) and self._shows([part])
+
+    def _shows(self, content: object) -> bool:
+        """Whether the end of this content comes out."""
+        turns = [{"role": "user", "content": content}]
+        try:
+            return _END_OF_MESSAGE in self._render({**self._tokens, "messages": turns, "strftime_now": str})
+        except InvalidRequest:
+            return False
+
     def _tried(self, *messages: Message, thinking: bool | None = None) -> str:
         """What comes out; nothing, if the template fails."""
         try:
@@ -129,13 +146,21 @@ class ChatTemplate:
         }
         try:
             turns = self._turns.turns(messages, tools, null_content=self._turns.takes_null)
-            text = self._render({**known, "messages": turns})
+            text = self._render({**known, "messages": self._in_parts(turns)})
         except InvalidRequest:
             if not self._turns.takes_null:
                 raise
             turns = self._turns.turns(messages, tools, null_content=False)
-            text = self._render({**known, "messages": turns})
+            text = self._render({**known, "messages": self._in_parts(turns)})
         return _cut_after_final_message(text) if continue_final_message else text
+
+    def _in_parts(self, turns: list[Turn]) -> list[Turn]:
+        if not self.reads_parts:
+            return turns
+        return [
+            {**turn, "content": [{"type": "text", "text": turn["content"]}]} if turn["content"] else turn
+            for turn in turns
+        ]
 
     def _render(self, variables: Mapping[str, object]) -> str:
         try:

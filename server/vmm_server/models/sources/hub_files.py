@@ -26,7 +26,7 @@ PREFERRED = (
 """What is taken when nothing is asked for: Q4_K_M, as Ollama's users expect, then what is nearest to it."""
 _UNREADABLE = re.compile(r"(?i)(?:^|[-._/])((?:I?Q1|IQ[23]|TQ[12]|MXFP4|NVFP4|Q4_0_[48]_[48])[A-Z0-9_]*)$")
 """Quantizations whose blocks the importer does not read: it says so before gigabytes are fetched."""
-_FOLDER_MARKS = ("genai_config.json", "openvino_model.xml")
+_FOLDER_MARKS = ("genai_config.json", "openvino_model.xml", "openvino_language_model.xml")
 """A folder that holds one of these can be run as it is."""
 _NOT_NEEDED = re.compile(r"\..*|.*\.(md|png|jpe?g|gif|pdf|safetensors|pt|pth|gguf|py)|pytorch_model.*\.bin")
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
