@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.device import AdapterUse, Device, DeviceKind, Machine
 from vmm_adapters.echo import END, EchoRunner, Gate, write_echo_model
-from vmm_adapters.echo_backend import EchoBackend
+from vmm_adapters.echo_backend import LACKS, EchoBackend
 from vmm_adapters.errors import DeviceLost
 from vmm_adapters.types import Batch
 from vmm_server.engine.engine import Engine, EngineOptions
@@ -127,6 +128,14 @@ class FakeReady:
         self.queue.clear()
 
 
+@dataclass(frozen=True)
+class Hold:
+    """Holds loads in their threads."""
+
+    is_loading: Event = field(default_factory=Event)
+    may_load: Event = field(default_factory=Event)
+
+
 class FakeMachine:
     """See the module. `load` makes `FakeReady`s, `load_engine` real engines; either is a pool's `ModelLoader`."""
 
@@ -141,9 +150,13 @@ class FakeMachine:
         """Device → the words with which whatever runs there fails."""
         self.loads: list[tuple[str, Placement, int]] = []
         """Name, placement and bytes for KV blocks of each load that was tried."""
+        self.holds: dict[str, Hold] = {}
+        """Device → what holds the loads there."""
         self.ready: list[FakeReady] = []
         self.gates: dict[Placement, Gate] = {}
         """Of real engines: each step waits for its gate, if there is one."""
+        self.lacks: Mapping[str, str] = LACKS
+        """What ONNX Runtime GenAI lacks."""
         self.runtimes: dict[Placement, EchoRunner | EchoBackend] = {}
         self.folder = folder
         if folder is not None:
@@ -214,7 +227,8 @@ class FakeMachine:
             if (words := self.lost.get(placement.device)) is not None:
                 raise DeviceLost(words)
 
-        runtime = EchoBackend(gate=step) if placement.adapter == GENAI.adapter else EchoRunner(gate=step)
+        draws = placement.adapter == GENAI.adapter
+        runtime = EchoBackend(gate=step, lacks=self.lacks) if draws else EchoRunner(gate=step)
         runtime.device = placement.device
         self.runtimes[placement] = runtime
         spell = Spelling(tokenizer)
@@ -236,6 +250,9 @@ class FakeMachine:
 
     def _begin_load(self, wanted: InstalledModel, placement: Placement, kv_cache_bytes: int) -> None:
         self.loads.append((wanted.name, placement, kv_cache_bytes))
+        if (hold := self.holds.get(placement.device)) is not None:
+            hold.is_loading.set()
+            assert hold.may_load.wait(10)
         if (reason := self.refuses.get(placement.device)) is not None:
             raise ModelLoadFailed(reason)
 

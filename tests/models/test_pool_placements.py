@@ -17,7 +17,7 @@ from vmm_server.models.store import InstalledModel
 from vmm_server.requests import ANYWHERE, KeepAlive, Wanted
 from vmm_server.settings import Settings
 
-from .fake_machine import CPU, GENAI, GPU, MB, NPU, SECOND_GPU, TOGETHER, FakeMachine, FakeReady, model
+from .fake_machine import CPU, GENAI, GPU, MB, NPU, SECOND_GPU, TOGETHER, FakeMachine, FakeReady, Hold, model
 
 A, B, C = model("a"), model("b"), model("c")
 ON_CPU, ON_GPU, ON_SECOND = Wanted(device="CPU"), Wanted(device="GPU.0"), Wanted(device="GPU.1")
@@ -388,14 +388,7 @@ def test_a_load_for_later_makes_way_for_one_that_is_waited_for(machine: FakeMach
 
 
 def test_what_is_unloaded_does_not_come_back_by_a_load_for_later(machine: FakeMachine, with_pool: Any) -> None:
-    may_load = threading.Event()
-    load = machine.load
-
-    def held(wanted: InstalledModel, placement: Placement, kv_cache_bytes: int) -> FakeReady:
-        assert placement == CPU or may_load.wait(10)
-        return load(wanted, placement, kv_cache_bytes)
-
-    machine.load = held  # type: ignore[method-assign]
+    hold = machine.holds["GPU.0"] = Hold()
 
     async def body(here: Here) -> None:
         await machine.measure(here.placer, A)
@@ -405,7 +398,7 @@ def test_what_is_unloaded_does_not_come_back_by_a_load_for_later(machine: FakeMa
         (await here.lease(wanted=Wanted(backend="openvino"))).release()
         lease.release()
         assert await here.pool.unload(A)
-        may_load.set()
+        hold.may_load.set()
         await here.settle()
         await here.pool.expire()
         assert here.loaded() == set()

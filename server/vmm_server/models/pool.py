@@ -21,6 +21,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, overload
 
 from vmm_server.errors import LoadTimeout, ModelLoadFailed, Overloaded, ShuttingDown
@@ -378,13 +379,14 @@ class ModelPool:
         """As `_make_room`, as it is now; an idle model begins to leave where that helps."""
         for placement in placements:
             leaving = self._sites.leaving(placement, self._leaving)
-            if any(each.ready.failure is not None for each in leaving):
-                continue  # what a dead device holds may take long to go
-            if leaving:
+            stuck = [replace(each, is_pinned=True) for each in leaving if each.ready.failure is not None]
+            if len(stuck) < len(leaving):
                 return None
-            site = self._sites.site(load.model, placement, self._loaded)
+            site = self._sites.site(load.model, placement, [*self._loaded, *stuck])
             room = find_room(site)
             if room is None:
+                if stuck:
+                    continue  # what a dead device holds may take long to go
                 why = no_room(site)
                 if not may_find_room(site):
                     failures[placement] = does_not_fit(load.model, why)
