@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -17,7 +18,7 @@ from vmm_server.models.router import Placement
 from vmm_server.models.store import Store
 
 ECHO = (("backend", "echo"), ("device", "CPU"), ("model", "echo:latest"), ("variant", ""))
-CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
+CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
 
 Figures = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
@@ -43,12 +44,16 @@ def server(start_server: StartServer) -> LiveServer:
 @pytest.mark.parametrize("accept", ["", "text/plain", "application/openmetrics-text; version=1.0.0"])
 def test_what_a_model_did_is_counted(server: LiveServer, accept: str) -> None:
     assert "vmm_tokens_generated_total" not in figures(server, accept)  # nothing is in memory
+    long = [{"role": "user", "content": "Hello " * 20}, *CHAT["messages"]]
     for _ in range(2):
-        usage = server.client.post("/v1/chat/completions", json=CHAT).raise_for_status().json()["usage"]
+        asked = {"model": "echo", "messages": long}
+        usage = server.client.post("/v1/chat/completions", json=asked).raise_for_status().json()["usage"]
     found = figures(server, accept)
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    assert cached > 0
     assert found["vmm_tokens_generated_total"] == {ECHO: 2 * (len("Hello") + 1)}  # with the one that ends it
     assert found["vmm_prompt_tokens_total"] == {ECHO: 2 * usage["prompt_tokens"]}
-    assert found["vmm_cached_tokens_total"] == {ECHO: usage["prompt_tokens_details"]["cached_tokens"]}
+    assert found["vmm_cached_tokens_total"] == {ECHO: cached}
     assert found["vmm_requests_running"] == found["vmm_requests_waiting"] == {ECHO: 0}
     (loaded,) = server.parts.pool.loaded()
     assert found["vmm_model_memory_bytes"] == {ECHO: loaded.size_bytes}

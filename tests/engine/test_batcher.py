@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vmm_adapters.errors import RuntimeFailed
 from vmm_server.engine.batch_queue import BatchLimits
-from vmm_server.engine.batcher import Batcher, BatcherOptions
+from vmm_server.engine.batcher import Batcher, BatcherOptions, BatcherStats
 from vmm_server.errors import GenerationFailed, Overloaded, ShuttingDown
 
 TIMEOUT_S = 10
@@ -93,6 +93,24 @@ def test_calls_that_wait_are_computed_together() -> None:
         assert runtime.batches == [[5], [20, 21, 22]]
 
     run(body, held=True)
+
+
+def test_a_call_knows_how_long_it_waited_and_the_batcher_who_does() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        first = asyncio.create_task(batcher.timed_call([5]))
+        await runtime.is_computing()
+        second = asyncio.create_task(batcher.timed_call([20, 21]))
+        await asyncio.sleep(0)
+        assert batcher.stats == BatcherStats(num_waiting=1, num_running=1, computed_size=5)
+        runtime.permits.release(1)
+        await runtime.is_computing()
+        assert batcher.stats == BatcherStats(num_waiting=0, num_running=1, computed_size=5 + 20 + 21)
+        runtime.permits.release(1)
+        assert (await second).results == [40, 42]
+        assert (await second).queued_s > (await first).queued_s
+        assert batcher.stats == BatcherStats(num_waiting=0, num_running=0, computed_size=5 + 20 + 21)
+
+    run(body, held=True, gather_s=0.0)
 
 
 def test_an_idle_batcher_waits_for_a_call_in_the_making() -> None:
