@@ -168,7 +168,7 @@ def _write_chat(
 
     whole = write(messages)
     if any(message.images for message in messages):
-        return replace(whole, tokens=(), seen=_see(prompt, messages, whole.text or ""))
+        return replace(whole, tokens=(), seen=_see(prompt, messages, whole.text or "", ready))
     if room is None or not prompt.truncate or len(whole.tokens) <= room.limit:
         return whole
     if prompt.context:
@@ -188,7 +188,7 @@ def _write_chat(
     return replace(written, num_dropped_tokens=num_dropped, num_dropped_messages=len(messages) - len(kept))
 
 
-def _see(prompt: ChatPrompt, messages: Sequence[Message], text: str) -> SeenPrompt:
+def _see(prompt: ChatPrompt, messages: Sequence[Message], text: str, ready: ReadyModel) -> SeenPrompt:
     """The rendered messages and their images, which are all there: a template may leave out what it does not expect."""
     if prompt.context:
         raise InvalidRequest("context: tokens cannot come before images; send the messages", param="context")
@@ -198,7 +198,8 @@ def _see(prompt: ChatPrompt, messages: Sequence[Message], text: str) -> SeenProm
             f"{prompt.param}: {len(given)} images were sent, and the chat template wrote {num_written}",
             param=prompt.param,
         )
-    return SeenPrompt(text, read_images(given))
+    num_text_tokens = len(token_ids(ready.tokenizer, text.replace(IMAGE_MARK, "")))
+    return SeenPrompt(text, read_images(given), num_text_tokens)
 
 
 def _render(

@@ -143,6 +143,21 @@ def test_what_is_no_image_is_a_bad_request(seeing_server: LiveServer, url: str, 
 
 
 @pytest.mark.runtime
+def test_a_text_that_leaves_no_room_is_refused_before_anything_runs(seeing_server: LiveServer) -> None:
+    response = openai(seeing_server, linked(picture(1)), text("x" * 300))
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.runtime
+def test_an_answer_that_a_stop_string_ends_counts_the_text(seeing_server: LiveServer) -> None:
+    """The runtime tells how many tokens an image has when it is done, and nobody waits for that."""
+    said = openai(seeing_server, linked(picture(1)), text("what?")).json()["choices"][0]["message"]["content"]
+    answer = openai(seeing_server, linked(picture(1)), text("what?"), stop=[said[1]]).json()
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["prompt_tokens"] >= len("what?")
+
+
+@pytest.mark.runtime
 def test_tokens_of_images_cannot_be_counted_beforehand(seeing_server: LiveServer) -> None:
     response = anthropic(seeing_server, block(picture(1)), path="/v1/messages/count_tokens")
     assert response.status_code == 400

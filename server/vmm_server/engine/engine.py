@@ -165,6 +165,8 @@ class Engine:
             self._check_prompt(prompt, limit, param)
         elif not self._executor.takes_images:
             raise UnsupportedParameter(f"{param}: images cannot be seen on {self._executor.device}", param=param)
+        elif seen.num_text_tokens > (most := min(limit, self._executor.max_prompt_tokens)):
+            raise ContextLengthExceeded(limit=most, asked=seen.num_text_tokens, param=param)
         self._check_sampling(sampling)
         self._check_lacks(sampling, grammar)
         if self._num_submitted - self._worker.num_finished >= self._max_unfinished:

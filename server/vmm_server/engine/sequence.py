@@ -38,6 +38,8 @@ class SeenPrompt:
     """Rendered, with whatever stands for an image in the model's template."""
     images: tuple[NDArray[np.uint8], ...]
     """RGB `[height, width, 3]`, in the order in which the text speaks of them."""
+    num_text_tokens: int = 0
+    """Those of the text alone: the whole prompt has more."""
 
 
 class Sequence:
@@ -62,8 +64,8 @@ class Sequence:
         self.num_prompt_tokens = len(prompt)
         self.seen = seen
         """Stands for the prompt, which then has no tokens here."""
-        self.num_seen_tokens = 0
-        """Of `seen`, as the runtime counts them; known with the first token."""
+        self.num_seen_tokens = 0 if seen is None else seen.num_text_tokens
+        """Of `seen`: those of its text, until the runtime has told what it counted."""
         self.sampling = sampling
         self.context_length = self.max_length = max_length
         if sampling.max_tokens is not None:
