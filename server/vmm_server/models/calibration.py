@@ -161,7 +161,7 @@ class Calibrator:
             except ShuttingDown:
                 return _LOOK_S
             else:
-                logger.info("%s on %s: %s", model.name, placement, calibrated.profile or calibrated.reason)
+                logger.info("measured %s on %s: %s", model.name, placement, _in_words(calibrated))
         return _PAUSE_S
 
     def stop(self) -> None:
@@ -267,6 +267,13 @@ class Calibrator:
         devices = set(devices_of(placement))
         there = (each for each in self._pool.loaded() if not devices.isdisjoint(devices_of(each.placement)))
         return {each: each.num_lent for each in there}
+
+
+def _in_words(calibrated: Calibrated) -> str:
+    if (profile := calibrated.profile) is None:
+        return str(calibrated.reason)
+    figures = f"{profile.decode_1:.1f} tokens/s in one stream, {profile.decode_8:.1f} in eight"
+    return f"{figures}, {profile.prefill:.0f} of a prompt"
 
 
 async def _first(*events: Coroutine[Any, Any, Any]) -> None:

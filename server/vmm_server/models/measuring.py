@@ -9,7 +9,6 @@ second hangs on the length of texts more than on the placement.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from statistics import median
@@ -136,14 +135,20 @@ class _Meter:
         """Answers that were asked for together, and broken off after `longest_s`."""
         sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
         answers: list[_Answer] = []
+        readers: list[asyncio.Task[None]] = []
         try:
             with self._engine.preparing():
                 for _ in range(num_streams):
                     prompt = self._random.choices(self._token_ids, k=num_prompt_tokens)
                     answers.append(_Answer(self._engine.submit(prompt, sampling), self._clock))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(*(answer.read() for answer in answers)), self._longest_s)
+            readers += [asyncio.create_task(answer.read()) for answer in answers]
+            done, _ = await asyncio.wait(readers, timeout=self._longest_s, return_when=asyncio.FIRST_EXCEPTION)
+            for reader in done:
+                reader.result()
         finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
             for answer in answers:
                 await answer.generation.aclose()
         return answers
