@@ -1,6 +1,7 @@
 """Requests that say where they have to run, over a server whose models may run in three places."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.api.conftest import LiveServer, StartServer, servers_in
 
 from vmm_adapters.card import EmbeddingRecipe
 from vmm_adapters.catalog import BACKENDS
+from vmm_adapters.echo import Gate
 from vmm_adapters.echo_encoder import write_echo_encoder
 from vmm_adapters.errors import DeviceLost
 from vmm_adapters.types import Batch
@@ -177,6 +179,18 @@ def test_refused_by_the_name_that_it_was_asked_by(
     assert (answer.status_code, error["param"]) == (400, param), error
     assert words in error["message"]
     assert not placements(idle)
+
+
+def test_what_cannot_be_is_refused_while_others_load(start_server: StartServer, gate: Gate) -> None:
+    server = start_server(placements=(CPU,), load_gate=gate)
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(server.client.post, "/v1/chat/completions", json=CHAT)
+        gate.wait_entered()
+        refused = server.client.post("/v1/chat/completions", json={**CHAT, "device": "NPU"})
+        assert refused.status_code == 400
+        assert not answer.done()
+        gate.open()
+        assert answer.result().status_code == 200
 
 
 def test_each_dialect_has_its_words_for_that(idle: LiveServer) -> None:

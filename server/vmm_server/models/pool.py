@@ -308,6 +308,7 @@ class ModelPool:
 
     async def _load_cold(self, key: _LoadKey, load: _Load) -> None:
         try:
+            await self._places.placements(load.model, key[1])  # what cannot be is refused now, whoever's turn it is
             async with self._turn:
                 fitting = self._serving(*key)  # another wish may have brought it here
                 loaded = fitting[0] if fitting else await self._load_somewhere(load, key[1])
