@@ -27,7 +27,7 @@ PLACE = ("model", "backend", "device", "variant")
 GAUGES: Mapping[str, str] = {
     "vmm_requests_running": "Requests that are computed.",
     "vmm_requests_waiting": "Requests that wait for others.",
-    "vmm_kv_blocks": "Blocks of the KV cache; none where a runtime keeps it to itself.",
+    "vmm_kv_blocks": "Blocks of the KV cache; not there where a runtime keeps it to itself.",
     "vmm_kv_blocks_used": "Of them, those that running requests hold.",
     "vmm_model_memory_bytes": "Memory for weights and KV blocks.",
 }
@@ -115,13 +115,14 @@ def _figures(loaded: LoadedModel) -> dict[str, int]:
         figures |= {
             "vmm_requests_running": stats.num_running,
             "vmm_requests_waiting": stats.num_waiting,
-            "vmm_kv_blocks": stats.num_blocks,
-            "vmm_kv_blocks_used": stats.num_blocks - stats.num_free_blocks,
             "vmm_prompt_tokens": totals.num_prompt_tokens,
             "vmm_cached_tokens": totals.num_cached_tokens,
             "vmm_tokens_generated": totals.num_generated_tokens,
             "vmm_preemptions": stats.num_preempted,
         }
+        if stats.num_blocks:
+            figures["vmm_kv_blocks"] = stats.num_blocks
+            figures["vmm_kv_blocks_used"] = stats.num_blocks - stats.num_free_blocks
     elif isinstance(loaded.ready, ReadyEncoder):
         calls = loaded.ready.batcher.stats
         figures |= {

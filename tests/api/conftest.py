@@ -128,6 +128,9 @@ class ManyPlaces(Placer):
             for each in self._offered
         )
 
+    def size_bytes(self, model: InstalledModel, placement: Placement) -> int:
+        return model.size_bytes
+
 
 class LiveServer:
     """A real uvicorn in a thread, serving the echo model on a free port."""

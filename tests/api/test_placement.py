@@ -213,6 +213,19 @@ def test_auto_and_original_leave_it_as_it_is(idle: LiveServer) -> None:
     assert "x-vmm-variant" not in answer.headers
 
 
+def test_a_precision_is_asked_for_by_name(start_server: StartServer) -> None:
+    small = replace(CPU, variant="int8")
+    server = start_server(placements=(CPU, small))
+    answer = server.client.post("/v1/chat/completions", json=CHAT, headers={"x-vmm-variant": "INT8"})
+    assert answer.headers["x-vmm-variant"] == "int8"
+    assert placements(server) == [small]
+    answer = server.client.post("/api/chat", json={**CHAT, "options": {"variant": "original"}})
+    assert "x-vmm-variant" not in answer.headers
+    assert {*placements(server)} == {CPU, small}
+    rows = server.client.get("/api/ps").json()["models"]
+    assert {(row["variant"], row["placement"]) for row in rows} == {("", "openvino/CPU"), ("int8", "openvino/CPU/int8")}
+
+
 def test_what_a_runtime_cannot_do_is_refused_only_where_it_was_asked_for(idle: LiveServer) -> None:
     asked = {**CHAT, "logprobs": True}
     refused = idle.client.post("/v1/chat/completions", json={**asked, "backend": "onnxruntime-genai"})

@@ -61,7 +61,7 @@ def wanted_of(headers: Headers, body: Wire) -> Wanted:
     return Wanted(
         device,
         backend and backend.lower(),
-        "" if variant is not None and variant.lower() == ORIGINAL else variant,
+        "" if variant and variant.lower() == ORIGINAL else variant and variant.lower(),
         params={name: given.where for name, given in found.items()},
     )
 
