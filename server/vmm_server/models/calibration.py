@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 WORKLOADS: Mapping[str, Work] = {
     "1 stream": Work(),
     "16 streams": Work(num_streams=16),
-    "long prompt": Work(num_prompt_tokens=8192),
+    "long prompt": Work(num_prompt_tokens=4096),
 }
 """What a report says the router's choice for."""
 IDLE_S = 10.0
