@@ -38,6 +38,15 @@ class CardSource(_CardPart):
     size_bytes: int | None = None
 
 
+class CardVariant(_CardPart):
+    """Another precision of the model, fetched when it is asked for."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+    """`int4`, `int8`, `npu`, …"""
+    quantization: str
+    source: CardSource
+
+
 class SamplingDefaults(_CardPart):
     """What the model's authors recommend, or a Modelfile sets; a request's own value wins."""
 
@@ -99,6 +108,7 @@ class ModelCard(_CardPart):
     """The same."""
     embedding: EmbeddingRecipe | None = None
     """For encoders whose files do not say it."""
+    variants: tuple[CardVariant, ...] = ()
 
 
 def read_card(path: Path) -> ModelCard:

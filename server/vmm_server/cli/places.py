@@ -11,21 +11,27 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import Any, Protocol, TypeVar
 
 from vmm_server.cli.client import Client, server_url
 from vmm_server.cli.flags import variables
-from vmm_server.errors import ModelNotFound
-from vmm_server.models.compiled import delete_compiled
+from vmm_server.errors import ModelNotFound, UnsupportedParameter
+from vmm_server.models.compiled import compiled_dir, delete_compiled
 from vmm_server.models.create import CreateRequest, Creator
+from vmm_server.models.disk import delete_folder
 from vmm_server.models.facts import FactsReader
-from vmm_server.models.jobs import PullEvent
+from vmm_server.models.jobs import PullEvent, Report
+from vmm_server.models.names import ModelName
+from vmm_server.models.placing import host_memory_bytes
 from vmm_server.models.pull import Puller
 from vmm_server.models.push import Pusher
+from vmm_server.models.quantizing import Made, Quantizer, Wish, score_on_cpu
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.shown import details, shown
 from vmm_server.models.sources import is_uri
 from vmm_server.models.store import InstalledModel, Store
+from vmm_server.models.variants import check_has_variant, remove_variant
 from vmm_server.settings import Settings, read_settings
 
 Json = dict[str, Any]
@@ -103,9 +109,11 @@ class StorePlace:
         model = self.registry.resolve(name)
         return _manifest(model) | shown(model, FactsReader(self._store).read(model, verbose=verbose))
 
-    def pull(self, reference: str, *, name: str | None, insecure: bool) -> Iterator[PullEvent]:
+    def pull(
+        self, reference: str, *, name: str | None, insecure: bool, variant: str | None = None
+    ) -> Iterator[PullEvent]:
         """See `Place`. `insecure` changes nothing: each source has its own transport."""
-        return _run(lambda: Puller(self._store, self.registry).pull(reference, name=name))
+        return _run(lambda: Puller(self._store, self.registry).pull(reference, name=name, variant=variant))
 
     def push(self, name: str, *, insecure: bool) -> Iterator[PullEvent]:
         """See `Place`."""
@@ -122,6 +130,21 @@ class StorePlace:
                 self._client.unload(name)
         self.registry.remove(name)
         delete_compiled(self.settings.cache_dir, keep=self.registry.installed())
+
+    def quantize(self, name: str, wish: Wish, report: Report, cancelled: Event) -> Made:
+        """Make a variant. Raises as `Quantizer.quantize` does."""
+        quantizer = Quantizer(self._store, host_memory_bytes(self.settings), score_on_cpu)
+        return quantizer.quantize(ModelName.parse(self.registry.resolve(name).name), wish, report, cancelled)
+
+    def remove_variant(self, name: str, variant: str) -> None:
+        """Take a variant away; a server of this machine unloads the model first. Raises as `remove_variant` does."""
+        model = self.registry.resolve(name)
+        check_has_variant(model, variant)
+        if self._client.answers():
+            with suppress(ModelNotFound):  # it keeps its models elsewhere
+                self._client.unload(name)
+        remove_variant(self._store, model, variant)
+        delete_folder(compiled_dir(self.settings.cache_dir, model, variant))
 
     def has_blob(self, digest: str) -> bool:
         """See `Place`."""
@@ -200,6 +223,14 @@ class ServerPlace:
             "quantize": request.quantize,
         }
         return self._client.create({"model": request.name, **{name: value for name, value in fields.items() if value}})
+
+
+def local(place: Place, what: str) -> StorePlace:
+    """The store of this machine. Raises `UnsupportedParameter` where a server is named."""
+    if not isinstance(place, StorePlace):
+        hint = "log in there and run it, or leave out --host (VMM_HOST, VMM_PORT), or name a store with --home"
+        raise UnsupportedParameter(f"{what} works on models of this machine alone; a server is named", hint=hint)
+    return place
 
 
 def read_pieces(path: Path) -> Iterator[bytes]:

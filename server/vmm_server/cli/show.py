@@ -62,6 +62,8 @@ def _sections(shown: Json, verbose: bool) -> list[str]:
         "License": _beginning(shown.get("license", "")),
         "Stored": _columns([(name, str(value)) for name, value in stored.items() if value]),
     }
+    if variants := shown.get("variants"):
+        sections["Variants"] = _columns([_variant_row(each) for each in variants])
     if verbose:
         sections["Metadata"] = _columns([(name, _brief(info[name])) for name in sorted(info)])
         tensors = shown.get("tensors") or []
@@ -71,6 +73,11 @@ def _sections(shown: Json, verbose: bool) -> list[str]:
         if content:
             lines += [f"  {title}", *(f"    {line}" for line in content), ""]
     return lines
+
+
+def _variant_row(variant: Json) -> tuple[str, ...]:
+    ratio = variant.get("perplexity_ratio")
+    return variant["name"], format_size(variant["size"]), "" if ratio is None else f"perplexity {ratio - 1:+.1%}"
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,9 +23,10 @@ from vmm_server.models.disk import store_errors, sync_file, sync_folder
 from vmm_server.models.jobs import Report
 from vmm_server.models.names import ModelName, derive_name
 from vmm_server.models.on_top import identified
-from vmm_server.models.plan import Plan
+from vmm_server.models.plan import Plan, VariantPlan
 from vmm_server.models.sources import Listing, SourceFile, Transfer
 from vmm_server.models.store import InstalledModel, Store
+from vmm_server.models.variants import describe_variant, with_variant
 
 _WEIGHTS = re.compile(r"\.safetensors$")
 _TASKS = {"completion", "embedding", "rerank"}
@@ -45,6 +47,7 @@ class Installer:
     ) -> None:
         self._plan = plan
         self._store = store
+        self._importer = importer
         self._client = client
         self._report = report
         self._cancelled = cancelled
@@ -66,8 +69,32 @@ class Installer:
             ):
                 # another process may have pulled it while this one waited
                 model = self._installed(plan.name, promised) or self._install(promised)
+        if plan.variant is not None:
+            model = self._with_variant(model, plan.variant)
         report("success")
         return model
+
+    def _with_variant(self, model: InstalledModel, wanted: VariantPlan) -> InstalledModel:
+        """The model with a precision that its card lists, fetched unless it is there."""
+        name, uri = ModelName.parse(model.name), wanted.plan.source.uri
+        if any(each.name == wanted.name and each.source == uri for each in model.variants):
+            with suppress(ModelLoadFailed):
+                self._store.check_files(model, wanted.name)
+                return model
+        fetcher = Installer(wanted.plan, self._store, self._importer, self._client, self._report, self._cancelled)
+        key = hashlib.sha256(uri.encode()).hexdigest()[:32]
+        with self._store.lease(key, cancelled=self._cancelled):
+            self._report(f"pulling variant {wanted.name}")
+            listing = wanted.plan.source.look_up(self._transfer("pulling manifest"))
+            runnable = fetcher._runnable(listing)
+            variant = describe_variant(model, runnable, wanted.name, wanted.quantization, uri)
+            installed = self._store.set_variants(name, lambda now: with_variant(now, model, variant))
+            for digest in runnable.blobs:
+                self._store.release_blob(digest)  # all that is needed of it is in the folder
+        return installed
+
+    def _runnable(self, listing: Listing) -> Runnable:
+        return self._builder.use_local(listing.local) if listing.local else self._fetch(listing)
 
     def _install(self, promised: str | None) -> InstalledModel:
         listing = self._plan.source.look_up(self._transfer("pulling manifest"))
@@ -76,9 +103,12 @@ class Installer:
         if model := self._installed(name, revision):
             return model
         self._store.discard_damaged(name)
-        runnable = self._builder.use_local(listing.local) if listing.local else self._fetch(listing)
+        runnable = self._runnable(listing)
         self._report("writing manifest")
         model = self._describe(name, runnable)
+        old = self._store.manifest(name)
+        if old is not None and old.model.weights == model.weights:
+            model = replace(model, variants=old.model.variants)
         return self._store.install(model, blobs=runnable.blobs, revision=revision)
 
     def _installed(self, name: ModelName | None, revision: str | None) -> InstalledModel | None:

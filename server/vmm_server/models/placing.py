@@ -124,7 +124,7 @@ class Placer:
     ) -> None:
         """`read_machine` is asked once, when a model is first to be placed."""
         self._configured = wanted_by_settings(settings)
-        self._host = Memory(frozenset((HOST,)), int(settings.memory_budget or _physical_memory_bytes() // 2))
+        self._host = Memory(frozenset((HOST,)), host_memory_bytes(settings))
         self._read_machine = read_machine
         self._profiles = Profiles(settings.cache_dir)
         self._clock = clock
@@ -255,6 +255,11 @@ def wanted_by_settings(settings: Settings) -> Wanted:
         None if settings.device.lower() == "auto" else settings.device,
         None if settings.backend == "auto" else settings.backend,
     )
+
+
+def host_memory_bytes(settings: Settings) -> int:
+    """What models may take of the host's memory together."""
+    return int(settings.memory_budget or _physical_memory_bytes() // 2)
 
 
 def _physical_memory_bytes() -> int:

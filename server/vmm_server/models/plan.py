@@ -1,7 +1,7 @@
 """What a pull's reference means, before anything is asked of anybody."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vmm_adapters.card import ModelCard
 from vmm_server.errors import InvalidRequest, ModelNotFound
@@ -24,18 +24,52 @@ class Plan:
     name: ModelName | None
     """`None`: derived from what the source holds."""
     card: ModelCard | None
+    variant: "VariantPlan | None" = None
+    """A precision to be fetched besides."""
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> tuple[str, str, str]:
         """Equal for pulls that do the same."""
-        return self.source.uri, self.name.key if self.name else ""
+        return self.source.uri, self.name.key if self.name else "", self.variant.name if self.variant else ""
 
 
-def make_plan(reference: str, name: str | None, registry: Registry, retry: RetryPolicy) -> Plan:
+@dataclass(frozen=True, slots=True)
+class VariantPlan:
+    """A precision that a card lists."""
+
+    name: str
+    quantization: str
+    plan: Plan
+    """Its source, in place of the model's."""
+
+
+def make_plan(
+    reference: str, name: str | None, registry: Registry, retry: RetryPolicy, variant: str | None = None
+) -> Plan:
     """Read a card's name, a hub's (`hf.co/org/repo:Q8_0`) or a source's URI; a model is called as it was asked for.
 
-    Raises `InvalidRequest`, `InvalidModelName`, `ModelNotFound`.
+    `variant` is one that the card lists. Raises `InvalidRequest`, `InvalidModelName`, `ModelNotFound`.
     """
+    plan = _make_plan(reference, name, registry, retry)
+    return plan if variant is None else replace(plan, variant=_variant(plan, variant, reference, retry))
+
+
+def _variant(plan: Plan, name: str, reference: str, retry: RetryPolicy) -> VariantPlan:
+    listed = plan.card.variants if plan.card else ()
+    for each in listed:
+        if each.name == name:
+            card = plan.card.model_copy(update={"source": each.source}) if plan.card else None
+            source = parse_source(each.source.uri, retry)
+            return VariantPlan(name, each.quantization, replace(plan, source=source, card=card))
+    there = ", ".join(each.name for each in listed) or "none"
+    raise InvalidRequest(
+        f"variant: no {name[:100]!r} of {reference} can be pulled; its card lists: {there}",
+        param="variant",
+        hint=f"vmm quantize {reference} --to int8 or int4 makes one",
+    )
+
+
+def _make_plan(reference: str, name: str | None, registry: Registry, retry: RetryPolicy) -> Plan:
     wanted = ModelName.parse(name) if name else None
     reference = _shown_by(reference)
     if is_uri(reference):

@@ -45,13 +45,15 @@ class Puller:
         self._retry = retry or RetryPolicy()
         self._jobs = Jobs()
 
-    def pull(self, reference: str, *, name: str | None = None) -> AsyncGenerator[PullEvent]:
+    def pull(self, reference: str, *, name: str | None = None, variant: str | None = None) -> AsyncGenerator[PullEvent]:
         """Pull a card's name or a source's URI; events until `success`. Joins a pull already under way.
+
+        With a `variant` that its card lists, that as well.
 
         Raises `InvalidRequest`, `InvalidModelName` and `ModelNotFound` at once; while reading, `SourceError`,
         `ImportFailed` and their kinds, `StoreError`.
         """
-        plan = make_plan(reference, name, self._registry, self._retry)
+        plan = make_plan(reference, name, self._registry, self._retry, variant)
 
         def work(report: Report, cancelled: threading.Event) -> None:
             with make_client() as client:

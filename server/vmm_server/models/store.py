@@ -96,8 +96,8 @@ class Store:
     ) -> InstalledModel:
         """Write the manifest, replacing the one of that name; what only that one referred to is released.
 
-        `model.folder` and those of its variants must be complete. A folder outside the store is used in place and never deleted.
-        Returns the model as readers will see it. Raises `StoreError`.
+        `model.folder` and those of its variants must be complete. A folder outside the store is used in place and
+        never deleted. Returns the model as readers will see it. Raises `StoreError`.
         """
         self.prepare()
         model = model.in_folders(Path.absolute)
