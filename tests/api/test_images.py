@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,7 +66,11 @@ def anthropic(server: LiveServer, *content: dict[str, object], path: str = "/v1/
 
 
 def linked(image: str) -> dict[str, object]:
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}
+    return {"type": "image_url", "image_url": {"url": linked_url(image)}}
+
+
+def linked_url(image: str) -> str:
+    return f"data:image/png;base64,{image}"
 
 
 def block(image: str) -> dict[str, object]:
@@ -92,6 +97,11 @@ def test_every_dialect_shows_the_model_the_same(seeing_server: LiveServer) -> No
     replied = ollama(seeing_server, "what?", image).json()
     assert replied["message"]["content"] == said
     assert replied["prompt_eval_count"] == NUM_PATCHES + len("what?")
+    content = [{"type": "input_image", "image_url": linked_url(image)}, {"type": "input_text", "text": "what?"}]
+    body = {"model": "seer", "input": [{"role": "user", "content": content}], "temperature": 0, "max_output_tokens": 6}
+    response = seeing_server.client.post("/v1/responses", json=body).json()
+    assert response["output"][0]["content"][0]["text"] == said
+    assert response["usage"]["input_tokens"] == NUM_PATCHES + len("what?")
     message = anthropic(seeing_server, block(image), text("what?")).json()
     assert message["content"][0]["text"] == said
     assert openai(seeing_server, linked(other), text("what?")).json()["choices"][0]["message"]["content"] != said
@@ -124,10 +134,9 @@ def test_a_model_that_sees_also_reads(seeing_server: LiveServer) -> None:
 def test_answers_about_an_image_are_streamed(seeing_server: LiveServer) -> None:
     whole = openai(seeing_server, linked(picture(1)), text("what?")).json()["choices"][0]["message"]["content"]
     streamed = openai(seeing_server, linked(picture(1)), text("what?"), stream=True).text
-    pieces = [line for line in streamed.splitlines() if line.startswith("data: {")]
-    assert len(pieces) > 3
-    assert whole
-    assert streamed.endswith("data: [DONE]\n\n")
+    chunks = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
 
 
 @pytest.mark.runtime
@@ -155,6 +164,14 @@ def test_an_answer_that_a_stop_string_ends_counts_the_text(seeing_server: LiveSe
     answer = openai(seeing_server, linked(picture(1)), text("what?"), stop=[said[1]]).json()
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert answer["usage"]["prompt_tokens"] >= len("what?")
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("fields", [{"response_format": {"type": "json_object"}}, {"logprobs": True}])
+def test_what_its_runtime_lacks_is_refused_by_name(seeing_server: LiveServer, fields: dict[str, object]) -> None:
+    response = openai(seeing_server, linked(picture(1)), text("what?"), **fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, next(iter(fields)))
+    assert "openvino-genai" in response.json()["error"]["message"]
 
 
 @pytest.mark.runtime

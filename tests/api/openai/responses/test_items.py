@@ -8,10 +8,11 @@ import pytest
 from openai.types.responses import ResponseItem
 from pydantic import TypeAdapter
 
+from vmm_adapters.types import IMAGE_MARK
 from vmm_server.api.openai.responses.conversation import conversation
 from vmm_server.api.openai.responses.items import Item, Reference, read_input
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
-from vmm_server.requests import Message, ToolCall
+from vmm_server.requests import GivenImage, Message, ToolCall
 
 LISTED = TypeAdapter[Any](ResponseItem)
 
@@ -111,6 +112,7 @@ def test_a_reference_is_an_id_with_or_without_its_type() -> None:
         ([output(1, {"a": 1})], "input[0].output"),
         ([{"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text"}]}], "input[0].summary[0].text"),
         ([{"type": "item_reference"}], "input[0].id"),
+        ([{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}], "input[0].content[0].image_url"),
     ],
 )
 def test_what_is_wrong_is_named(value: object, param: str) -> None:
@@ -123,7 +125,7 @@ def test_what_is_wrong_is_named(value: object, param: str) -> None:
 @pytest.mark.parametrize(
     ("item", "param"),
     [
-        ({"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}, "input[0].content[0]"),
+        ({"role": "assistant", "content": [{"type": "input_image", "image_url": "data:,"}]}, "input[0].content[0]"),
         ({"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}, "input[0].content[0]"),
         ({"role": "user", "content": [{"type": "text", "text": "of the chat route"}]}, "input[0].content[0]"),
         (output(1, [{"type": "input_image", "image_url": "data:,"}]), "input[0].output[0]"),
@@ -136,6 +138,18 @@ def test_what_is_no_text_is_refused_by_name(item: object, param: str) -> None:
     with pytest.raises(UnsupportedParameter) as caught:
         read_input([item], counted_ids())
     assert caught.value.param == param
+
+
+def test_images_stand_between_the_texts_and_are_kept() -> None:
+    texts = [{"type": "input_text", "text": text} for text in ("first", "second")]
+    image = {"type": "input_image", "image_url": "data:a"}
+    given = [user("a"), {"role": "user", "content": [texts[0], image, texts[1]]}]
+    assert messages(*given)[1] == Message(
+        "user", f"first\n{IMAGE_MARK}\nsecond", images=(GivenImage("data:a", "input[1].content[1].image_url"),)
+    )
+    (item,) = read_input(given[1:], counted_ids())
+    assert isinstance(item, Item)
+    assert item.body["content"] == [texts[0], image | {"detail": "auto"}, texts[1]]
 
 
 def test_items_of_one_answer_are_one_message() -> None:

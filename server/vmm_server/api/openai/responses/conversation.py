@@ -7,11 +7,14 @@ items of others becomes one assistant message, calls last, whatever order they w
 from collections.abc import Collection, Sequence
 from typing import cast
 
+from vmm_adapters.types import IMAGE_MARK
 from vmm_server.api.openai.messages import read_call
 from vmm_server.api.openai.responses.items import Item, Json
 from vmm_server.api.openai.wire import FunctionCall
 from vmm_server.errors import InvalidRequest
-from vmm_server.requests import Message, ToolCall
+from vmm_server.requests import GivenImage, Message, ToolCall
+
+Part = dict[str, str]
 
 
 def conversation(items: Sequence[Item], instructions: str | None) -> tuple[Message, ...]:
@@ -68,7 +71,7 @@ class _Turns:
             case "message":
                 self._end_turn()
                 role = "user" if body["role"] == "user" else "system"
-                self._messages.append(Message(role, _text(body["content"])))
+                self._messages.append(Message(role, _text(body["content"]), images=_images(item)))
             case "function_call":
                 self._add_call(read_call(FunctionCall.model_validate(body), str(body["call_id"])))
             case "function_call_output":
@@ -129,5 +132,22 @@ def _text(content: object) -> str:
     """Of a string, or of parts, which become lines."""
     if isinstance(content, str):
         return content
-    parts = cast(Sequence[dict[str, str]], content)
-    return "\n".join(part["refusal"] if part["type"] == "refusal" else part["text"] for part in parts)
+    return "\n".join(map(_line, cast(Sequence[Part], content)))
+
+
+def _line(part: Part) -> str:
+    match part["type"]:
+        case "refusal":
+            return part["refusal"]
+        case "input_image":
+            return IMAGE_MARK
+        case _:
+            return part["text"]
+
+
+def _images(item: Item) -> tuple[GivenImage, ...]:
+    return tuple(
+        GivenImage(part["image_url"], f"{item.where}.content[{index}].image_url")
+        for index, part in enumerate(cast(Sequence[Part], item.body["content"]))
+        if part["type"] == "input_image"
+    )

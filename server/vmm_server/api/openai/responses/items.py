@@ -17,6 +17,8 @@ NewId = Callable[[str], str]
 
 _ITEM = TypeAdapter(InputItem)
 _PARTS = TypeAdapter(list[Part])
+_FIELDS = {"refusal": "refusal", "input_image": "image_url"}
+"""What a part has to have by its type; the others have a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,9 @@ def _read_item(value: object, where: str, new_id: NewId) -> Item | Reference:
 
 def _read_message(wire: InputItem, where: str, new_id: NewId) -> Json:
     role = _required(wire.role, f"{where}.role")
-    content = _read_texts(wire.content, f"{where}.content", ("input_text", "output_text", "refusal"))
-    parts = [_refusal(part) if part.type == "refusal" else _text_part(role, part.text or "") for part in content]
+    shown = ("input_image",) if role == "user" else ()
+    content = _read_parts(wire.content, f"{where}.content", ("input_text", "output_text", "refusal", *shown))
+    parts = [_part(role, part) for part in content]
     return _message(role, parts, wire.id or new_id("msg"), wire.status)
 
 
@@ -94,7 +97,7 @@ def _read_call_output(wire: InputItem, where: str, new_id: NewId) -> Json:
     path = f"{where}.output"
     output = wire.output
     if not isinstance(output, str):
-        parts = _read_texts(_required(output, path), path, ("input_text",))
+        parts = _read_parts(_required(output, path), path, ("input_text",))
         output = [{"type": "input_text", "text": part.text} for part in parts]
     return {
         "id": wire.id or new_id("fco"),
@@ -107,8 +110,8 @@ def _read_call_output(wire: InputItem, where: str, new_id: NewId) -> Json:
 
 def _read_reasoning(wire: InputItem, where: str, new_id: NewId) -> Json:
     """Encrypted content is of another server's making, and nobody here can read it."""
-    content = _read_texts(wire.content or [], f"{where}.content", ("reasoning_text",))
-    summary = _read_texts(wire.summary or [], f"{where}.summary", ("summary_text",))
+    content = _read_parts(wire.content or [], f"{where}.content", ("reasoning_text",))
+    summary = _read_parts(wire.summary or [], f"{where}.summary", ("summary_text",))
     return {
         "id": wire.id or new_id("rs"),
         "type": "reasoning",
@@ -118,8 +121,8 @@ def _read_reasoning(wire: InputItem, where: str, new_id: NewId) -> Json:
     }
 
 
-def _read_texts(value: object, where: str, types: Sequence[str]) -> list[Part]:
-    """A string as one part, or an array of parts, each with its text."""
+def _read_parts(value: object, where: str, types: Sequence[str]) -> list[Part]:
+    """A string as one part, or an array of parts, each with what its type says."""
     if isinstance(value, str):
         return [Part(type=types[0], text=value)]
     if not isinstance(value, list):
@@ -133,7 +136,7 @@ def _read_texts(value: object, where: str, types: Sequence[str]) -> list[Part]:
         if part.type not in types:
             message = f"{path}: {part.type[:100]!r} parts are not supported here, only {', '.join(types)}"
             raise UnsupportedParameter(message, param=path)
-        field = "refusal" if part.type == "refusal" else "text"
+        field = _FIELDS.get(part.type, "text")
         _required(getattr(part, field), f"{path}.{field}")
     return parts
 
@@ -142,14 +145,20 @@ def _message(role: str, parts: list[Json], item_id: str, status: str | None) -> 
     return {"id": item_id, "type": "message", "status": status or "completed", "role": role, "content": parts}
 
 
+def _part(role: str, part: Part) -> Json:
+    match part.type:
+        case "refusal":
+            return {"type": "refusal", "refusal": part.refusal}
+        case "input_image":
+            return {"type": "input_image", "image_url": part.image_url, "detail": part.detail or "auto"}
+        case _:
+            return _text_part(role, part.text or "")
+
+
 def _text_part(role: str, text: str) -> Json:
     if role == "assistant":
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     return {"type": "input_text", "text": text}
-
-
-def _refusal(part: Part) -> Json:
-    return {"type": "refusal", "refusal": part.refusal}
 
 
 def _required(value: Value | None, where: str) -> Value:

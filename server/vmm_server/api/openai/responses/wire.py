@@ -26,6 +26,9 @@ class Part(Wire):
     type: str
     text: str | None = None
     refusal: str | None = None
+    image_url: str | None = None
+    detail: str | None = None
+    """Of an image: repeated, and without effect."""
 
 
 class InputItem(Wire):
