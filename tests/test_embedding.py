@@ -19,7 +19,7 @@ from vmm_adapters.types import EncoderInput
 from vmm_server.app import Parts, build_parts
 from vmm_server.cl100k import Cl100k
 from vmm_server.embedding import Embeddings
-from vmm_server.engine.batcher import Batcher
+from vmm_server.engine.batcher import Batcher, Computed
 from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed, ShuttingDown
 from vmm_server.models.encoders import ReadyEncoder, load_encoder
 from vmm_server.models.loading import ReadyModel, load_model
@@ -52,9 +52,9 @@ class Watched(Batcher[EncoderInput, Any]):
         super().__init__(*args, **kwargs)
         self.asked: asyncio.Queue[int] = asyncio.Queue()
 
-    async def call(self, items: Sequence[EncoderInput]) -> list[Any]:
+    async def timed_call(self, items: Sequence[EncoderInput]) -> Computed[Any]:
         self.asked.put_nowait(len(items))
-        return await super().call(items)
+        return await super().timed_call(items)
 
 
 def request(*texts: str, **fields: Any) -> EmbeddingRequest:

@@ -23,7 +23,7 @@ VARIABLES: Mapping[str, str] = {
 }
 """Setting → the variable that sets it where no `VMM_*` does."""
 
-_DEVICE = "VMM_DEVICE says what models run on"
+_DEVICE = "VMM_DEVICE and VMM_BACKEND say what models run on"
 _MEMORY = "VMM_MEMORY_BUDGET bounds the memory that models take"
 _LOCAL = "no model here runs elsewhere, and there is no account"
 WITHOUT_EFFECT: Mapping[str, str] = {
