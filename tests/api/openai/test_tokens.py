@@ -152,7 +152,7 @@ def test_the_default_model_stands_for_none(start_server: Any) -> None:
         ("/tokenize", {"messages": HI, "add_special_tokens": True}, "add_special_tokens"),
         ("/tokenize", {"messages": HI, "add_generation_prompt": False}, "add_generation_prompt"),
         ("/tokenize", {"messages": HI, "continue_final_message": True}, "continue_final_message"),
-        ("/tokenize", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+        ("/tokenize", {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
         ("/apply-template", {}, "messages"),
         ("/apply-template", {"messages": HI, "add_generation_prompt": False}, "add_generation_prompt"),
         ("/detokenize", {}, "tokens"),
