@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bench import embeddings, forms
+from bench import embeddings, forms, placements
 from bench.servers import Server, llama_server, vmm_server
 from bench.streams import Load, Measured, run_bare, run_engine, run_http
 from vmm_adapters import catalog
@@ -119,7 +119,10 @@ def block_bytes(model: InstalledModel) -> tuple[int, int]:
 
 def main() -> None:
     """Parse the command line and print every table."""
-    epilog = "`bench embeddings` measures an embedding model, `bench forms` what an answer's form costs."
+    epilog = (
+        "`bench embeddings` measures an embedding model, `bench forms` what an answer's form costs, "
+        "`bench placements` whether the router's choice is the best one."
+    )
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, epilog=epilog)
     parser.add_argument("--model", default="smollm2:135m")
     parser.add_argument("--rounds", type=int, default=3)
@@ -199,5 +202,7 @@ if __name__ == "__main__":
         embeddings.main(sys.argv[2:])
     elif sys.argv[1:2] == ["forms"]:
         forms.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["placements"]:
+        placements.main(sys.argv[2:])
     else:
         main()
