@@ -1,8 +1,8 @@
-"""`make bench ARGS=placements`: where each workload ends first, by measurement of all of it, and where the router sends it.
+"""`make bench ARGS=placements`: where each workload ends first, and where the router sends it.
 
-The router knows a profile of each placement: three rates, measured for seconds (`vmm bench --calibrate`). Here the whole
-workload runs on every placement in turn. The last column of the second table is what the router's choice costs: the
-time on the placement it takes, over the time on the best one.
+The router knows a profile of each placement: three rates, measured for seconds (`vmm bench --calibrate`). Here whole
+workloads run on every placement in turn. The last column of the second table is the time there over the time on the
+best one: where that is `chosen`, it is what the router's choice costs.
 """
 
 import argparse
