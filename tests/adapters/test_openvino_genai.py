@@ -203,3 +203,11 @@ def test_a_damaged_part_is_told(tmp_path: Path) -> None:
     (tmp_path / "openvino_vision_embeddings_model.xml").write_text("<net/>")
     with pytest.raises(AdapterError, match="loading on CPU failed"):
         load_text_backend("openvino-genai", tmp_path, OPTIONS)
+
+
+def test_threads_are_as_many_as_it_is_told(folder: Path) -> None:
+    """Of both pipelines: a property that one does not know is an error."""
+    for loaded in (folder, write_text_folder(folder.parent / "threads")):
+        backend = load_text_backend("openvino-genai", loaded, replace(OPTIONS, num_threads=1))
+        assert len(Session(backend).ask(range(20, 30)).token_ids) == GREEDY.max_tokens
+        backend.close()

@@ -159,3 +159,16 @@ def test_a_folder_can_insert_by_its_added_tokens(onnx_folder: Path) -> None:
 )
 def test_sizes_are_written_as_people_do(count: int | None, text: str) -> None:
     assert parameter_size(count) == text
+
+
+def test_a_folder_with_a_part_for_images_sees(ir_folder: Path) -> None:
+    assert "vision" not in describe_folder(ir_folder).capabilities
+    for kind in ("xml", "bin"):
+        model = ir_folder / f"openvino_model.{kind}"
+        (ir_folder / f"openvino_vision_embeddings_model.{kind}").write_bytes(model.read_bytes())
+        model.rename(ir_folder / f"openvino_language_model.{kind}")
+    assert describe_folder(ir_folder).capabilities[-1] == "vision"
+    with (ir_folder / "openvino_vision_embeddings_model.bin").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(CorruptFile, match=r"openvino_vision_embeddings_model\.bin: is cut off"):
+        describe_folder(ir_folder)
