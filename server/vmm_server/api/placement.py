@@ -9,14 +9,13 @@ from pydantic import BaseModel
 from vmm_adapters.catalog import BACKENDS
 from vmm_server.api.body import Wire
 from vmm_server.errors import InvalidRequest
+from vmm_server.models.variants import ORIGINAL
 from vmm_server.requests import EmbeddingRequest, GenerateRequest, RerankRequest, Wanted
 
 HEADERS = {"device": "x-vmm-device", "backend": "x-vmm-backend", "variant": "x-vmm-variant"}
 """Field → the header that says the same."""
 AUTO = "auto"
 """Leaves it open, as in the settings."""
-ORIGINAL = "original"
-"""The variant that is the model as it was installed."""
 MAX_LENGTH = 100
 """Characters of a name."""
 
