@@ -12,7 +12,7 @@ Nothing is read but what `FoundMatrix.read` is asked for: the files are mapped.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vmm_server.errors import CorruptFile
+from vmm_server.models.importers.k_quants import MAX_WEIGHT
 from vmm_server.models.importers.onnx_writer import MICROSOFT
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -69,11 +70,12 @@ class DecoderGraph:
             for name in node.input:
                 self._consumers[name].append(index)
 
-    @property
-    def vocab_size(self) -> int | None:
-        """Rows of the head, where the graph says so."""
-        dims = next((each.type.tensor_type.shape.dim for each in self.graph.output if each.name == "logits"), ())
-        return (dims[-1].dim_value or None) if dims else None
+    def head(self, products: Collection[int]) -> int | None:
+        """Which of these nodes gives the logits, up to a scale or a cap on them."""
+        name = "logits"
+        while (index := self._producer.get(name)) is not None and index not in products:
+            name = next(iter(self.graph.node[index].input), "")
+        return index
 
     @property
     def data_files(self) -> frozenset[str]:
@@ -211,8 +213,8 @@ class DecoderGraph:
     def _checked(self, read: Read) -> Read:
         def checked(start: int, stop: int) -> NDArray[np.float32]:
             found = read(start, stop)
-            if not np.isfinite(found).all():
-                raise CorruptFile(f"{self._path}: has weights that are no numbers", hint="fetch it again")
+            if not (np.abs(found) <= MAX_WEIGHT).all():  # nor if it is no number
+                raise CorruptFile(f"{self._path}: has weights that are no numbers, or too large to be quantised")
             return found
 
         return checked

@@ -56,15 +56,16 @@ def plan_quantized(path: Path, bits: int, *, widen: bool = False) -> Quantized:
     weights: dict[int, int] = {}
     for each in products:
         weights[each.bits] = weights.get(each.bits, 0) + each.rows * each.columns
-    chosen = {each.node: (each, wanted) for each in matrices if (wanted := _wanted(each, bits, source, widen))}
+    head = source.head({each.node for each in products})
+    chosen = {each.node: (each, wanted) for each in matrices if (wanted := _wanted(each, bits, head, widen))}
     rewriter = _Rewriter(source, chosen)
     before = max(weights, key=lambda each: weights[each], default=0)
     return Quantized(rewriter.run(), len(chosen), before, source.data_files)
 
 
-def _wanted(matrix: FoundMatrix, bits: int, source: DecoderGraph, widen: bool) -> int | None:
+def _wanted(matrix: FoundMatrix, bits: int, head: int | None, widen: bool) -> int | None:
     """The bits that a matrix gets; `None`: it stays as it is."""
-    is_outer = matrix.kind == "lookup" or matrix.rows == source.vocab_size
+    is_outer = matrix.kind == "lookup" or matrix.node == head
     wanted = max(bits, OUTER_BITS) if is_outer else bits
     if matrix.columns % BLOCK or matrix.bits == wanted or (matrix.bits < wanted and not widen):
         return None
@@ -114,7 +115,7 @@ class _Rewriter:
         if matrix.kind == "product":
             add_product(writer, base, matrix.value, self._packed(matrix, bits, matrix.dtype), output)
             return
-        packed = self._packed(matrix, bits, TensorProto.FLOAT)
+        packed, base = self._packed(matrix, bits, TensorProto.FLOAT), f"{base}/int{bits}"
         if matrix.dtype == TensorProto.FLOAT:
             add_row_lookup(writer, base, matrix.value, packed, output)
         else:

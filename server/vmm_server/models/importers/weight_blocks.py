@@ -18,7 +18,8 @@ BLOCK = 32
 _CHUNK = 4096
 """Blocks that are worked on at a time: few enough that all that is computed of them stays in a core's cache."""
 _TOP = 15
-_SHARES = tuple(1.08 - 0.03 * step for step in range(15))
+_LEAST_SPAN = 1e-30
+_SHARES = tuple(1.1 - 0.05 * step for step in range(10))
 """Of the span from a block's lowest to its highest weight, the part that the levels are laid over."""
 
 _Bytes = NDArray[np.uint8]
@@ -50,7 +51,7 @@ def quantize_blocks(rows: _Floats, bits: int) -> Blocks:
 
 def _eight_bits(rows: _Floats) -> Blocks:
     groups = rows.reshape(len(rows), -1, BLOCK)
-    scales = np.abs(groups).max(axis=2) / np.float32(127)
+    scales = _or_zero(np.abs(groups).max(axis=2)) / np.float32(127)
     levels = np.rint(_divide(groups, scales[:, :, None])) + np.float32(128)
     return Blocks(levels.astype(np.uint8), scales, None)
 
@@ -74,9 +75,10 @@ def _search(x: _Floats) -> tuple[_Floats, _Floats]:
     importance = np.sqrt(np.mean(x * x, axis=0, keepdims=True)) + np.abs(x)
     wx = importance * x
     low, high = np.minimum(x.min(axis=0), np.float32(0)), np.maximum(x.max(axis=0), np.float32(0))
+    span = _or_zero(high - low)
     best, scales, zeros = np.zeros(x.shape[1]), np.zeros_like(low), np.full_like(low, 8)
     for share in _SHARES:
-        inverse = _divide(np.full_like(low, _TOP / share), high - low)
+        inverse = _divide(np.full_like(low, _TOP / share), span)
         # the part that is cut off is cut off at both ends
         middle = (high + low) / 2
         zero = np.clip(np.rint(np.float32(_TOP / 2) - middle * inverse), 0, _TOP)
@@ -88,6 +90,11 @@ def _search(x: _Floats) -> tuple[_Floats, _Floats]:
         scales = np.where(is_better, _divide(sum_xl, sum_ll), scales).astype(np.float32)
         zeros = np.where(is_better, zero, zeros)
     return scales, zeros
+
+
+def _or_zero(spans: _Floats) -> _Floats:
+    """What is too small to divide by counts as nothing."""
+    return np.where(spans < _LEAST_SPAN, np.float32(0), spans)
 
 
 def _levels(x: _Floats, inverse: _Floats, zero: _Floats) -> _Floats:
