@@ -67,7 +67,8 @@ def _wanted(matrix: FoundMatrix, bits: int, head: int | None, widen: bool) -> in
     """The bits that a matrix gets; `None`: it stays as it is."""
     is_outer = matrix.kind == "lookup" or matrix.node == head
     wanted = max(bits, OUTER_BITS) if is_outer else bits
-    if matrix.columns % BLOCK or matrix.bits == wanted or (matrix.bits < wanted and not widen):
+    may_widen = widen and wanted == bits
+    if matrix.columns % BLOCK or matrix.bits == wanted or (matrix.bits < wanted and not may_widen):
         return None
     return wanted
 
