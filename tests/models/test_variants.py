@@ -48,7 +48,7 @@ def variant(store: Store, name: str, content: bytes = b"small", **fields: Any) -
     folder = store.models_dir / f"folder-{name}"
     folder.mkdir(exist_ok=True)
     (folder / "model.onnx").write_bytes(content)
-    described = {"size_bytes": len(content), "digest": "d" * 64, "format": "onnx", "quantization": name, "source": ""}
+    described: dict[str, Any] = {"size_bytes": len(content), "digest": "d" * 64, "format": "onnx", "quantization": name, "source": ""}
     return Variant(name, folder, **described | fields)
 
 
@@ -267,7 +267,8 @@ def test_it_is_measured_before_and_after_and_kept(store: Store, tiny: Callable[.
     (installed,) = store.installed()
     (found,) = installed.variants
     assert found == made.variant
-    assert (found.name, found.format, found.perplexity_ratio) == ("int8", "onnx", pytest.approx(1.02))
+    assert (found.name, found.format) == ("int8", "onnx")
+    assert found.perplexity_ratio == pytest.approx(1.02)
     assert found.size_bytes == sum(path.stat().st_size for path in found.folder.iterdir()) < model.size_bytes
     names = {path.name for path in found.folder.iterdir()}
     assert {"model.onnx", "model.onnx.data", "tokenizer.json", "genai_config.json"} <= names

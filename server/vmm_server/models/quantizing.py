@@ -1,7 +1,7 @@
 """An installed text model → a variant of it in 8 or 4 bits: written aside, compared with the model, then kept or not.
 
 What is compared is perplexity over a text. A variant is refused where it is more than `MAX_RATIO` times the model's:
-8 bits cost the default model nothing to speak of (0.06 % over the text that is shipped), 4 bits 8.5 %, and
+8 bits cost the default model nothing to speak of (0.06 % over the text that is shipped), 4 bits 7.0 %, and
 of all models the smallest lose most. What loses more than a tenth has been damaged.
 """
 

@@ -70,9 +70,12 @@ class DecoderGraph:
             for name in node.input:
                 self._consumers[name].append(index)
 
-    def head(self, products: Collection[int]) -> int | None:
-        """Which of these nodes gives the logits, up to a scale or a cap on them."""
-        name = "logits"
+    def sensitive(self, products: Collection[int]) -> frozenset[int]:
+        """Which of these nodes give the logits and the values of attention, up to what is added or multiplied."""
+        ends = [node.input[2] for node in self.graph.node if node.op_type == "GroupQueryAttention"]
+        return frozenset(found for name in ("logits", *ends) if (found := self._behind(name, products)) is not None)
+
+    def _behind(self, name: str, products: Collection[int]) -> int | None:
         while (index := self._producer.get(name)) is not None and index not in products:
             name = next(iter(self.graph.node[index].input), "")
         return index
