@@ -383,6 +383,8 @@ class ModelPool:
             stuck = [replace(each, is_pinned=True) for each in leaving if each.ready.failure is not None]
             if len(stuck) < len(leaving):
                 return None
+            if any(_is_same(each, load.model, placement) for each in stuck):
+                continue
             site = self._sites.site(load.model, placement, [*self._loaded, *stuck])
             room = find_room(site)
             if room is None:
@@ -438,3 +440,7 @@ class ModelPool:
     def _notify(self) -> None:
         self._changed.set()
         self._room_changed.set()
+
+
+def _is_same(loaded: LoadedModel, model: InstalledModel, placement: Placement) -> bool:
+    return loaded.placement == placement and load_key(loaded.model) == load_key(model)
