@@ -23,6 +23,7 @@ from vmm_server.engine.sampler import SamplingState, sample
 from vmm_server.engine.stream import merge
 from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown
 from vmm_server.models.loading import load_model
+from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.prompt.answer import ThinkingState
 from vmm_server.prompt.form import answer_constraint
@@ -363,7 +364,7 @@ def test_the_real_model_answers_in_form(smollm2: InstalledModel, settings: Any) 
     schemas = [random_schema(random.Random(seed)) for seed in range(8)]
 
     async def scenario() -> None:
-        ready = load_model(smollm2, 64 << 20, settings())
+        ready = load_model(smollm2, Placement("openvino", "CPU"), 64 << 20, settings())
         prompt = ready.tokenizer.encode("The record, as JSON:\n").ids
         try:
             grammars = [await ready.engine.grammars.compile(schema(one)) for one in schemas]
