@@ -249,7 +249,12 @@ def test_what_fails_has_its_reason_and_the_others_decide_without_it(run: Run, mo
             (GENAI, "no kernel"),
             (CUDA, "no driver"),
         ]
-        assert not report.is_measured
+        assert report.is_measured
+        assert set(report.choices.values()) == {CPU}
+        world.clock.advance(10_000)
+        later = await world.placer.placements(model, ANYWHERE)
+        assert later[0] == CPU, "what failed was never measured: no reason to go back to rules of thumb"
+        assert set(later) == {CPU, GENAI, CUDA}
         world.load.failures, world.during = {}, None
         assert all(each.profile for each in await world.calibrate(model))
         assert (await world.calibrator.report(model, Wanted("CPU"))).is_measured

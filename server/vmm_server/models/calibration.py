@@ -136,7 +136,11 @@ class Calibrator:
         return Report(
             rows=tuple(Calibrated(each, profiles.get(each), self._reason(model, each)) for each in found),
             choices={name: order[0] for name, order in orders.items()},
-            is_measured=all(placement in profiles for order in orders.values() for placement in order),
+            is_measured=all(
+                placement in profiles or self._placer.has_failed(model, placement)
+                for order in orders.values()
+                for placement in order
+            ),
         )
 
     async def run(self) -> None:
@@ -237,7 +241,7 @@ class Calibrator:
                 speeds = await self._measured_alone(lease)
             else:
                 disturbed = _first(self._pool.arrivals.after(until_request), self._stopping.wait())
-                speeds = await _unless(disturbed, self._measure(lease.ready))
+                speeds = await _unless(disturbed, self._speeds(lease))
             load_s, memory_bytes = lease.loaded.load_s, lease.ready.memory_bytes
             return Profile(speeds.decode_1, speeds.decode_8, speeds.prefill, load_s, memory_bytes)
         finally:
@@ -255,12 +259,20 @@ class Calibrator:
             if sum(each.num_leases for each in before) > 1:  # one is ours
                 continue
             try:
-                speeds = await _unless(self._stopping.wait(), self._measure(lease.ready))
+                speeds = await _unless(self._stopping.wait(), self._speeds(lease))
             except _NotNow:
                 raise ShuttingDown from None
             if self._uses(placement) == before:
                 return speeds
         raise GenerationFailed(f"other requests ran on {placement.device} meanwhile", hint="measure it when it is idle")
+
+    async def _speeds(self, lease: Lease[ReadyModel]) -> Speeds:
+        """What was measured. A placement that loads a model and cannot run it is one that failed."""
+        try:
+            return await self._measure(lease.ready)
+        except GenerationFailed as error:
+            self._placer.failed(lease.loaded.model, lease.loaded.placement, error.message)
+            raise
 
     def _uses(self, placement: Placement) -> dict[LoadedModel, int]:
         """How often each model that shares a device with this placement was lent."""

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol
 
 from vmm_adapters.catalog import RUNS, Form, Task
@@ -231,13 +232,25 @@ class Placer:
         found = self._failures.get((model.weights, placement))
         return found if found is not None and self._clock() < found.until else None
 
+    def has_failed(self, model: InstalledModel, placement: Placement) -> bool:
+        """Whether it failed since the start, however long ago."""
+        return (model.weights, placement) in self._failures
+
     def _ordered(
         self, model: InstalledModel, found: Sequence[Candidate], wanted: Wanted, work: Work | None = None
     ) -> tuple[Placement, ...]:
+        """What failed lately comes last. What failed before, and was never measured, comes behind those that all were:
+        it is no reason to go back to rules of thumb."""
         profiles = self.profiles(model)
-        well = [each for each in found if self.failure(model, each.placement) is None]
-        tried = order(well, profiles, wanted, work)
-        return tried + order([each for each in found if each not in well], profiles, wanted, work)
+        admitted = [each for each in found if admits(wanted, each.placement)]
+        well = [each for each in admitted if self.failure(model, each.placement) is None]
+        sure = [each for each in well if each.placement in profiles or not self.has_failed(model, each.placement)]
+        if not all(each.placement in profiles for each in sure):
+            sure = well
+        doubtful = [each for each in well if each not in sure]
+        failed = [each for each in admitted if each not in well]
+        sure_first = (order(each, profiles, wanted, work) for each in (sure, doubtful, failed))
+        return tuple(chain.from_iterable(sure_first))
 
     def _may_join(
         self, model: InstalledModel, placement: Placement, fitting: Sequence[LoadedModel], wanted: Wanted
