@@ -103,6 +103,25 @@ def test_a_default_model_that_could_not_be_loaded_is_tried_again(make_app: Calla
     run(test())
 
 
+@pytest.mark.parametrize(("calibrate", "num_tasks"), [("auto", 1), ("off", 0)])
+def test_models_are_measured_while_the_app_lives_unless_that_is_off(
+    make_app: Callable[..., Any], calibrate: str, num_tasks: int
+) -> None:
+    def tasks() -> list[asyncio.Task[Any]]:
+        return [task for task in asyncio.all_tasks() if task.get_name() == "measuring models"]
+
+    async def test() -> None:
+        app = make_app({"calibrate": calibrate})
+        async with app.lifespan():
+            assert len(tasks()) == num_tasks
+        assert tasks() == []
+        with pytest.raises(ShuttingDown):
+            parts = app.state.parts
+            await anext(parts.calibrator.calibrate(parts.registry.resolve("echo")))
+
+    run(test())
+
+
 def test_idle_models_are_unloaded_while_the_app_lives(make_app: Callable[..., Any]) -> None:
     async def test() -> None:
         app = make_app({"keep_alive": 0})
