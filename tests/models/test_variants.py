@@ -299,6 +299,9 @@ def test_what_is_stopped_or_killed_leaves_nothing(store: Store, tiny: Callable[.
     killed = made.variant.folder.with_name(f"{made.variant.folder.name}.partial")
     killed.mkdir()
     (killed / "model.onnx").write_bytes(b"half")
+    store.collect()
+    assert folders(store) == before
+    killed.mkdir()
     quantize(store, Wish("int8", TEXT), 10.0, 10.0)
     assert folders(store) == {*before, made.variant.folder.name}
 

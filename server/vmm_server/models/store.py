@@ -265,6 +265,8 @@ class Store:
             kept = {path for manifest in manifests for path in self._references(manifest)}
             for path in (*self.blobs_dir.iterdir(), *self.models_dir.iterdir()):
                 stale_after_s = ABANDONED_AFTER_S if is_unfinished(path) else STALE_AFTER_S
+                if path.parent == self.models_dir and path.suffix == ".partial":
+                    stale_after_s = 0.0  # who made it is gone, or would hold a lease, and nobody goes on with it
                 if path in kept or time.time() - _mtime(path) < stale_after_s:
                     continue
                 logger.info("deleting %s, which no model uses", path)
