@@ -115,8 +115,8 @@ def test_models_are_measured_while_the_app_lives_unless_that_is_off(
         async with app.lifespan():
             assert len(tasks()) == num_tasks
         assert tasks() == []
+        parts = app.state.parts
         with pytest.raises(ShuttingDown):
-            parts = app.state.parts
             await anext(parts.calibrator.calibrate(parts.registry.resolve("echo")))
 
     run(test())
