@@ -15,9 +15,10 @@ from vmm_adapters.card import CardSource, ModelCard, SamplingDefaults
 from vmm_server.errors import InvalidModelName, InvalidRequest, ModelLoadFailed, ModelNotFound, SourceError
 from vmm_server.models.create import CreateRequest, Creator
 from vmm_server.models.pull import Puller, PullEvent
+from vmm_server.models.names import ModelName
 from vmm_server.models.push import Pusher
 from vmm_server.models.registry import Registry
-from vmm_server.models.store import InstalledModel, Store
+from vmm_server.models.store import InstalledModel, Store, Variant
 
 from .conftest import Web
 
@@ -140,9 +141,15 @@ def test_what_the_other_server_has_is_not_sent_again(
     assert PullEvent(f"pushing {DIGEST[:12]}", f"sha256:{DIGEST}", len(BLOB), len(BLOB)) in events
 
 
-def test_a_model_that_came_as_a_folder_is_sent_file_by_file(far: FarServer, pusher: Pusher, install: Install) -> None:
+def test_a_model_that_came_as_a_folder_is_sent_file_by_file(
+    far: FarServer, pusher: Pusher, store: Store, install: Install
+) -> None:
     files = {"model.onnx": b"onnx", "tokenizer.json": b"{}", "vmm_import.json": b"ours"}
-    install("far/library/m:latest", files=files)
+    model = install("far/library/m:latest", files=files)
+    variant = Variant("int8", store.models_dir / "small", 5, "d" * 64, "onnx", "int8", "")
+    variant.folder.mkdir()
+    (variant.folder / "small.onnx").write_bytes(b"stays")
+    store.set_variants(ModelName.parse(model.name), lambda now: (variant,))
     push(pusher, "far/library/m")
     sent = {name: far.blobs[digest.removeprefix("sha256:")] for name, digest in far.created[0]["files"].items()}
     assert sent == {"model.onnx": b"onnx", "tokenizer.json": b"{}"}

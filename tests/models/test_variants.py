@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -48,7 +49,13 @@ def variant(store: Store, name: str, content: bytes = b"small", **fields: Any) -
     folder = store.models_dir / f"folder-{name}"
     folder.mkdir(exist_ok=True)
     (folder / "model.onnx").write_bytes(content)
-    described: dict[str, Any] = {"size_bytes": len(content), "digest": "d" * 64, "format": "onnx", "quantization": name, "source": ""}
+    described: dict[str, Any] = {
+        "size_bytes": len(content),
+        "digest": "d" * 64,
+        "format": "onnx",
+        "quantization": name,
+        "source": "",
+    }
     return Variant(name, folder, **described | fields)
 
 
@@ -116,6 +123,8 @@ def test_a_copy_keeps_them_as_long_as_it_is_there(store: Store, install: Install
     (copy,) = store.installed()
     assert copy.variants == model.variants
     store.check_files(copy, "int8")
+    made = store.install(replace(copy, name="made", parent="copy"))
+    store.check_files(made, "int8")
     assert (copy.folders["int8"] / "model.onnx").exists()
 
 

@@ -131,7 +131,7 @@ class _Push:
             return [
                 await self._hashed(state.path, model.folder / state.path, state.size_bytes)
                 for state in self._manifest.files
-                if state.path != DESCRIPTION_FILE
+                if state.path != DESCRIPTION_FILE and not state.variant
             ]
 
     async def _hashed(self, name: str, path: Path, size_bytes: int) -> _File:
