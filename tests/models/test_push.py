@@ -14,8 +14,8 @@ import pytest
 from vmm_adapters.card import CardSource, ModelCard, SamplingDefaults
 from vmm_server.errors import InvalidModelName, InvalidRequest, ModelLoadFailed, ModelNotFound, SourceError
 from vmm_server.models.create import CreateRequest, Creator
-from vmm_server.models.pull import Puller, PullEvent
 from vmm_server.models.names import ModelName
+from vmm_server.models.pull import Puller, PullEvent
 from vmm_server.models.push import Pusher
 from vmm_server.models.registry import Registry
 from vmm_server.models.store import InstalledModel, Store, Variant
