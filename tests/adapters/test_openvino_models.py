@@ -8,7 +8,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from vmm_adapters.errors import UnsupportedModel
+from vmm_adapters.errors import RuntimeFailed, UnsupportedModel
 from vmm_adapters.openvino.graph import stateful
 from vmm_adapters.openvino.runner import load_runner
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
@@ -77,6 +77,15 @@ def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
     folder = write_decoder(tmp_path, config, external_data=True)
     expected = dense_logits(folder, config, TOKENS)
     np.testing.assert_allclose(paged_logits(folder), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_devices_that_share_a_model_compute_the_same(tmp_path: Path) -> None:
+    config = TinyDecoder()
+    folder = write_decoder(tmp_path, config)
+    together = replace(OPTIONS, device="HETERO:CPU")
+    np.testing.assert_allclose(paged_logits(folder, together), paged_logits(folder), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeFailed, match=r"no device 'GPU\.7' here"):
+        load_runner(folder, replace(OPTIONS, device="HETERO:CPU,GPU.7"))
 
 
 def test_the_default_precision_stays_close(tmp_path: Path) -> None:

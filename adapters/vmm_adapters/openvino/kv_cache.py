@@ -5,7 +5,7 @@ The CPU plugin keeps u8 with its scales inside (`key_cache [blocks, kv_heads, 32
 kv_heads, 16, head_size]`). Common to both: blocks are dimension 0 and positions dimension 2 of `value_cache`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -63,14 +63,18 @@ def count_blocks(layout: BlockLayout, kv_cache_bytes: int, *, num_sequences: int
 class KVCache:
     """The tensors of all layers."""
 
-    def __init__(self, core: Any, device: str, layout: BlockLayout, num_blocks: int) -> None:
+    def __init__(
+        self, core: Any, device: str, layout: BlockLayout, num_blocks: int, homes: Mapping[str, str] | None = None
+    ) -> None:
+        """`homes` has each tensor's device, where devices share the model."""
         self.num_bytes = layout.block_bytes * num_blocks
         self._num_blocks = num_blocks
         self._arrays: list[Any] = []
         self._remote: list[Any] = []
         self.tensors: dict[str, Any] = {}
-        context = None if device.startswith("CPU") else core.get_default_context(device)
         for name, dtype, shape in layout.inputs:
+            home = device if homes is None else homes[name]
+            context = None if home.startswith("CPU") else core.get_default_context(home)
             whole = ov.Shape([num_blocks, *shape])
             if context is None:
                 # Pages of np.zeros become resident when a block is first written, not before.

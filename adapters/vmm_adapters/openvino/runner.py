@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino.properties import hint as hints
 
 from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
 from vmm_adapters.openvino.batching import pack
-from vmm_adapters.openvino.devices import check_device
+from vmm_adapters.openvino.devices import HETERO, check_device
 from vmm_adapters.openvino.graph import PagedModel, read_paged_model
 from vmm_adapters.openvino.heap import trim_heap
 from vmm_adapters.openvino.kv_cache import KVCache, count_blocks, read_layout
@@ -28,6 +29,7 @@ class OpenVINORunner:
         self, core: Any, paged: PagedModel, options: RunnerOptions, *, context_length: int, properties: dict[str, Any]
     ) -> None:
         with runtime_errors(f"compiling for {options.device}", RuntimeError):
+            homes = _homes(core, paged, options.device, properties)
             compiled = core.compile_model(paged.model, options.device, properties)
         layout = read_layout(compiled)
         self.block_size = layout.block_size
@@ -40,7 +42,7 @@ class OpenVINORunner:
         self._options = options
         self._weights = paged.weights
         with runtime_errors("allocating KV blocks", RuntimeError):
-            self._cache: KVCache | None = KVCache(core, options.device, layout, self.num_blocks)
+            self._cache: KVCache | None = KVCache(core, options.device, layout, self.num_blocks, homes)
             self._request: Any = compiled.create_infer_request()
             for name, tensor in self._cache.tensors.items():
                 self._request.set_tensor(name, tensor)
@@ -113,6 +115,15 @@ def load_runner(folder: Path, options: RunnerOptions, *, properties: Mapping[str
     )
 
 
+def _homes(core: Any, paged: PagedModel, device: str, properties: Mapping[str, Any]) -> dict[str, str] | None:
+    """Input → the device that computes its layer, where several share the model: its KV blocks have to lie there."""
+    if not device.startswith(HETERO):
+        return None
+    policy = hints.model_distribution_policy()
+    found = core.query_model(paged.model, device, {policy: properties[policy]})
+    return {each.get_any_name(): found[each.get_node().get_friendly_name()] for each in paged.model.inputs}
+
+
 def _properties(options: RunnerOptions) -> dict[str, Any]:
     """Measured in docs/openvino-runner.md. Precision and KV type stay the device's choice."""
     chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -121,4 +132,7 @@ def _properties(options: RunnerOptions) -> dict[str, Any]:
         chosen["ENABLE_CPU_PINNING"] = False
         if options.num_threads is not None:
             chosen["INFERENCE_NUM_THREADS"] = options.num_threads
+    if options.device.startswith(HETERO):
+        # layer by layer, as much on each device as its memory takes; else all goes to the first that can compute it
+        chosen[hints.model_distribution_policy()] = {hints.ModelDistributionPolicy.PIPELINE_PARALLEL}
     return chosen
