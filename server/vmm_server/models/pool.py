@@ -21,17 +21,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar, overload
 
 from vmm_server.errors import LoadTimeout, ModelLoadFailed, Overloaded, ShuttingDown
 from vmm_server.models.arrivals import Arrivals
 from vmm_server.models.leases import Lease, LoadedModel
 from vmm_server.models.loading import LoadKey, ModelLoader, ReadyModel, load_key
-from vmm_server.models.pending import NobodyWaits, PendingLoad, does_not_fit
+from vmm_server.models.pending import NobodyWaits, PendingLoad
 from vmm_server.models.placing import Places
 from vmm_server.models.precedence import Precedence
-from vmm_server.models.room import Site, find_room, may_find_room, no_room
+from vmm_server.models.room import Site, find_room
 from vmm_server.models.router import Placement, Work, admits, exactly, matches
 from vmm_server.models.sites import Sites
 from vmm_server.models.store import InstalledModel, how_to_mend
@@ -360,52 +359,28 @@ class ModelPool:
 
         `None`: there will be none at any of them; why is in `failures`.
         """
-        with self._precedence.looking(lambda: self._first_site(load, placements)):
+
+        def first_site() -> Site[LoadedModel] | None:
+            return self._sites.first(load.model, placements, self._loaded) if load.num_waiting else None
+
+        with self._precedence.looking(first_site):
             while left := [each for each in placements if each not in failures]:
                 self._room_changed.clear()
                 self._drop_failed()
                 self._check_waited_for(load)
-                num_failures = len(failures)
-                if found := self._look_for_room(load, left, failures):
-                    return found
+                look = self._sites.look(load.model, left, self._loaded, self._leaving)
+                if look.found is not None:
+                    return look.found
                 if not load.num_waiting:
                     raise NobodyWaits
-                if len(failures) == num_failures:
-                    await self._room_changed.wait()
+                load.why_not_yet = look.why_not_yet or load.why_not_yet
+                failures |= look.failures
+                if look.leaver is not None:
+                    self._close(look.leaver)
+                elif look.failures:
+                    continue
+                await self._room_changed.wait()
         return None
-
-    def _look_for_room(
-        self, load: _Load, placements: Sequence[Placement], failures: dict[Placement, ModelLoadFailed]
-    ) -> tuple[Placement, int] | None:
-        """As `_make_room`, as it is now; an idle model begins to leave where that helps."""
-        for placement in placements:
-            leaving = self._sites.leaving(placement, self._leaving)
-            stuck = [replace(each, is_pinned=True) for each in leaving if each.ready.failure is not None]
-            if len(stuck) < len(leaving):
-                return None
-            if any(_is_same(each, load.model, placement) for each in stuck):
-                continue
-            site = self._sites.site(load.model, placement, [*self._loaded, *stuck])
-            room = find_room(site)
-            if room is None:
-                if stuck:
-                    continue  # what a dead device holds may take long to go
-                why = no_room(site)
-                if not may_find_room(site):
-                    failures[placement] = does_not_fit(load.model, why)
-                elif placement == placements[0]:
-                    load.why_not_yet = why
-            elif not room.leaving:
-                return placement, room.num_bytes
-            elif load.num_waiting:
-                self._close(room.leaving[0])
-                return None
-        return None
-
-    def _first_site(self, load: _Load, placements: Sequence[Placement]) -> Site[LoadedModel] | None:
-        """The best one that there will be room at, if anybody waits for it."""
-        sites = (self._sites.site(load.model, placement, self._loaded) for placement in placements)
-        return next(filter(may_find_room, sites), None) if load.num_waiting else None
 
     def _check_waited_for(self, load: _Load) -> None:
         if self._is_closing:
@@ -440,7 +415,3 @@ class ModelPool:
     def _notify(self) -> None:
         self._changed.set()
         self._room_changed.set()
-
-
-def _is_same(loaded: LoadedModel, model: InstalledModel, placement: Placement) -> bool:
-    return loaded.placement == placement and load_key(loaded.model) == load_key(model)
