@@ -352,7 +352,7 @@ def test_a_second_placement_stays_as_long_as_the_first_and_is_unloaded_with_it(
         assert len(here.pool.loaded()) > 1
         for each in here.pool.loaded():
             for _ in range(each.num_leases):
-                here.pool._give_back(each)  # the leases of `request`
+                here.pool._residents.give_back(each)  # the leases of `request`
         assert await here.pool.unload(A)
         await here.settle()
         assert here.loaded() == set()

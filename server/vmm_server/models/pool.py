@@ -30,6 +30,7 @@ from vmm_server.models.loading import LoadKey, ModelLoader, ReadyModel, load_key
 from vmm_server.models.pending import NobodyWaits, PendingLoad
 from vmm_server.models.placing import Places
 from vmm_server.models.precedence import Precedence
+from vmm_server.models.residents import Residents
 from vmm_server.models.room import Site, find_room
 from vmm_server.models.router import Placement, Work, admits, exactly, matches
 from vmm_server.models.sites import Sites
@@ -57,14 +58,9 @@ class ModelPool:
         self._places = places
         self._sites = Sites(settings, places)
         self._clock = clock
-        self._loaded: list[LoadedModel] = []
+        self._residents = Residents(places, clock)
         self._loads: dict[_LoadKey, _Load] = {}
-        self._leaving: dict[LoadedModel, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()
-        self._changed = asyncio.Event()
-        """For `run`: something may expire earlier than thought."""
-        self._room_changed = asyncio.Event()
-        """For the load whose turn it is."""
         self.arrivals = Arrivals()
         """Requests for a model, of any kind."""
         self._is_closing = False
@@ -103,17 +99,17 @@ class ModelPool:
         self.arrivals.add()
         loaded, load_s = await self._lease(model, wanted, work)
         if not isinstance(loaded.ready, kind):
-            self._give_back(loaded)
+            self._residents.give_back(loaded)
             raise ModelLoadFailed(f"{model.name!r} is not what its manifest says", hint=how_to_mend(model))
         loaded.keep(keep_alive)
-        return Lease(loaded, loaded.ready, load_s, work, self._give_back)
+        return Lease(loaded, loaded.ready, load_s, work, self._residents.give_back)
 
     async def load(self, model: InstalledModel, keep_alive: KeepAlive | None, wanted: Wanted = ANYWHERE) -> float:
         """Load a model of any kind and start its keep-alive clock; the seconds waited. Raises as `acquire` does."""
         self.arrivals.add()
         loaded, load_s = await self._lease(model, wanted, _ANY_WORK)
         loaded.keep(keep_alive)
-        self._give_back(loaded)
+        self._residents.give_back(loaded)
         return load_s
 
     async def borrow(self, model: InstalledModel, placement: Placement, *, evicts: bool = True) -> Lease[Any] | None:
@@ -133,25 +129,19 @@ class ModelPool:
             except NobodyWaits:
                 return None
         loaded, load_s = await self._lease(model, wanted, _ANY_WORK)
-        lease = Lease(loaded, loaded.ready, load_s, _ANY_WORK, self._give_back)
+        lease = Lease(loaded, loaded.ready, load_s, _ANY_WORK, self._residents.give_back)
         lease.begun()
         return lease
 
     def idle_s(self) -> float:
         """Seconds since a model was last used; 0 while one is, or is loaded or unloaded."""
-        if self._loads or self._leaving or any(loaded.num_leases for loaded in self._loaded):
+        if self._loads or self._residents.leaving or any(loaded.num_leases for loaded in self._residents.loaded):
             return 0.0
-        return self._clock() - max((loaded.last_used for loaded in self._loaded), default=self._clock())
+        return self._clock() - max((loaded.last_used for loaded in self._residents.loaded), default=self._clock())
 
     def loaded(self) -> list[LoadedModel]:
         """Models in memory, the one that stays longest first."""
-        now = self._clock()
-
-        def remaining(loaded: LoadedModel) -> float:
-            left = loaded.expires_in_s(now)
-            return float("inf") if left is None else left
-
-        return sorted(self._loaded, key=remaining, reverse=True)
+        return self._residents.by_time_left()
 
     def now(self) -> float:
         """The pool's clock, to read `LoadedModel.expires_at` with."""
@@ -164,55 +154,42 @@ class ModelPool:
         for (other, _), load in self._loads.items():
             if other == key and load.is_for_later:
                 load.is_dropped = True
-        found = [each for each in self._loaded if load_key(each.model) == key and matches(wanted, each.placement)]
+        found = [
+            each for each in self._residents.loaded if load_key(each.model) == key and matches(wanted, each.placement)
+        ]
         for loaded in found:
             loaded.keep(KeepAlive(0.0))
-        self._notify()
-        idle = [self._close(loaded) for loaded in found if loaded.num_leases == 0]
+        self._residents.notify()
+        idle = [self._residents.close(loaded) for loaded in found if loaded.num_leases == 0]
         if idle:
             await asyncio.shield(asyncio.gather(*idle))
         return bool(found)
 
     async def expire(self) -> float | None:
         """Unload what has expired or failed; seconds until the next one does, `None` when nothing will."""
-        pause = self._expire()
-        if self._leaving:
-            await asyncio.wait(self._leaving.values())
-        return pause
-
-    def _expire(self) -> float | None:
-        self._drop_failed()
-        pause: float | None = None
-        for loaded in list(self._loaded):
-            left = loaded.expires_in_s(self._clock())
-            if loaded.num_leases or left is None:
-                continue
-            if left <= 0:
-                self._close(loaded)
-            else:
-                pause = left if pause is None else min(pause, left)
+        pause = self._residents.expire()
+        await self._residents.gone()
         return pause
 
     async def run(self) -> None:
         """Unload idle models as they expire, until cancelled. The app's lifespan owns this task."""
         while True:
-            self._changed.clear()
-            pause = self._expire()
+            self._residents.changed.clear()
+            pause = self._residents.expire()
             try:
-                await asyncio.wait_for(self._changed.wait(), pause)
+                await asyncio.wait_for(self._residents.changed.wait(), pause)
             except TimeoutError:
                 continue
 
     async def aclose(self) -> None:
         """Unload everything; generations still running are aborted. Later `acquire`s raise `ShuttingDown`."""
         self._is_closing = True
-        self._notify()
+        self._residents.notify()
         if self._loads:
             await asyncio.wait([load.task for load in self._loads.values()])
-        for loaded in list(self._loaded):
-            self._close(loaded)
-        if self._leaving:
-            await asyncio.wait(self._leaving.values())
+        for loaded in list(self._residents.loaded):
+            self._residents.close(loaded)
+        await self._residents.gone()
 
     async def _lease(self, model: InstalledModel, wanted: Wanted, work: Work) -> tuple[LoadedModel, float]:
         """The model in memory, with a lease that is the caller's, and the seconds it was waited for."""
@@ -241,7 +218,7 @@ class ModelPool:
         else:
             loaded.lend()
         if self._is_closing:
-            self._give_back(loaded)
+            self._residents.give_back(loaded)
             raise ShuttingDown
         loaded.model = model
         loaded.last_used = self._clock()
@@ -249,35 +226,30 @@ class ModelPool:
 
     def _fitting(self, key: LoadKey, wanted: Wanted) -> list[LoadedModel]:
         """The placements of a model that are in memory."""
-        self._drop_failed()
-        return [each for each in self._loaded if load_key(each.model) == key and admits(wanted, each.placement)]
+        self._residents.drop_failed()
+        return [
+            each for each in self._residents.loaded if load_key(each.model) == key and admits(wanted, each.placement)
+        ]
 
     def _serving(self, key: LoadKey, wanted: Wanted) -> list[LoadedModel]:
         """Of these, where a request can go."""
         return [each for each in self._fitting(key, wanted) if self._places.serves(each, wanted)]
 
-    def _drop_failed(self) -> None:
-        """Those whose device has failed leave, used or not: nothing runs there any more."""
-        for loaded in list(self._loaded):
-            if (failure := loaded.ready.failure) is not None:
-                self._places.failed(loaded.model, loaded.placement, failure)
-                self._close(loaded)
-
     def _choose(self, key: _LoadKey, work: Work) -> LoadedModel | None:
         """Of the placements in memory, the one that the work goes to; one that has to make room only if all have."""
         if not (fitting := self._serving(*key)):
             return None
-        if placement := self._places.join(fitting, self._loaded, key[1], work):
+        if placement := self._places.join(fitting, self._residents.loaded, key[1], work):
             self._load_for_later(fitting[0], placement)
         lasting = [each for each in fitting if not self._precedence.stands_aside(each)]
-        return self._places.choose(lasting or fitting, self._loaded, work)
+        return self._places.choose(lasting or fitting, self._residents.loaded, work)
 
     def _load_for_later(self, like: LoadedModel, placement: Placement) -> None:
         """Load it there as well, if there is room at once."""
         key = load_key(like.model), exactly(placement)
-        if key in self._loads or self._is_closing or self._leaving or like.keep_alive.seconds == 0:
+        if key in self._loads or self._is_closing or self._residents.leaving or like.keep_alive.seconds == 0:
             return
-        room = find_room(self._sites.site(like.model, placement, self._loaded))
+        room = find_room(self._sites.site(like.model, placement, self._residents.loaded))
         if room is not None and not room.leaving:
             load = self._begin(key, like.model)
             load.is_for_later, load.keep_alive = True, like.keep_alive
@@ -299,8 +271,8 @@ class ModelPool:
         except BaseException:
             load.num_waiting -= 1
             if load.loaded is not None:  # it came at the last moment
-                self._give_back(load.loaded)
-            self._notify()
+                self._residents.give_back(load.loaded)
+            self._residents.notify()
             raise
         assert load.loaded is not None
         return load.loaded
@@ -315,7 +287,7 @@ class ModelPool:
                 load.loaded = loaded
         finally:
             del self._loads[key]
-        self._notify()
+        self._residents.notify()
 
     async def _load_somewhere(self, load: _Load, wanted: Wanted) -> LoadedModel:
         """The first placement that takes the model. Raises `ModelLoadFailed` with each one's reason."""
@@ -348,7 +320,7 @@ class ModelPool:
         now = self._clock()
         keep_alive = KeepAlive(0.0) if load.is_dropped and not load.num_waiting else load.keep_alive
         loaded = LoadedModel(load.model, ready, keep_alive, now, now - started)
-        self._loaded.append(loaded)
+        self._residents.loaded.append(loaded)
         logger.info("loaded %s on %s, %d MB", load.model.name, placement, ready.memory_bytes >> 20)
         return loaded
 
@@ -361,14 +333,14 @@ class ModelPool:
         """
 
         def first_site() -> Site[LoadedModel] | None:
-            return self._sites.first(load.model, placements, self._loaded) if load.num_waiting else None
+            return self._sites.first(load.model, placements, self._residents.loaded) if load.num_waiting else None
 
         with self._precedence.looking(first_site):
             while left := [each for each in placements if each not in failures]:
-                self._room_changed.clear()
-                self._drop_failed()
+                self._residents.room_changed.clear()
+                self._residents.drop_failed()
                 self._check_waited_for(load)
-                look = self._sites.look(load.model, left, self._loaded, self._leaving)
+                look = self._sites.look(load.model, left, self._residents.loaded, self._residents.leaving)
                 if look.found is not None:
                     return look.found
                 if not load.num_waiting:
@@ -376,10 +348,10 @@ class ModelPool:
                 load.why_not_yet = look.why_not_yet or load.why_not_yet
                 failures |= look.failures
                 if look.leaver is not None:
-                    self._close(look.leaver)
+                    self._residents.close(look.leaver)
                 elif look.failures:
                     continue
-                await self._room_changed.wait()
+                await self._residents.room_changed.wait()
         return None
 
     def _check_waited_for(self, load: _Load) -> None:
@@ -388,30 +360,3 @@ class ModelPool:
         others = (other for other in self._loads.values() if other is not load)
         if not load.num_waiting and (not load.is_for_later or any(other.num_waiting for other in others)):
             raise NobodyWaits
-
-    def _give_back(self, loaded: LoadedModel) -> None:
-        loaded.num_leases -= 1
-        loaded.last_used = self._clock()
-        self._notify()
-
-    def _close(self, loaded: LoadedModel) -> asyncio.Task[None]:
-        """Begin to unload; nobody gets it any more. Its memory counts as taken until that is done."""
-        if (leaving := self._leaving.get(loaded)) is not None:
-            return leaving
-        self._loaded = [other for other in self._loaded if other is not loaded]
-        task = self._leaving[loaded] = asyncio.create_task(self._unload(loaded), name=f"unload {loaded.name}")
-        return task
-
-    async def _unload(self, loaded: LoadedModel) -> None:
-        try:
-            await loaded.ready.aclose()
-        except Exception:
-            logger.exception("%s did not end in good order", loaded.name)
-        finally:
-            del self._leaving[loaded]
-            self._notify()
-        logger.info("unloaded %s", loaded.name)
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._room_changed.set()

@@ -1,0 +1,90 @@
+"""The models in memory and those on their way out: how they leave, and who is told of it."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from vmm_server.models.leases import LoadedModel
+from vmm_server.models.placing import Places
+
+logger = logging.getLogger(__name__)
+
+
+class Residents:
+    """Belongs to the pool's event loop; closing, which blocks, is done in tasks of its own."""
+
+    def __init__(self, places: Places, clock: Callable[[], float]) -> None:
+        self.loaded: list[LoadedModel] = []
+        self.leaving: dict[LoadedModel, asyncio.Task[None]] = {}
+        """Nobody gets them any more; their memory counts as taken until the task is done."""
+        self.changed = asyncio.Event()
+        """Something may expire earlier than thought."""
+        self.room_changed = asyncio.Event()
+        """There may be room that was not there before."""
+        self._places = places
+        self._clock = clock
+
+    def give_back(self, loaded: LoadedModel) -> None:
+        """End a lease; the keep-alive clock starts when it was the last one."""
+        loaded.num_leases -= 1
+        loaded.last_used = self._clock()
+        self.notify()
+
+    def close(self, loaded: LoadedModel) -> asyncio.Task[None]:
+        """Begin to unload."""
+        if (leaving := self.leaving.get(loaded)) is not None:
+            return leaving
+        self.loaded = [other for other in self.loaded if other is not loaded]
+        task = self.leaving[loaded] = asyncio.create_task(self._unload(loaded), name=f"unload {loaded.name}")
+        return task
+
+    def drop_failed(self) -> None:
+        """Those whose device has failed leave, used or not: nothing runs there any more."""
+        for loaded in list(self.loaded):
+            if (failure := loaded.ready.failure) is not None:
+                self._places.failed(loaded.model, loaded.placement, failure)
+                self.close(loaded)
+
+    def expire(self) -> float | None:
+        """Begin to unload what has expired or failed; seconds until the next one does, `None` when nothing will."""
+        self.drop_failed()
+        pause: float | None = None
+        for loaded in list(self.loaded):
+            left = loaded.expires_in_s(self._clock())
+            if loaded.num_leases or left is None:
+                continue
+            if left <= 0:
+                self.close(loaded)
+            else:
+                pause = left if pause is None else min(pause, left)
+        return pause
+
+    def by_time_left(self) -> list[LoadedModel]:
+        """The one that stays longest first."""
+        now = self._clock()
+
+        def remaining(loaded: LoadedModel) -> float:
+            left = loaded.expires_in_s(now)
+            return float("inf") if left is None else left
+
+        return sorted(self.loaded, key=remaining, reverse=True)
+
+    async def gone(self) -> None:
+        """Wait for those that are leaving now."""
+        if self.leaving:
+            await asyncio.wait(self.leaving.values())
+
+    def notify(self) -> None:
+        """Have everybody who waits for something look again."""
+        self.changed.set()
+        self.room_changed.set()
+
+    async def _unload(self, loaded: LoadedModel) -> None:
+        try:
+            await loaded.ready.aclose()
+        except Exception:
+            logger.exception("%s did not end in good order", loaded.name)
+        finally:
+            del self.leaving[loaded]
+            self.notify()
+        logger.info("unloaded %s", loaded.name)
