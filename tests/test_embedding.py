@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from vmm_adapters import echo_encoder
 from vmm_adapters.card import EmbeddingRecipe, SamplingDefaults
-from vmm_adapters.errors import RuntimeFailed
+from vmm_adapters.errors import DeviceLost, RuntimeFailed
 from vmm_adapters.types import EncoderInput
 from vmm_server.app import Parts, build_parts
 from vmm_server.cl100k import Cl100k
 from vmm_server.embedding import Embeddings
 from vmm_server.engine.batcher import Batcher, Computed
-from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed, ShuttingDown
+from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed, PlacementFailed, ShuttingDown
 from vmm_server.models.encoders import ReadyEncoder, load_encoder
+from vmm_server.models.leases import MAX_MOVES
 from vmm_server.models.loading import ReadyModel, load_model
 from vmm_server.models.ready import Ready
 from vmm_server.models.router import Placement
@@ -275,3 +276,33 @@ def test_token_ids_of_openai_are_read_where_their_table_is(run: Any) -> None:
         assert refused.value.param == "input[1]"
 
     run(body)
+
+
+def test_texts_go_on_to_another_encoder_when_a_device_is_lost(run: Any, gated: Any) -> None:
+    losses = [DeviceLost("gone"), DeviceLost("gone again")]
+
+    def gate(_: Sequence[EncoderInput]) -> None:
+        if losses:
+            raise losses.pop()
+
+    async def body(parts: Parts) -> None:
+        assert (await parts.embeddings.embed(request("a", "b"))).vectors.shape == (2, 32)
+        assert not losses
+        assert [loaded.num_leases for loaded in parts.pool.loaded()] == [0]
+
+    run(body, gated(gate))
+
+
+def test_texts_do_not_go_on_for_ever(run: Any, gated: Any) -> None:
+    calls: list[int] = []
+
+    def gate(inputs: Sequence[EncoderInput]) -> None:
+        calls.append(len(inputs))
+        raise DeviceLost("gone")
+
+    async def body(parts: Parts) -> None:
+        with pytest.raises(PlacementFailed, match="gone"):
+            await parts.embeddings.embed(request("a"))
+        assert calls == [1] * (1 + MAX_MOVES)
+
+    run(body, gated(gate))

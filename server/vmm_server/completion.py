@@ -10,14 +10,12 @@ from typing import Self
 from vmm_server.engine.engine import Engine, Generation
 from vmm_server.engine.stream import Delta, Usage
 from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed, PlacementFailed
-from vmm_server.models.leases import Lease
+from vmm_server.models.leases import MAX_MOVES, Lease
 from vmm_server.models.loading import ReadyModel
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.prompt.answer import AnswerReader
 from vmm_server.prompting import WrittenPrompt
-
-_MAX_MOVES = 3
 
 
 @dataclass(slots=True)
@@ -68,7 +66,7 @@ class Started:
 
     async def _move(self, error: PlacementFailed) -> None:
         """Begin on another placement, and on another one still if that fails too."""
-        while self.num_moves < _MAX_MOVES:
+        while self.num_moves < MAX_MOVES:
             self.num_moves += 1
             try:
                 lease = await self.find()

@@ -5,7 +5,7 @@ Everything that deserves a 4xx happens before anything is computed. Nothing is s
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from vmm_adapters.types import EncoderInput
 from vmm_server.cl100k import Cl100k
 from vmm_server.encoder_inputs import Inputs, embedding_inputs, pair_inputs, text_inputs
-from vmm_server.errors import InvalidRequest, ShuttingDown, UnsupportedCapability
+from vmm_server.errors import InvalidRequest, PlacementFailed, ShuttingDown, UnsupportedCapability
 from vmm_server.models.encoders import ReadyEncoder
-from vmm_server.models.leases import Lease
+from vmm_server.models.leases import MAX_MOVES, Lease
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.registry import Registry
 from vmm_server.models.router import Placement
@@ -27,7 +27,7 @@ from vmm_server.requests import EmbeddingRequest, KeepAlive, RerankRequest, Want
 
 logger = logging.getLogger(__name__)
 
-Request = TypeVar("Request")
+Told = TypeVar("Told")
 _NO_NUMBER = "try another text; if none works, the model's weights are damaged: pull it again"
 _NO_TABLE = (
     "send text instead (check_embedding_ctx_length=False on LangChain's OpenAIEmbeddings), or set tiktoken_dir on the "
@@ -96,7 +96,8 @@ class Embeddings:
         if model.embedding_length is not None:
             _check_dimensions(request.dimensions, model.embedding_length)
         table = await self._table_for(request)
-        async with self._lease(model, request.keep_alive, request.wanted) as lease:
+
+        async def embed(lease: Lease[ReadyEncoder]) -> Embedded:
             ready = lease.ready
             _check_dimensions(request.dimensions, ready.dim)
             inputs = await _prepare(lambda: embedding_inputs(request, ready, table), ready)
@@ -108,6 +109,8 @@ class Embeddings:
                 vectors = _unit(vectors)
             return Embedded(*_told(model, lease, inputs), queued_s, vectors)
 
+        return await self._on_encoder(model, request, embed)
+
     async def rerank(self, request: RerankRequest) -> Reranked:
         """One score a document, higher is nearer: a cross-encoder's logit through a sigmoid, or, of a model that
         embeds, the cosine of the two vectors. Raises as `embed` does."""
@@ -117,13 +120,16 @@ class Embeddings:
         if not {"rerank", "embedding"} & {*model.capabilities}:
             raise UnsupportedCapability(request.model, "rerank")
         scores_pairs = "rerank" in model.capabilities
-        async with self._lease(model, request.keep_alive, request.wanted) as lease:
+
+        async def rerank(lease: Lease[ReadyEncoder]) -> Reranked:
             ready = lease.ready
             write = pair_inputs if scores_pairs else text_inputs
             inputs = await _prepare(lambda: write(request, ready), ready)
             rows, queued_s = await _rows(inputs.items, ready, "documents")
             scores = _sigmoid(rows[:, 0]) if scores_pairs else _unit(rows[1:]) @ _unit(rows[:1])[0]
             return Reranked(*_told(model, lease, inputs), queued_s, tuple(scores.tolist()))
+
+        return await self._on_encoder(model, request, rerank)
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new work and wait for what runs; True when all of it finished in time."""
@@ -133,6 +139,23 @@ class Embeddings:
         except TimeoutError:
             return False
         return True
+
+    async def _on_encoder(
+        self,
+        model: InstalledModel,
+        request: EmbeddingRequest | RerankRequest,
+        work: Callable[[Lease[ReadyEncoder]], Awaitable[Told]],
+    ) -> Told:
+        """What `work` gives on a lease; on another placement's when the device of the first one fails."""
+        num_moves = 0
+        while True:
+            async with self._lease(model, request.keep_alive, request.wanted) as lease:
+                try:
+                    return await work(lease)
+                except PlacementFailed:
+                    if num_moves == MAX_MOVES:
+                        raise
+            num_moves += 1
 
     @asynccontextmanager
     async def _lease(

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmm_adapters.errors import RuntimeFailed
+from vmm_adapters.errors import DeviceLost, RuntimeFailed
 from vmm_server.engine.batch_queue import BatchLimits
 from vmm_server.engine.batcher import Batcher, BatcherOptions, BatcherStats
-from vmm_server.errors import GenerationFailed, Overloaded, ShuttingDown
+from vmm_server.errors import GenerationFailed, Overloaded, PlacementFailed, ShuttingDown
 
 TIMEOUT_S = 10
 
 
 class Runtime:
-    """Doubles numbers; can be held, and fails on 13."""
+    """Doubles numbers; can be held, fails on 13, and is gone after 666."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -36,6 +36,8 @@ class Runtime:
             assert self.permits.acquire(timeout=TIMEOUT_S)
         if 13 in items:
             raise RuntimeFailed("no thirteen")
+        if 666 in items:
+            raise DeviceLost("gone")
         return [2 * item for item in items]
 
     def close(self) -> None:
@@ -224,3 +226,40 @@ def test_nothing_asked_is_nothing_done() -> None:
         assert await batcher.call([]) == []
 
     assert run(body).batches == []
+
+
+def test_a_device_that_is_lost_ends_all_calls_and_they_can_be_made_elsewhere() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        losing = asyncio.create_task(batcher.call([666]))
+        await runtime.is_computing()
+        waiting = asyncio.create_task(batcher.call([1]))
+        await asyncio.sleep(0)
+        assert batcher.failure is None
+        runtime.permits.release()
+        for error in await asyncio.gather(losing, waiting, return_exceptions=True):
+            assert isinstance(error, PlacementFailed)
+            assert "gone" in str(error)
+        assert batcher.failure is not None
+        with pytest.raises(PlacementFailed, match="gone"):
+            await batcher.call([2])
+
+    assert run(body, held=True, batch=BatchLimits(max_items=1)).batches == [[666]]
+
+
+def test_two_batches_that_fail_in_a_row_are_a_device_that_failed() -> None:
+    async def body(batcher: Batcher[int, int], _: Runtime) -> None:
+        for items, failure in (
+            ([13], GenerationFailed),
+            ([1], None),
+            ([13], GenerationFailed),
+            ([13], PlacementFailed),
+        ):
+            if failure is None:
+                assert await batcher.call(items) == [2]
+                continue
+            with pytest.raises(failure) as refused:
+                await batcher.call(items)
+            assert type(refused.value) is failure
+        assert batcher.failure == "the runtime failed: no thirteen"
+
+    run(body)

@@ -3,6 +3,10 @@
 One thread owns the runtime. It takes the next batch as soon as the last one is done, so under load batches fill by
 themselves; only an idle one waits, a few milliseconds at most, and only while other requests are being prepared.
 Results go back to the event loop with one wake-up a batch. What an item is, and how it is computed, is the caller's.
+
+A batch that fails fails the calls in it. When the device is lost, or two batches fail in a row, it is given up: nothing
+of a call has been said before all of it is there, so the calls in that batch, those that wait and those that come get
+`PlacementFailed`, and can be made elsewhere.
 """
 
 import asyncio
@@ -15,11 +19,14 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Generic, TypeVar
 
-from vmm_adapters.errors import AdapterError
+from vmm_adapters.errors import AdapterError, DeviceLost
 from vmm_server.engine.batch_queue import BatchLimits, BatchQueue, Waiting
-from vmm_server.errors import GenerationFailed, Overloaded, ShuttingDown, VMMError
+from vmm_server.errors import GenerationFailed, Overloaded, PlacementFailed, ShuttingDown, VMMError
 
 logger = logging.getLogger(__name__)
+
+_MAX_FAILED_BATCHES = 2
+"""In a row."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -95,6 +102,10 @@ class Batcher(Generic[Item, Result]):
         self._computed_size = 0
         self._num_expected = 0
         self._is_closing = False
+        self._num_failed = 0
+        """Batches, since the last one that did not fail."""
+        self.failure: str | None = None
+        """Why it was given up. Safe from any thread."""
         self._seconds_per_size = 0.0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -124,7 +135,8 @@ class Batcher(Generic[Item, Result]):
     async def timed_call(self, items: Sequence[Item]) -> Computed[Result]:
         """Results of `items`, in their order. Cancelling it takes back what has not begun.
 
-        Raises `Overloaded`, `ShuttingDown` at once; `GenerationFailed` when the runtime fails.
+        Raises `Overloaded`, `ShuttingDown` at once; `GenerationFailed` when the runtime fails, `PlacementFailed` when
+        it is given up.
         """
         if not items:
             return Computed([], 0.0)
@@ -132,6 +144,8 @@ class Batcher(Generic[Item, Result]):
         call: _Call[Item, Result] = _Call(items, loop.create_future(), loop, time.perf_counter())
         sizes = [self._size(item) for item in items]
         with self._changed:
+            if self.failure is not None:
+                raise PlacementFailed(self.failure)
             if self._is_closing or not self._thread.is_alive():
                 raise ShuttingDown
             waits = self._queue.total_size
@@ -161,13 +175,14 @@ class Batcher(Generic[Item, Result]):
 
     def _run(self) -> None:
         try:
-            while batch := self._next_batch():
+            while self.failure is None and (batch := self._next_batch()):
                 self._process(batch)
         finally:
             with self._changed:
                 self._is_closing = True
                 left = self._drain()
-            self._deliver([(call, ShuttingDown()) for call in left])
+            over = ShuttingDown() if self.failure is None else PlacementFailed(self.failure)
+            self._deliver([(call, over) for call in left])
             self._close()
 
     def _next_batch(self) -> list[Waiting[_Call[Item, Result]]]:
@@ -193,17 +208,28 @@ class Batcher(Generic[Item, Result]):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
         except Exception as error:
             logger.exception("a batch failed")
-            says = [(call, _failed(error)) for call in {waiting.call for waiting in batch}]
+            failed = self._failed(error)
+            says = [(call, failed) for call in {waiting.call for waiting in batch}]
             with self._changed:
                 for call, _ in says:
                     self._queue.discard(call)
         else:
+            self._num_failed = 0
             for waiting, result in zip(batch, results, strict=True):
                 waiting.call.results[waiting.index] = result
             says = [(call, None) for call in {w.call for w in batch} if len(call.results) == len(call.items)]
         spent = (time.perf_counter() - started) / sum(waiting.size for waiting in batch)
         self._seconds_per_size += 0.2 * (spent - self._seconds_per_size)
         self._deliver(says)
+
+    def _failed(self, error: Exception) -> GenerationFailed:
+        """What to tell the calls of a batch that failed."""
+        self._num_failed += 1
+        failed = _failed(error)
+        if self._num_failed < _MAX_FAILED_BATCHES and not isinstance(error, DeviceLost):
+            return failed
+        self.failure = failed.message
+        return PlacementFailed(self.failure)
 
     def _drain(self) -> set[_Call[Item, Result]]:
         left: set[_Call[Item, Result]] = set()

@@ -48,7 +48,7 @@ class ReadyEncoder:
     @property
     def failure(self) -> str | None:
         """See `Ready`."""
-        return None
+        return self.batcher.failure
 
     async def aclose(self) -> None:
         """See `Ready`."""

@@ -12,6 +12,9 @@ from vmm_server.requests import KeepAlive
 
 Held = TypeVar("Held")
 
+MAX_MOVES = 3
+"""How often a request may begin anew because the device it was to run on has failed."""
+
 _FOREVER = datetime(2318, 1, 1, tzinfo=UTC)
 """`expires_at` of a model that stays for ever; a far date is what Ollama's clients expect."""
 
