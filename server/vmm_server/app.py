@@ -49,7 +49,7 @@ from vmm_server.models.calibration import Calibrator
 from vmm_server.models.create import Creator
 from vmm_server.models.facts import FactsReader
 from vmm_server.models.loading import ModelLoader, load_model
-from vmm_server.models.machine import MachineReader
+from vmm_server.models.machine import MachineReader, read_boot_id
 from vmm_server.models.placing import Placer
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.pull import Puller
@@ -161,7 +161,7 @@ def build_parts(
         return load(model, placement, kv_cache_bytes)
 
     loads = CountedLoads(load_checked)
-    machine = machine or MachineReader()
+    machine = machine or MachineReader(kept=settings.cache_dir / "machine.json", boot=read_boot_id())
     placer = placer or Placer(settings, machine.read)
     pool = ModelPool(settings, loads, placer)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)

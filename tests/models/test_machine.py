@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vmm_adapters.device import AdapterUse, Device, DeviceKind, Machine
+from vmm_adapters.probing.packages import installed_packages
 from vmm_server.errors import ShuttingDown
-from vmm_server.models.machine import RETRY_S, MachineReader, describe, machine_key
+from vmm_server.models.machine import RETRY_S, MachineReader, describe, machine_key, read_kept
 
 CPU = Device("CPU", DeviceKind.CPU, "Intel", "A CPU", 16, 8, None, 4, 8, 1, ("avx2",), (AdapterUse("openvino", "CPU"),))
 MACHINE = Machine((CPU, Device("GPU.0", DeviceKind.GPU, "Intel", "A GPU", driver="1.0")), {"openvino": "2026.4.1"})
@@ -150,6 +152,59 @@ def test_after_the_end_nothing_is_probed_any_more(clock: Any) -> None:
     assert reader.machine() is with_problems
     with pytest.raises(ShuttingDown):
         reader.machine(refresh=True)
+
+
+HERE = replace(MACHINE, packages=installed_packages())
+
+
+def test_what_an_earlier_start_found_is_there_at_once_and_set_right_behind(tmp_path: Path, clock: Any) -> None:
+    path = tmp_path / "cache" / "machine.json"
+    first = MachineReader(lambda: HERE, kept=path, boot="b1")
+    assert first.machine() == HERE
+    first.close()
+    may_end = threading.Event()
+    other = replace(HERE, devices=HERE.devices[:1])
+
+    def probe() -> Machine:
+        assert may_end.wait(20)
+        return other
+
+    reader = MachineReader(probe, kept=path, boot="b1", clock=clock)
+    assert reader.machine() == HERE
+    assert reader._latest is None  # a load that begins now has the processors for itself
+    clock.advance(RETRY_S)
+    assert reader.machine() == asyncio.run(reader.read()) == HERE
+    may_end.set()
+    behind = reader._latest
+    assert behind is not None
+    assert behind.result(20) == other
+    assert reader.machine() == other == read_kept(path, "b1")
+    reader.close()
+
+
+def test_what_was_found_does_not_outlive_the_boot_the_packages_or_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+
+    def kept_by(machine: Machine, boot: str | None) -> Machine | None:
+        reader = MachineReader(lambda: machine, kept=path, boot=boot)
+        reader.machine(refresh=True)
+        reader.close()
+        return read_kept(path, "b1")
+
+    assert kept_by(HERE, None) is None
+    assert kept_by(replace(HERE, problems=("odd",)), "b1") is None
+    assert kept_by(replace(HERE, packages={"openvino": "1.0"}), "b1") is None
+    assert kept_by(HERE, "b2") is None
+    assert kept_by(HERE, "b1") == HERE
+    path.write_text(path.read_text()[:-20])
+    assert read_kept(path, "b1") is None
+
+
+def test_a_disk_that_takes_nothing_is_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    reader = MachineReader(lambda: HERE, kept=tmp_path / "file" / "machine.json", boot="b1")
+    assert reader.machine() == HERE
+    reader.close()
 
 
 def changed(**fields: object) -> Machine:

@@ -1,30 +1,88 @@
-"""What this machine is: probed once, when somebody asks first, and kept."""
+"""What this machine is: probed once, when somebody asks first, and kept.
+
+A probe takes about a second, which the first model of every start would wait for. So what it found is also kept in a
+file, for this boot and these packages. Whoever asks gets that at once; a minute later, when no load is in its way any
+more, a probe behind the scenes sets right what has changed.
+"""
 
 import hashlib
 import json
+import logging
 import threading
 from asyncio import shield, wrap_future
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from time import monotonic
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from vmm_adapters.device import Machine
 from vmm_adapters.probing import probe
-from vmm_server.errors import ShuttingDown
+from vmm_adapters.probing.packages import installed_packages
+from vmm_server.errors import ShuttingDown, StoreError
+from vmm_server.models.disk import store_errors, write_atomically
+
+logger = logging.getLogger(__name__)
 
 RETRY_S = 60.0
-"""After which what could not be found out is looked for again: a machine that starts may be too busy for a probe."""
+"""After which what could not be found out, or was found by an earlier process, is looked for again."""
+
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The file's content."""
+
+    boot: str
+    machine: Machine
+
+
+_KEPT = TypeAdapter(_Kept)
+
+
+def read_kept(path: Path, boot: str | None) -> Machine | None:
+    """What was found since this boot, with the packages that are here; `None`: nothing, or nothing that still holds."""
+    try:
+        kept = _KEPT.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        logger.warning("%s is not used: %s", path, error)
+        return None
+    return kept.machine if kept.boot == boot and kept.machine.packages == installed_packages() else None
+
+
+def read_boot_id() -> str | None:
+    """What the system calls this boot; `None`: it does not say, and nothing is kept."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return None
 
 
 class MachineReader:
     """Knows the machine. Any thread may ask; a probe runs in a thread of its own, one at a time."""
 
-    def __init__(self, probe: Callable[[], Machine] = probe, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        probe: Callable[[], Machine] = probe,
+        *,
+        kept: Path | None = None,
+        boot: str | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        """`kept` is the file for what was found, `boot` what `read_boot_id` says."""
         self._probe = probe
+        self._kept = kept if boot else None
+        self._boot = boot or ""
         self._clock = clock
-        self._found_at = 0.0
-        self._machine: Machine | None = None
+        self._found_at = clock()
+        self._machine: Machine | None = read_kept(self._kept, boot) if self._kept else None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="probing")
         self._latest: Future[Machine] | None = None
         self._lock = threading.Lock()
@@ -52,11 +110,12 @@ class MachineReader:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _known(self) -> Machine | None:
-        """What was found; problems are looked into again behind the scenes."""
+        """What was found; problems, and what an earlier process found, are looked into again behind the scenes."""
         machine, latest = self._machine, self._latest
+        if machine is None or self._is_closed:
+            return machine
         is_due = self._clock() - self._found_at >= RETRY_S
-        may_ask = latest is not None and latest.done() and not self._is_closed
-        if machine is not None and machine.problems and is_due and may_ask:
+        if is_due and (latest is None or (latest.done() and machine.problems)):
             self._asked(refresh=True)
         return machine
 
@@ -75,7 +134,18 @@ class MachineReader:
         machine = self._probe()
         self._found_at = self._clock()
         self._machine = machine
+        self._keep(machine)
         return machine
+
+    def _keep(self, machine: Machine) -> None:
+        if self._kept is None or machine.problems:
+            return
+        try:
+            with store_errors("keep what the machine is", self._kept):
+                self._kept.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self._kept, _KEPT.dump_json(_Kept(self._boot, machine)))
+        except StoreError as error:
+            logger.warning("%s", error.message)
 
 
 def machine_key(machine: Machine) -> str:

@@ -123,7 +123,7 @@ class Placer:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`read_machine` is asked once, when a model is first to be placed."""
+        """`read_machine` is asked whenever a model is to be placed: it waits the first time only."""
         self._configured = wanted_by_settings(settings)
         self._host = Memory(frozenset((HOST,)), host_memory_bytes(settings))
         self._read_machine = read_machine
@@ -147,8 +147,7 @@ class Placer:
 
     async def know_machine(self) -> Machine:
         """The machine, probed the first time."""
-        if self._machine is None:
-            self._machine = await self._read_machine()
+        self._machine = await self._read_machine()
         return self._machine
 
     async def candidates(self, model: InstalledModel) -> tuple[Candidate, ...]:
