@@ -130,6 +130,7 @@ class Placer:
         self._profiles = Profiles(settings.cache_dir)
         self._clock = clock
         self._machine: Machine | None = None
+        self._machine_key = ""
         self._failures: dict[tuple[str, Placement], Failure] = {}
 
     def effective(self, model: InstalledModel, wanted: Wanted) -> Wanted:
@@ -147,8 +148,10 @@ class Placer:
 
     async def know_machine(self) -> Machine:
         """The machine, probed the first time."""
-        self._machine = await self._read_machine()
-        return self._machine
+        machine = await self._read_machine()
+        if machine is not self._machine:
+            self._machine, self._machine_key = machine, machine_key(machine)
+        return machine
 
     async def candidates(self, model: InstalledModel) -> tuple[Candidate, ...]:
         """Every placement that this machine has for a model."""
@@ -169,12 +172,12 @@ class Placer:
 
     def profiles(self, model: InstalledModel) -> Mapping[Placement, Profile]:
         """What was measured of a model; nothing, as long as the machine is not known."""
-        return {} if self._machine is None else self._profiles.of(model, machine_key(self._machine))
+        return {} if self._machine is None else self._profiles.of(model, self._machine_key)
 
     def keep(self, model: InstalledModel, placement: Placement, profile: Profile) -> None:
         """Keep a measurement. Raises `StoreError`."""
         if self._machine is not None:
-            self._profiles.keep(model, machine_key(self._machine), placement, profile)
+            self._profiles.keep(model, self._machine_key, placement, profile)
 
     def serves(self, loaded: LoadedModel, wanted: Wanted) -> bool:
         """See `Places`. The model as installed is for all, and so is the variant that its device would get unasked."""
