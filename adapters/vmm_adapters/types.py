@@ -200,6 +200,8 @@ class EncoderOptions:
     """A device name as the runtime spells it."""
     num_threads: int | None = None
     """Compute threads; `None` leaves the choice to the runtime."""
+    cache_dir: Path | None = None
+    """Where compiled engines may be kept between starts; `None` keeps nothing."""
 
 
 Precision = Literal["f32", "f16", "bf16"]
@@ -222,11 +224,16 @@ class SessionOptions:
 
     device: str = "CPU"
     """A device's name (`vmm_adapters.device`)."""
-    precision: Precision = "f32"
-    """What it may be computed in where the device has a choice."""
+    precision: Precision | None = None
+    """What it may be computed in where the device has a choice; `None`: f32 on a CPU, f16 anywhere else."""
     num_threads: int | None = None
     """Compute threads; `None` leaves the choice to the runtime."""
     cache_dir: Path | None = None
     """Where compiled engines may be kept between starts; `None` keeps nothing."""
     allow_fallback: bool = True
     """Whether the CPU may take what the device cannot; `device` of the session says what happened."""
+
+    @property
+    def computed_in(self) -> Precision:
+        """`precision`, or the device's own."""
+        return self.precision or ("f32" if self.device.upper().startswith("CPU") else "f16")

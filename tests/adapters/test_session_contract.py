@@ -13,7 +13,7 @@ from vmm_adapters import catalog
 from vmm_adapters.base import Session
 from vmm_adapters.errors import AdapterError, RuntimeFailed, UnsupportedModel
 from vmm_adapters.onnxruntime.providers import CHAINS, chain
-from vmm_adapters.types import SessionOptions
+from vmm_adapters.types import Precision, SessionOptions
 
 RUNTIMES = [pytest.param(name, marks=pytest.mark.runtime) for name in ("openvino", "onnxruntime")]
 
@@ -172,3 +172,26 @@ def test_options_are_filled_in_and_those_without_a_value_left_out(tmp_path: Path
     openvino, _ = chain("GPU.1", "f16", tmp_path, 3)
     assert openvino.options["device_type"] == "GPU.1"
     assert openvino.options["load_config"] == '{"GPU": {"INFERENCE_PRECISION_HINT": "f16"}}'
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "computed_in"),
+    [
+        ("CPU", None, "f32"),
+        ("cpu", "bf16", "bf16"),
+        ("GPU.0", None, "f16"),
+        ("CUDA.1", None, "f16"),
+        ("NPU", "f32", "f32"),
+    ],
+)
+def test_only_a_cpu_computes_in_f32_unasked(device: str, asked: Precision | None, computed_in: str) -> None:
+    assert SessionOptions(device=device, precision=asked).computed_in == computed_in
+
+
+@pytest.mark.runtime
+def test_the_folder_for_engines_is_made_and_one_that_cannot_be_is_named(tmp_path: Path) -> None:
+    path, folder = write_model(tmp_path / "model.onnx"), tmp_path / "cache" / "engines"
+    catalog.load_session("onnxruntime", path, SessionOptions(cache_dir=folder)).close()
+    assert folder.is_dir()
+    with pytest.raises(RuntimeFailed, match="folder for compiled engines"):
+        catalog.load_session("onnxruntime", path, SessionOptions(cache_dir=path / "engines"))

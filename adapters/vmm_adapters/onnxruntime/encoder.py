@@ -56,7 +56,13 @@ class OrtEncoder:
 def load_encoder(folder: Path, options: EncoderOptions) -> OrtEncoder:
     """Load an encoder's ONNX folder, computed in float32 where the device lets one choose. Raises `AdapterError`."""
     pad_id = read_pad_id(folder)
-    chosen = SessionOptions(device=options.device, num_threads=options.num_threads, allow_fallback=False)
+    chosen = SessionOptions(
+        device=options.device,
+        precision="f32",
+        num_threads=options.num_threads,
+        cache_dir=options.cache_dir,
+        allow_fallback=False,
+    )
     session = load_session(find_graph(folder), chosen)
     try:
         return OrtEncoder(session, options, pad_id=pad_id)

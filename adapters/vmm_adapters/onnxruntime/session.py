@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from vmm_adapters.errors import AdapterError, RuntimeFailed, UnsupportedModel
+from vmm_adapters.errors import AdapterError, RuntimeFailed, UnsupportedModel, runtime_errors
 from vmm_adapters.feeds import check_feeds
 from vmm_adapters.onnxruntime.failures import ort_errors
 from vmm_adapters.onnxruntime.plugins import register_plugins
@@ -71,7 +71,10 @@ def load_session(path: Path, options: SessionOptions) -> OrtSession:
     if not path.is_file():
         raise UnsupportedModel(f"{path}: there is no such file")
     register_plugins(ort)
-    providers = chain(options.device, options.precision, options.cache_dir, options.num_threads)
+    if options.cache_dir is not None:
+        with runtime_errors("making the folder for compiled engines", OSError):
+            options.cache_dir.mkdir(parents=True, exist_ok=True)
+    providers = chain(options.device, options.computed_in, options.cache_dir, options.num_threads)
     is_for_cpu = options.device.upper().startswith("CPU")
     reasons: list[str] = []
     for provider in providers:

@@ -61,7 +61,7 @@ def load_session(path: Path, options: SessionOptions) -> OpenVINOSession:
 
 
 def _properties(options: SessionOptions) -> dict[str, Any]:
-    chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": options.precision}
+    chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": options.computed_in}
     if options.cache_dir is not None:
         chosen["CACHE_DIR"] = str(options.cache_dir)
     if options.device.startswith("CPU"):

@@ -12,6 +12,7 @@ from vmm_adapters.card import EmbeddingRecipe
 from vmm_adapters.types import EncoderInput, EncoderOptions
 from vmm_server.engine.batch_queue import BatchLimits
 from vmm_server.engine.batcher import Batcher, BatcherOptions
+from vmm_server.models.compiled import compiled_dir
 from vmm_server.models.ready import warm
 from vmm_server.models.router import NO_LOAD, Load, Placement
 from vmm_server.models.store import InstalledModel
@@ -68,6 +69,7 @@ def load_encoder(model: InstalledModel, placement: Placement, settings: Settings
         normalize=False,  # a request may want what is not: `Embeddings` divides by the norm
         device=placement.device,
         num_threads=settings.num_threads,
+        cache_dir=compiled_dir(settings.cache_dir, model, placement.variant),
     )
     encoder = catalog.load_encoder(placement.adapter, model.folders[placement.variant], options)
     warm(encoder)
