@@ -19,7 +19,7 @@ from vmm_adapters.types import FinishReason, SamplingParams
 from vmm_server.engine import Delta, Engine
 from vmm_server.engine.constraints import MAX_CHOICES, MAX_GRAMMAR_NODES, MAX_REGEX_BYTES, MAX_SCHEMA_BYTES
 from vmm_server.engine.grammar import MAX_CACHED, CompiledGrammar, GrammarCompiler, TokenMatcher
-from vmm_server.engine.sampler import SamplingState, sample
+from vmm_server.engine.sampler import SamplingState, draw
 from vmm_server.engine.stream import merge
 from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown
 from vmm_server.models.loading import load_model
@@ -243,7 +243,7 @@ def test_padding_rows_of_the_vocabulary_are_forbidden(run: Run, tokenizer: Token
     state = SamplingState(SamplingParams(temperature=0), [1], (END,), run(compiler.compile(Regex("(?s:.)*", "regex"))))
     logits = np.zeros(VOCAB_SIZE + 50, np.float32)
     logits[VOCAB_SIZE + 5] = 99
-    (drawn,) = sample(logits[None], [state])
+    drawn = draw(logits, state)
     compiler.close()
     assert drawn is not None
     assert drawn.token_id < VOCAB_SIZE

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vmm_adapters.types import SamplingParams
-from vmm_server.engine.sampler import SamplingState, logprobs_of, sample, top_ids
+from vmm_server.engine.sampler import SamplingState, draw, logprobs_of, top_ids
 
 Array = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def reference(logits: Array, params: SamplingParams, prompt: list[int], generate
 
 
 def draws(logits: NDArray[np.float32], state: SamplingState, count: int) -> NDArray[np.int64]:
-    tokens = [sample(logits[None], [state])[0] for _ in range(count)]
+    tokens = [draw(logits, state) for _ in range(count)]
     return np.array([token.token_id for token in tokens if token is not None])
 
 
@@ -131,7 +131,7 @@ def test_greedy_is_the_reference(data: st.DataObject) -> None:
     prompt = list(tokens)
     generated = data.draw(st.lists(st.integers(0, 3), max_size=5))
     tokens += generated
-    (drawn,) = sample(logits[None], [state])
+    drawn = draw(logits, state)
     assert drawn is not None
     row = np.log(reference(logits, SamplingParams(**_no_draw(params)), prompt, generated))
     assert row[drawn.token_id] >= row.max() - 1e-4  # ties of float32
@@ -151,16 +151,9 @@ def test_the_runners_array_is_never_written() -> None:
     every = SamplingParams(
         repetition_penalty=1.2, presence_penalty=1, logit_bias={3: 1}, top_k=3, min_tokens=5, logprobs=3
     )
-    sample(logits, [SamplingState(p, [1, 2], [0]) for p in (every, SamplingParams(), SamplingParams(temperature=0))])
+    for row, params in zip(logits, (every, SamplingParams(), SamplingParams(temperature=0)), strict=True):
+        draw(row, SamplingState(params, [1, 2], [0]))
     assert (logits == before).all()
-
-
-def test_a_draw_does_not_depend_on_the_batch() -> None:
-    logits = np.random.default_rng(0).normal(size=(16, 5_000)).astype(np.float32)
-    params = [SamplingParams(seed=5, temperature=1 + i % 3, top_p=1 - i % 2 / 10) for i in range(16)]
-    together = sample(logits, [SamplingState(p, [1]) for p in params])
-    alone = [sample(logits[i : i + 1], [SamplingState(p, [1])])[0] for i, p in enumerate(params)]
-    assert together == alone
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63])
@@ -172,13 +165,13 @@ def test_a_seed_repeats(seed: int) -> None:
 
 
 def test_endings_are_forbidden_until_min_tokens() -> None:
-    logits = np.array([[9, 8, 7, 1]], np.float32)
+    logits = np.array([9, 8, 7, 1], np.float32)
     tokens = [3]
     params = SamplingParams(temperature=0, min_tokens=2, stop_token_ids=(1,))
     state = SamplingState(params, tokens, eos_token_ids=[0])
     chosen = []
     for _ in range(3):
-        (drawn,) = sample(logits, [state])
+        drawn = draw(logits, state)
         assert drawn is not None
         chosen.append(drawn.token_id)
         tokens.append(drawn.token_id)
@@ -187,7 +180,7 @@ def test_endings_are_forbidden_until_min_tokens() -> None:
 
 def test_ignore_eos_forbids_eos_but_not_stop_tokens() -> None:
     state = SamplingState(SamplingParams(temperature=0, ignore_eos=True, stop_token_ids=(1,)), [3], [0])
-    (drawn,) = sample(np.array([[9, 8, 7, 1]], np.float32), [state])
+    drawn = draw(np.array([9, 8, 7, 1], np.float32), state)
     assert drawn is not None
     assert drawn.token_id == 1
 
@@ -195,7 +188,7 @@ def test_ignore_eos_forbids_eos_but_not_stop_tokens() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-9])
 @pytest.mark.parametrize("row", [[np.nan, 1, 2], [1, np.nan, 2], [-np.inf] * 3, [1, np.inf, 2]])
 def test_what_is_not_a_number_draws_nothing(row: list[float], temperature: float) -> None:
-    assert sample(np.array([row], np.float32), [SamplingState(SamplingParams(temperature), [0])]) == [None]
+    assert draw(np.array(row, np.float32), SamplingState(SamplingParams(temperature), [0])) is None
 
 
 @pytest.mark.parametrize(
@@ -250,7 +243,7 @@ def test_logprobs_are_of_the_raw_logits() -> None:
     logits = np.random.default_rng(3).normal(0, 3, 400).astype(np.float32)
     expected = np.log(np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum())
     params = SamplingParams(temperature=0, logit_bias={7: 100.0}, logprobs=3)
-    (drawn,) = sample(logits[None], [SamplingState(params, [0])])
+    drawn = draw(logits, SamplingState(params, [0]))
     assert drawn is not None
     assert drawn.logprob is not None
     assert drawn.token_id == drawn.logprob.token_id == 7

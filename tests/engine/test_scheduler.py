@@ -1,6 +1,7 @@
 """The scheduler on the echo runner, without threads: it checks every block it reads."""
 
-from itertools import pairwise
+from itertools import pairwise, zip_longest
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from vmm_adapters.echo import EchoRunner
 from vmm_adapters.types import SamplingParams
 from vmm_server.engine.block_pool import BlockPool
-from vmm_server.engine.scheduler import Scheduler, Step
+from vmm_server.engine.scheduler import Drafter, DrawRows, Scheduler, Step
 from vmm_server.engine.sequence import Sequence, SequenceStatus
 
 
@@ -26,7 +27,9 @@ class Bench:
         max_batched_tokens: int = 8,
         max_sequences: int = 4,
         max_scores: int | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
+        self.drafter = drafter
         self.runner = EchoRunner(num_blocks=num_blocks, block_size=block_size)
         self.pool = BlockPool(num_blocks, block_size)
         self.scheduler = Scheduler(
@@ -62,12 +65,23 @@ class Bench:
         for rows in step.scored:
             seen = [int(row.argmax()) for row in logits[rows.first_row : rows.first_row + len(rows.token_ids)]]
             self.scores.setdefault(rows.sequence, []).extend(zip(rows.token_ids, seen, strict=True))
-        self.scheduler.update(step, [int(logits[row].argmax()) for row in step.sampled_rows])
+        self.scheduler.update(step)
+        for rows in step.draws:
+            self.draw(rows, logits[rows.first_row : rows.first_row + len(rows.draft_ids) + 1].argmax(axis=1).tolist())
         self.num_computed += step.batch.num_tokens
         self.num_copied += len(step.block_copies)
 
+    def draw(self, rows: DrawRows, token_ids: list[int]) -> None:
+        """Take the tokens up to the first one that was not drafted."""
+        for token_id, draft_id in zip_longest(token_ids, rows.draft_ids):
+            self.scheduler.append(rows.sequence, token_id, is_drafted=token_id == draft_id)
+            if token_id != draft_id or rows.sequence.is_finished:
+                break
+        if not rows.sequence.is_finished:
+            self.scheduler.settle(rows.sequence)
+
     def step(self) -> Step:
-        step = self.scheduler.schedule()
+        step = self.scheduler.schedule(self.drafter)
         self.compute(step)
         return step
 
@@ -269,8 +283,9 @@ def test_a_token_that_could_not_be_drawn_fails_only_its_sequence() -> None:
     bad, good = bench.add("abc"), bench.add("xyz")
     step = bench.scheduler.schedule()
     bench.runner.execute(step.batch)
-    bench.scheduler.update(step, [None, ord("a")])
-    assert bad.status is SequenceStatus.FAILED
+    bench.scheduler.update(step)
+    bench.scheduler.finish(bad, SequenceStatus.FAILED)
+    bench.scheduler.append(good, ord("a"))
     bench.drain()
     assert answer(good) == "abcd"
     assert bench.pool.num_free == 16
@@ -308,6 +323,63 @@ def test_a_scored_prompt_that_comes_first_advances_at_once() -> None:
     bench.drain()
 
 
+def drafting(**drafts: str) -> Drafter:
+    """Draft for a sequence what the last letter of its text says."""
+    return lambda sequences, budget: {
+        s: list(drafts[chr(s.token_ids[-1])].encode())[:budget] for s in sequences if chr(s.token_ids[-1]) in drafts
+    }
+
+
+def test_drafts_are_taken_up_to_the_first_wrong_one() -> None:
+    bench = Bench(drafter=drafting(c="de?g"))
+    sequence = bench.add("abc", 9)
+    step = bench.step()
+    assert (shape(step), step.num_drafts) == ([(sequence, 3)], 0), "nothing is drafted behind a prompt"
+    bench.drafter = drafting(d="ef?h")
+    step = bench.step()
+    assert (shape(step), step.num_drafts, step.batch.num_logits) == ([(sequence, 5)], 4, 5)
+    assert answer(sequence) == "defg"
+    assert sequence.num_computed_tokens == 6
+    bench.drain()
+    assert answer(sequence) == alphabet_after("c", 9)
+
+
+def test_drafts_leave_the_budget_to_tokens_and_the_blocks_to_others() -> None:
+    bench = Bench(num_blocks=3, max_batched_tokens=3, drafter=drafting(d="efghijkl"))
+    sequence = bench.add("abc", 9)
+    bench.step()
+    assert shape(bench.step()) == [(sequence, 3)], "the last token and two drafts"
+    bench = Bench(num_blocks=3, drafter=drafting(d="efghijk", z="abcdefg"))
+    first, second = bench.add("abc", 2), bench.add("xy", 2)
+    bench.step()
+    step = bench.scheduler.schedule(bench.drafter)
+    assert shape(step) == [(first, 5), (second, 2)], "the first takes the free block, the other what its own has left"
+    bench.compute(step)
+    assert bench.pool.num_free == 3
+
+
+def test_a_block_that_only_drafts_fill_is_given_back_and_never_shared() -> None:
+    bench = Bench(drafter=drafting(d="eXXXXXX"))
+    sequence = bench.add("abc", 12)
+    bench.step()
+    bench.step()
+    assert (answer(sequence), len(sequence.block_table), len(sequence.block_keys)) == ("def", 2, 1)
+    assert bench.pool.num_free == 14
+    bench.drain()
+    other = bench.add("abcdeXXXXXXXX", 1)
+    bench.step()
+    assert other.num_cached_tokens == 4
+
+
+def test_nothing_is_drafted_while_a_prompt_is_computed() -> None:
+    bench = Bench(max_batched_tokens=16, drafter=drafting(c="defg"))
+    first = bench.add("a", 9)
+    bench.step()
+    second = bench.add("xyz" * 4)
+    assert shape(bench.step()) == [(first, 1), (second, 12)]
+    assert bench.step().num_drafts == 4
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Random traffic on pools of random size. After each step the books must balance."""
 
@@ -316,9 +388,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(1, 12),
         max_sequences=st.integers(1, 5),
         max_scores=st.integers(1, 12),
+        seed=st.integers(0, 2**32),
     )
-    def start(self, num_blocks: int, budget: int, max_sequences: int, max_scores: int) -> None:
+    def start(self, num_blocks: int, budget: int, max_sequences: int, max_scores: int, seed: int) -> None:
         self.bench = Bench(num_blocks, max_batched_tokens=budget, max_sequences=max_sequences, max_scores=max_scores)
+        self.random = Random(seed)
         self.scheduler, self.pool = self.bench.scheduler, self.bench.pool
         self.sequences: list[Sequence] = []
 
@@ -347,16 +421,32 @@ class SchedulerMachine(RuleBasedStateMachine):
             if self.scheduler.has_work:
                 self._step()
 
+    def _draft(self, sequences: list[Sequence], budget: int) -> dict[Sequence, list[int]]:
+        """For some of them what will be said, or what begins so and goes wrong."""
+        drafts = {}
+        self.running_when_drafting = list(self.scheduler.running)
+        for sequence in sequences:
+            count = min(budget, sequence.num_draftable_tokens, self.random.randrange(7))
+            if count > 0:
+                right = list(alphabet_after(bytes(sequence.token_ids).decode(), count).encode())
+                num_right = self.random.randrange(count + 1)
+                drafts[sequence] = right[:num_right] + [ord("?")] * (count - num_right)
+                budget -= count
+        return drafts
+
     def _step(self) -> None:
+        self.running_when_drafting = []
         decoding = [s for s in self.scheduler.running if s.num_pending_tokens == 1]
         first = self.scheduler.running[:1]
-        step = self.scheduler.schedule()
+        step = self.scheduler.schedule(self._draft)
+        assert self.running_when_drafting in ([], self.scheduler.running), "a draft preempts"
         assert 0 < step.batch.num_tokens <= self.scheduler.max_batched_tokens
         assert len(set(step.sequences)) == len(step.sequences) <= self.scheduler.max_sequences
         assert self.scheduler.running[0] in step.sequences, "the first in rank must advance"
-        drawing = set(step.sampled) - {rows.sequence for rows in step.scored}
+        drawing = {rows.sequence for rows in step.draws} - {rows.sequence for rows in step.scored}
         assert step.batch.num_logits - len(drawing) <= self.scheduler.max_scores + 1
-        assert step.scored or step.sampled_rows == tuple(range(step.batch.num_logits))
+        drawn_rows = [rows.first_row + i for rows in step.draws for i in range(len(rows.draft_ids) + 1)]
+        assert step.scored or drawn_rows == list(range(step.batch.num_logits))
         targets = [target for _, target in step.block_copies]
         for sequence, chunk in zip(step.sequences, step.batch.chunks, strict=True):
             assert chunk.start == sequence.num_computed_tokens
@@ -384,6 +474,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "bench"):
             return
         held = [block for s in self.sequences for block in s.block_table]
+        assert all(len(s.block_table) <= self.pool.num_blocks_for(len(s.token_ids)) for s in self.sequences)
         holders = [self.pool.num_holders(block) for block in range(self.pool.num_blocks)]
         assert holders == [held.count(block) for block in range(self.pool.num_blocks)]
         assert self.pool.num_free == holders.count(0)

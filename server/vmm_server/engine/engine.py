@@ -22,6 +22,7 @@ from vmm_server.engine.grammar import CompiledGrammar, GrammarCompiler
 from vmm_server.engine.lacking import lacking
 from vmm_server.engine.paged_executor import PagedExecutor
 from vmm_server.engine.sequence import SeenPrompt, Sequence
+from vmm_server.engine.speculation import Speculator
 from vmm_server.engine.stopping import AnswerText, Detokenizer, special_token_ids
 from vmm_server.engine.stream import Delta, Outbox, TokenStream, Usage
 from vmm_server.engine.worker import Abort, Answer, Close, Prepared, Submit, Worker
@@ -54,6 +55,8 @@ class EngineOptions:
     gather_s: float = 0.02
     """How long an idle engine waits for requests that are being prepared: a step with one prompt takes half as long
     as one with sixteen, and those that just miss it wait for two."""
+    speculation: bool = False
+    """Whether tokens are guessed and checked several at a time, where that pays (`speculation`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +269,7 @@ def _executor(
             max_sequences=options.max_sequences,
             max_score_bytes=options.max_score_bytes,
             clock=clock,
+            speculator=Speculator() if options.speculation else None,
         )
     return BackendExecutor(cast(TextBackend, runtime), max_sequences=options.max_sequences, clock=clock)
 

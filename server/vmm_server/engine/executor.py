@@ -28,6 +28,10 @@ class EngineStats:
     """Held by no sequence; most of them still hold cached prefixes."""
     num_preempted: int
     """Preemptions since the start."""
+    num_drafted_tokens: int = 0
+    """Guessed and computed since the start."""
+    num_accepted_tokens: int = 0
+    """Of them, those that were drawn."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,16 @@ class TokenMatcher:
         if not self._matcher.consume_token(token_id):
             self._fail(self._matcher.get_error())
 
+    def forced(self) -> list[int]:
+        """Tokens that have to come next, one after the other; none where there is a choice."""
+        matcher = self._matcher
+        return [] if matcher.is_stopped() else list(matcher.compute_ff_tokens())
+
+    def num_allowed(self, token_ids: list[int]) -> int:
+        """How many of the tokens may come next, one after the other."""
+        matcher = self._matcher
+        return 0 if matcher.is_stopped() else matcher.validate_tokens(token_ids)
+
     def _fail(self, reason: str) -> None:
         self.failure = f"the grammar cannot be followed any further: {shortened(reason)}"
 

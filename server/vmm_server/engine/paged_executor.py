@@ -1,16 +1,21 @@
 """A `CausalLMRunner` under our own scheduler: it computes batches, and tokens are drawn from its logits."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vmm_adapters.base import CausalLMRunner
+from vmm_adapters.types import TokenLogprob
 from vmm_server.engine.block_pool import BlockPool
 from vmm_server.engine.executor import EngineStats, Outcome
 from vmm_server.engine.grammar import CompiledGrammar
-from vmm_server.engine.sampler import SamplingState, sample
-from vmm_server.engine.scheduler import Scheduler
+from vmm_server.engine.sampler import SamplingState, draw
+from vmm_server.engine.scheduler import DrawRows, Scheduler, Step
 from vmm_server.engine.scoring import score
 from vmm_server.engine.sequence import Sequence, SequenceStatus
+from vmm_server.engine.speculation import Speculator
 from vmm_server.errors import GenerationFailed, InvalidRequest, VMMError
 
 
@@ -29,6 +34,7 @@ class PagedExecutor:
         max_sequences: int,
         max_score_bytes: int,
         clock: Callable[[], float],
+        speculator: Speculator | None = None,
     ) -> None:
         self._pool = BlockPool(runner.num_blocks, runner.block_size)
         self._scheduler = Scheduler(
@@ -48,6 +54,8 @@ class PagedExecutor:
         self._eos_token_ids = eos_token_ids
         self._clock = clock
         self._states: dict[Sequence, SamplingState] = {}
+        self._speculator = speculator
+        self._num_drafted_tokens = self._num_accepted_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -63,17 +71,23 @@ class PagedExecutor:
             num_blocks=self._pool.num_blocks,
             num_free_blocks=self._pool.num_free,
             num_preempted=self._scheduler.num_preempted,
+            num_drafted_tokens=self._num_drafted_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
         )
 
     def add(self, sequence: Sequence, grammar: CompiledGrammar | None) -> None:
         """See `Executor.add`."""
-        self._states[sequence] = SamplingState(sequence.sampling, sequence.token_ids, self._eos_token_ids, grammar)
+        state = SamplingState(sequence.sampling, sequence.token_ids, self._eos_token_ids, grammar)
+        self._states[sequence] = state
+        if self._speculator is not None:
+            self._speculator.add(sequence, state)
         self._scheduler.add(sequence)
 
-    def step(self) -> list[Outcome]:
-        """See `Executor.step`."""
+    def step(self) -> Iterator[Outcome]:
+        """See `Executor.step`. What is drawn is drawn as it is read, since the text so far may end the answer."""
         self.involved = None
-        step = self._scheduler.schedule()
+        speculator = self._speculator
+        step = self._scheduler.schedule(None if speculator is None else speculator.draft)
         self.involved = step.sequences
         now = self._clock()
         for sequence in step.sequences:
@@ -82,28 +96,65 @@ class PagedExecutor:
         if step.block_copies:
             self._runner.copy_blocks(step.block_copies)
         logits = self._runner.execute(step.batch)
+        if speculator is not None and step.only_decodes:
+            speculator.note_step(len(step.sequences), step.num_drafts, self._clock() - now)
+        return self._outcomes(step, logits)
+
+    def _outcomes(self, step: Step, logits: NDArray[np.float32]) -> Iterator[Outcome]:
         scores = {rows.sequence: score(logits, rows) for rows in step.scored}
-        if step.scored:
-            logits = logits[list(step.sampled_rows)]
-        states = [self._states[sequence] for sequence in step.sampled]
-        tokens = sample(logits, states)
-        self._scheduler.update(step, [None if token is None else token.token_id for token in tokens])
-        for sequence, state in zip(step.sampled, states, strict=True):
+        draws = {rows.sequence: rows for rows in step.draws}
+        self._scheduler.update(step)
+        for sequence in step.sequences:
+            scored, rows = scores.get(sequence, ()), draws.get(sequence)
+            if scored is None:
+                yield Outcome(sequence, error=self._no_number(sequence))
+            elif rows is not None:
+                yield from self._drawn(rows, logits, scored)
+            elif scored or sequence.is_finished:
+                yield Outcome(sequence, None, scored)
+
+    def _drawn(
+        self, rows: DrawRows, logits: NDArray[np.float32], scored: tuple[TokenLogprob, ...]
+    ) -> Iterator[Outcome]:
+        """Draw until a token is not the one that was drafted, or ends the answer."""
+        sequence, drafts = rows.sequence, rows.draft_ids
+        state = self._states[sequence]
+        is_predicted = bool(drafts) and self._speculator is not None and self._speculator.is_predicted(sequence)
+        first_drawn = len(sequence.token_ids)
+        self._num_drafted_tokens += len(drafts)
+        sequence.num_drafted_tokens += len(drafts)
+        sequence.num_drafted_predictions += len(drafts) * is_predicted
+        for index in range(len(drafts) + 1):
+            token = draw(logits[rows.first_row + index], state)
+            if token is None:
+                yield Outcome(sequence, scored=scored, error=self._no_number(sequence))
+                return
+            is_drafted = index < len(drafts) and token.token_id == drafts[index]
+            self._num_accepted_tokens += is_drafted
+            sequence.num_accepted_tokens += is_drafted
+            sequence.num_accepted_predictions += is_drafted and is_predicted
+            self._scheduler.append(sequence, token.token_id, is_drafted=is_drafted)
             if state.is_complete:
                 self._scheduler.finish(sequence, SequenceStatus.STOPPED)
-        drawn = dict(zip(step.sampled, tokens, strict=True))
-        outcomes: list[Outcome] = []
-        for sequence in step.sequences:
-            scored, token = scores.get(sequence, ()), drawn.get(sequence)
-            if scored is None or (token is None and sequence in drawn):
-                outcomes.append(Outcome(sequence, scored=scored or (), error=self._no_number(sequence)))
-            elif token is not None or scored or sequence.is_finished:
-                outcomes.append(Outcome(sequence, token, scored))
-        return outcomes
+            is_last = not is_drafted or sequence.is_finished
+            if is_last:
+                self._settle(sequence, len(drafts), sequence.token_ids[first_drawn:])
+            yield Outcome(sequence, token, scored)
+            if is_last or sequence.is_finished:  # with this token, or with the text that it made
+                return
+            scored = ()
+
+    def _settle(self, sequence: Sequence, num_drafts: int, drawn: list[int]) -> None:
+        if num_drafts and not sequence.is_finished:
+            self._scheduler.settle(sequence)
+        if self._speculator is not None:
+            self._speculator.settle(sequence, num_drafts, drawn)
 
     def finish(self, sequence: Sequence, status: SequenceStatus) -> None:
         """See `Executor.finish`."""
         self._states.pop(sequence, None)
+        if self._speculator is not None:
+            self._speculator.forget(sequence)
         self._scheduler.finish(sequence, status)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ one row at a time: a row of logits stays in the processor's second-level cache w
 a sequence draws cannot depend on its neighbours. No row is ever sorted whole.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,7 @@ class SamplingState:
         self.random = None if params.temperature == 0 else np.random.default_rng(seed)
         self._eos = np.array(sorted(eos_token_ids), np.intp)
         self._endings = np.union1d(self._eos, np.array(params.stop_token_ids, np.intp)).astype(np.intp)
+        self._ending_ids = frozenset(self._endings.tolist())
         self._bias_ids = np.array(list(params.logit_bias), np.intp)
         self._biases = np.array(list(params.logit_bias.values()), np.float32)
         self._seen = _TokenCounts() if params.repetition_window is None else None
@@ -68,8 +69,22 @@ class SamplingState:
 
     def accept(self, token_id: int) -> None:
         """Move the grammar on by a drawn token; the one that ends the answer is no part of it."""
-        if self._matcher is not None and token_id not in self._endings:
+        if self._matcher is not None and token_id not in self._ending_ids:
             self._matcher.accept(token_id)
+
+    def forced_tokens(self) -> list[int]:
+        """What the grammar leaves no choice about."""
+        return [] if self._matcher is None else self._matcher.forced()
+
+    def plausible(self, token_ids: list[int]) -> list[int]:
+        """The first of these tokens, up to one that ends the answer or that the grammar forbids."""
+        for index, token_id in enumerate(token_ids):
+            if token_id in self._ending_ids:
+                token_ids = token_ids[:index]
+                break
+        if self._matcher is None or not token_ids:
+            return token_ids
+        return token_ids[: self._matcher.num_allowed(token_ids)]
 
     @property
     def _penalises_answer(self) -> bool:
@@ -152,28 +167,24 @@ class _TokenCounts:
         return self._ids[: len(self._slots)], self._counts[: len(self._slots)]
 
 
-def sample(logits: NDArray[np.float32], states: Sequence[SamplingState]) -> list[Sampled | None]:
-    """Draw one token from each row of float32 `[len(states), vocabulary]`.
+def draw(logits: Row, state: SamplingState) -> Sampled | None:
+    """The next token of a sequence, from its row of float32 `[vocabulary]`.
 
     `None` where nothing can be drawn: NaN in the row, or no token left that is not forbidden.
     """
-    return [_sample_row(row, state) for row, state in zip(logits, states, strict=True)]
-
-
-def _sample_row(logits: Row, state: SamplingState) -> Sampled | None:
     row = state.adjust(logits)
     token_id = int(row.argmax())  # of the first NaN, if there is one
     if not np.isfinite(row[token_id]):
         return None
     if state.random is not None:
-        token_id = _draw(row, row[token_id], state.params, state.random.random())
+        token_id = _pick_token(row, row[token_id], state.params, state.random.random())
     state.accept(token_id)
     if state.params.logprobs is None:
         return Sampled(token_id)
     return Sampled(token_id, logprobs_of(logits, token_id, state.params.logprobs))
 
 
-def _draw(row: Row, peak: np.float32, params: SamplingParams, uniform: float) -> int:
+def _pick_token(row: Row, peak: np.float32, params: SamplingParams, uniform: float) -> int:
     """Temperature, `top_k`, `typical_p`, `top_p`, `min_p`, then the token at `uniform` (in [0, 1)) of what is left.
 
     `top_p` keeps the most likely tokens up to and with the one that reaches it, of the mass that `top_k` left;

@@ -1,7 +1,8 @@
 """Who computes what in the next step. Pure: no threads, no clocks, no tensors."""
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as List
 from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
@@ -23,6 +24,19 @@ class PromptRows:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawRows:
+    """A sequence draws from this row of logits and, while that gives what was drafted, from the rows behind it."""
+
+    sequence: Sequence
+    first_row: int
+    draft_ids: tuple[int, ...] = ()
+
+
+Drafter = Callable[[List[Sequence], int], Mapping[Sequence, List[int]]]
+"""`(sequences that decode, most drafts in all) -> what may follow`: `Sequence.num_draftable_tokens` at most of each."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What one call of the runner computes: `batch.chunks[i]` is the share of `sequences[i]`."""
 
@@ -30,11 +44,19 @@ class Step:
     batch: Batch
     block_copies: tuple[tuple[int, int], ...]
     """(source, target) blocks to copy, in order, before the batch is computed."""
-    sampled: tuple[Sequence, ...]
-    """Sequences that get a token from this step."""
-    sampled_rows: tuple[int, ...]
-    """The row of logits that each of them draws from. All rows there are, unless something is `scored`."""
+    draws: tuple[DrawRows, ...]
+    """Of the sequences that get tokens from this step. All rows there are, unless something is `scored`."""
     scored: tuple[PromptRows, ...] = ()
+
+    @property
+    def num_drafts(self) -> int:
+        """Of the batch's tokens, those that are guessed."""
+        return sum(len(rows.draft_ids) for rows in self.draws)
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether each sequence computes its last token and draws."""
+        return self.batch.num_tokens - self.num_drafts == len(self.sequences) == len(self.draws)
 
 
 class _StepBuilder:
@@ -45,6 +67,7 @@ class _StepBuilder:
         self.score_budget = score_budget
         self._num_scores: dict[Sequence, int] = {}
         self._num_tokens: dict[Sequence, int] = {}
+        self._drafts: dict[Sequence, List[int]] = {}
         self._copies: dict[Sequence, tuple[int, int]] = {}
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
@@ -63,31 +86,37 @@ class _StepBuilder:
         self.score_budget += self._num_scores.pop(sequence, 0)
         self._copies.pop(sequence, None)
 
+    @property
+    def decoding(self) -> list[Sequence]:
+        """Whoever computes its last token, if that is all that the step does."""
+        sequences = [each for each in self._num_tokens if each.draws_after(1)]
+        return sequences if len(sequences) == len(self._num_tokens) else []
+
+    def add_drafts(self, sequence: Sequence, draft_ids: List[int]) -> None:
+        """Guesses to be computed behind its last token, for which it has places."""
+        self._drafts[sequence] = draft_ids
+        self.budget -= len(draft_ids)
+
     def build(self) -> Step:
         chunks: list[Chunk] = []
-        sampled: dict[Sequence, int] = {}
+        draws: list[DrawRows] = []
         scored: list[PromptRows] = []
         num_rows = 0
         for sequence, num_tokens in self._num_tokens.items():
             start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
-            draws = end == len(sequence.token_ids) and sequence.sampling.max_tokens != 0
+            drafts = self._drafts.get(sequence, ())
+            num_draws = len(drafts) + 1 if sequence.draws_after(num_tokens) else 0
             if num_scores := self._num_scores[sequence]:
                 # the last position of a prompt scores nothing, but may be drawn from
                 followers = sequence.token_ids[end - num_scores + 1 : end + 1]
                 scored.append(PromptRows(sequence, num_rows, tuple(followers)))
-            num_logits = max(num_scores, int(draws))
-            chunks.append(Chunk(sequence.token_ids[start:end], start, sequence.block_table, num_logits))
+            num_logits = max(num_scores, num_draws)
+            chunks.append(Chunk([*sequence.token_ids[start:end], *drafts], start, sequence.block_table, num_logits))
             num_rows += num_logits
-            if draws:
-                sampled[sequence] = num_rows - 1
-        return Step(
-            tuple(self._num_tokens),
-            Batch(tuple(chunks)),
-            tuple(self._copies.values()),
-            tuple(sampled),
-            tuple(sampled.values()),
-            tuple(scored),
-        )
+            if num_draws:
+                draws.append(DrawRows(sequence, num_rows - num_draws, tuple(drafts)))
+        copies = tuple(self._copies.values())
+        return Step(tuple(self._num_tokens), Batch(tuple(chunks)), copies, tuple(draws), tuple(scored))
 
 
 class Scheduler:
@@ -104,6 +133,10 @@ class Scheduler:
 
     A prompt that is to be scored takes no cached blocks. At most `max_scores` positions are scored in a step, and one
     more where the first in rank would have none.
+
+    A step that only decodes may have drafts: guessed tokens behind each last one, for which there are budget, rows of
+    logits and free blocks left. They make nobody wait and preempt nobody; a draft counts as computed once it was drawn
+    (`append`), and blocks that hold nothing but what was not are given back (`settle`).
     """
 
     def __init__(
@@ -136,7 +169,7 @@ class Scheduler:
             self._release(sequence)
         sequence.status = status
 
-    def schedule(self) -> Step:
+    def schedule(self, drafter: Drafter | None = None) -> Step:
         """Choose the next step. It is empty only when there is no work."""
         step = _StepBuilder(self.max_batched_tokens, self.max_scores)
         decoding = [sequence for sequence in self.running if sequence.num_pending_tokens == 1]
@@ -146,26 +179,45 @@ class Scheduler:
                 self._advance(sequence, step)
         while self.waiting and step.budget > 0 and self._admit(self.waiting[0], step):
             self._advance(self.waiting.pop(0), step)
+        if drafter is not None and step.budget > 0 and (drafting := step.decoding):
+            self._add_drafts(drafter(drafting, min(step.budget, self.max_scores)), step)
         return step.build()
 
-    def update(self, step: Step, token_ids: Iterable[int | None]) -> None:
-        """Book a computed step. `token_ids` has one entry for each of `step.sampled`; `None` if none could be drawn.
-
-        Sequences that this ends are finished and their blocks free.
-        """
-        drawn = dict(zip(step.sampled, token_ids, strict=True))
+    def update(self, step: Step) -> None:
+        """Book a computed step, all but its draws and drafts: those are for `append` and `settle`."""
         for sequence, chunk in zip(step.sequences, step.batch.chunks, strict=True):
-            self._mark_computed(sequence, len(chunk.token_ids))
-            if sequence not in drawn:
-                sequence.finish_prompt()
-            elif (token_id := drawn[sequence]) is None:
-                self.finish(sequence, SequenceStatus.FAILED)
-                continue
-            else:
-                sequence.append(token_id)
-            if sequence.is_finished:
-                self.running.remove(sequence)
-                self._release(sequence)
+            self._mark_computed(sequence, min(len(chunk.token_ids), sequence.num_pending_tokens))
+            sequence.finish_prompt()
+            self._let_go(sequence)
+
+    def append(self, sequence: Sequence, token_id: int, *, is_drafted: bool = False) -> None:
+        """Book a drawn token, computed already if it was drafted. If this ends the sequence, its blocks are free."""
+        sequence.append(token_id)
+        if is_drafted and not sequence.is_finished:
+            self._mark_computed(sequence, 1)
+        self._let_go(sequence)
+
+    def settle(self, sequence: Sequence) -> None:
+        """Give back the blocks that only drafts needed which were not drawn."""
+        num_blocks = self.pool.num_blocks_for(len(sequence.token_ids))
+        self.pool.release(sequence.block_table[num_blocks:])
+        del sequence.block_table[num_blocks:]
+
+    def _let_go(self, sequence: Sequence) -> None:
+        if sequence.is_finished and sequence in self.running:
+            self.running.remove(sequence)
+            self._release(sequence)
+
+    def _add_drafts(self, drafts: Mapping[Sequence, List[int]], step: "_StepBuilder") -> None:
+        """As many of the drafts as free blocks have places for."""
+        pool = self.pool
+        for sequence, draft_ids in drafts.items():
+            table, num_computed = sequence.block_table, sequence.num_computed_tokens + 1
+            while pool.num_free and len(table) * pool.block_size < num_computed + len(draft_ids):
+                table.append(pool.allocate())
+            num_places = len(table) * pool.block_size - num_computed
+            if min(num_places, len(draft_ids)) > 0:
+                step.add_drafts(sequence, draft_ids[:num_places])
 
     def _advance(self, sequence: Sequence, step: "_StepBuilder") -> None:
         """Give a running sequence its share of the step: as many tokens as budget and blocks allow."""

@@ -59,6 +59,7 @@ class Sequence:
         salt: bytes = b"",
         submitted_at: float = 0.0,
         seen: SeenPrompt | None = None,
+        prediction: tuple[int, ...] = (),
     ) -> None:
         self.token_ids = list(prompt)
         self.num_prompt_tokens = len(prompt)
@@ -66,6 +67,8 @@ class Sequence:
         """Stands for the prompt, which then has no tokens here."""
         self.num_seen_tokens = 0 if seen is None else seen.num_text_tokens
         """Of `seen`: those of its text, until the runtime has told what it counted."""
+        self.prediction = prediction
+        """What the answer may say, in whole or in part: drafts are looked up there too."""
         self.sampling = sampling
         self.context_length = self.max_length = max_length
         if sampling.max_tokens is not None:
@@ -85,6 +88,13 @@ class Sequence:
         self.num_scored_tokens = 0
         """Positions whose logits were seen, if they are to score the prompt token behind them."""
         self.num_preemptions = 0
+        self.num_drafted_tokens = 0
+        """Guessed and computed."""
+        self.num_accepted_tokens = 0
+        """Of them, those that were drawn."""
+        self.num_drafted_predictions = 0
+        """Drafted tokens that stood in the prediction."""
+        self.num_accepted_predictions = 0
 
         self.submitted_at = submitted_at
         self.started_at: float | None = None
@@ -100,6 +110,15 @@ class Sequence:
     def num_pending_tokens(self) -> int:
         """Tokens that are not computed yet: 1 while decoding, more while a prompt is catching up."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_draftable_tokens(self) -> int:
+        """Tokens that may be guessed behind the last one: one less than can still be drawn, as one more is drawn."""
+        return max(0, self.max_length - len(self.token_ids) - 1)
+
+    def draws_after(self, num_tokens: int) -> bool:
+        """Whether a token is drawn once the next `num_tokens` tokens are computed."""
+        return num_tokens == self.num_pending_tokens and self.sampling.max_tokens != 0
 
     @property
     def is_scoring(self) -> bool:
@@ -164,6 +183,10 @@ class Sequence:
             num_prompt_tokens=self.num_prompt_tokens + self.num_seen_tokens,
             num_cached_tokens=self.num_cached_tokens,
             num_generated_tokens=self.num_generated_tokens,
+            num_drafted_tokens=self.num_drafted_tokens,
+            num_accepted_tokens=self.num_accepted_tokens,
+            num_drafted_predictions=self.num_drafted_predictions,
+            num_accepted_predictions=self.num_accepted_predictions,
             queued_s=started - self.submitted_at,
             prefill_s=first - started,
             decode_s=last - first,

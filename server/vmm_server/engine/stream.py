@@ -26,6 +26,13 @@ class Usage:
     """From the first generated token to the last."""
     num_reasoning_tokens: int = 0
     """Of the generated ones, thinking and its markers; counted by `prompt.answer`."""
+    num_drafted_tokens: int = 0
+    """Guessed and computed with the token before them (`speculation`)."""
+    num_accepted_tokens: int = 0
+    """Of them, those that are in the answer; they are among the generated ones."""
+    num_drafted_predictions: int = 0
+    """Drafted tokens that stood in the prediction that came with the request."""
+    num_accepted_predictions: int = 0
     stop_string: str | None = None
     """The one of `SamplingParams.stop` that ended the answer."""
 

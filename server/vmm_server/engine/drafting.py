@@ -1,0 +1,223 @@
+"""How many drafts a step should have: what they cost, how often they are right, and what may be lost. Pure.
+
+A step with `n` sequences that decode gives `n` tokens. Drafts make it dearer by a factor, which is measured
+(`StepCosts`), and give a sequence with `k` of them, each right with probability p, p + p² + … + pᵏ tokens more
+(Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", 2023, section 3.3). The plan is the one
+with the highest geometric mean of all sequences' paces: their sum is then never lower than without drafts, and one that
+has nothing to draft is not slowed for a small gain of its neighbour.
+
+Estimates can be wrong, and texts can mislead. So every sequence has a credit (`DraftRecord`), in plain steps: it earns
+`EARNING` with each token, and a step has no drafts for which it could not pay should all of them be wrong. What a step
+costs all sequences more than a plain one is paid by those that draft, each token that this brings is paid back, and
+what is saved is bounded. No credit falls below zero, so sequences are together at most `FIRST_CREDIT` plain steps each
+and the share `EARNING` of their time behind where they would be without drafts, whatever the texts say: 3 % of an answer
+of 50 tokens, and less of any longer one.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+from math import log
+from statistics import median_low
+
+MAX_DRAFTS = 15
+"""Of one sequence in a step."""
+EARNING = 0.02
+"""Plain steps that a sequence may lose for each token."""
+FIRST_CREDIT = 0.5
+_MAX_CREDIT = 8.0
+_MIN_GAIN = 0.02  # of the logarithm of the mean pace: what is less is noise
+
+_PRIOR_SLOPE = 0.45  # of a step's time, for each token beyond the first: a processor that computes at its limit
+_NUM_SAMPLES = 9
+_MAX_AGE = 1024  # steps after which a measurement of drafts is too old to tell
+_PLAIN_EVERY = 32
+_PROBE_EVERY = 128
+
+
+class Evidence(Enum):
+    """What a proposal rests on: its rank, and how often such a one is right before anything is known."""
+
+    PAIR = (0, 0.4)
+    SHORT = (1, 0.6)
+    LONG = (2, 0.8)
+    LONGEST = (3, 0.9)
+    MODEL = (4, 0.6)
+    GRAMMAR = (5, 0.98)
+
+    @property
+    def prior(self) -> float:
+        """The probability that the next token is right."""
+        return float(self.value[1])
+
+
+class DraftRecord:
+    """Of one sequence: how often proposals were right, and what it may still lose."""
+
+    _PRIOR_WEIGHT = 2.0
+    _MEMORY = 0.9
+
+    def __init__(self) -> None:
+        self.credit = FIRST_CREDIT
+        """In plain steps."""
+        self._counts: dict[Evidence, tuple[float, float]] = {}
+
+    def probability(self, evidence: Evidence) -> float:
+        """That a token proposed on such evidence is the next one, if those before it were right."""
+        right, tried = self._counts.get(evidence, (0.0, 0.0))
+        weight = self._PRIOR_WEIGHT
+        return min(0.98, (right + weight * evidence.prior) / (tried + weight))
+
+    def note(self, evidence: Evidence, num_right: int, num_tried: int) -> None:
+        """Proposed tokens that a step showed to be right, of those it showed to be either. Drafts or not: it is free
+        to see whether a token that was not drafted would have been right.
+        """
+        right, tried = self._counts.get(evidence, (0.0, 0.0))
+        self._counts[evidence] = right * self._MEMORY + num_right, tried * self._MEMORY + num_tried
+
+    def book(self, num_drawn: int, charge: float) -> None:
+        """Earn for the tokens that a step gave, and pay for its drafts (plain steps)."""
+        gained = num_drawn - 1 if charge else 0
+        self.credit = min(_MAX_CREDIT, self.credit + EARNING * num_drawn + gained - charge)
+
+
+class StepCosts:
+    """What steps take by the number of sequences that decode, and of drafts. Medians of the last few: one slow step
+    says nothing. The first step of a new number of tokens says nothing either, since it may compile kernels.
+    """
+
+    def __init__(self) -> None:
+        self._plain: dict[int, deque[float]] = {}
+        self._ratios: dict[int, dict[int, deque[float]]] = {}
+        self._seen: set[int] = set()
+        self._num_steps = 0
+        self._plain_at: dict[int, int] = {}
+        self._drafted_at: dict[tuple[int, int], int] = {}
+
+    def note(self, num_sequences: int, num_drafts: int, seconds: float) -> None:
+        """A step that did nothing but decode."""
+        self._num_steps += 1
+        num_tokens = num_sequences + num_drafts
+        if num_tokens not in self._seen:
+            self._seen.add(num_tokens)
+        elif num_drafts == 0:
+            self._plain.setdefault(num_sequences, deque(maxlen=_NUM_SAMPLES)).append(seconds)
+            self._plain_at[num_sequences] = self._num_steps
+        elif (plain := self._median_plain(num_sequences)) > 0:
+            ratios = self._ratios.setdefault(num_sequences, {})
+            ratios.setdefault(num_drafts, deque(maxlen=_NUM_SAMPLES)).append(seconds / plain)
+            self._drafted_at[num_sequences, num_drafts] = self._num_steps
+
+    def is_known(self, num_sequences: int) -> bool:
+        """Whether a plain step of so many sequences was measured, and not too long ago."""
+        measured_at = self._plain_at.get(num_sequences, -_PLAIN_EVERY)
+        return self._num_steps - measured_at < _PLAIN_EVERY and self._median_plain(num_sequences) > 0
+
+    def ratios(self, num_sequences: int, most: int, *, at_most: bool = False) -> list[float]:
+        """How many plain steps a step with 0, 1, … `most` drafts takes: measured, and on a line between measurements.
+
+        Beyond them it goes on as steep as before or, `at_most`, so that drafts cost what as many sequences would.
+        """
+        known = [(0, 1.0)]
+        for num_drafts, samples in sorted(self._ratios.get(num_sequences, {}).items()):
+            if self._num_steps - self._drafted_at[num_sequences, num_drafts] < _MAX_AGE:
+                known.append((num_drafts, max(1.0, median_low(samples))))
+        last, ratio = known[-1]
+        slope = (ratio - 1) / last if last else _PRIOR_SLOPE / (1 + _PRIOR_SLOPE * (num_sequences - 1))
+        slope = 1 / num_sequences if at_most else slope
+        known.append((max(last, most) + 1, ratio + slope * (max(last, most) + 1 - last)))
+        found = []
+        for (start, low), (end, high) in pairwise(known):
+            found += [low + (high - low) * step / (end - start) for step in range(end - start)]
+        return found[: most + 1]
+
+    def _median_plain(self, num_sequences: int) -> float:
+        samples = self._plain.get(num_sequences)
+        return median_low(samples) if samples else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """What one sequence could draft in the next step."""
+
+    num_tokens: int
+    probability: float
+    """That a token is right, if those before it were."""
+    credit: float
+    """What may be lost, in plain steps."""
+
+
+class DraftPlanner:
+    """Chooses from all sequences' chances, and now and then drafts what it would not, to know what it costs."""
+
+    def __init__(self, costs: StepCosts) -> None:
+        self._costs = costs
+        self._num_refused: dict[int, int] = {}
+
+    def plan(self, chances: Sequence[Chance], num_sequences: int, budget: int) -> list[int]:
+        """How many drafts each gets in a step of `num_sequences`, `budget` in all at most."""
+        budget = min(budget, sum(chance.num_tokens for chance in chances))
+        if budget <= 0 or not self._costs.is_known(num_sequences):
+            return [0] * len(chances)
+        ratios = self._costs.ratios(num_sequences, budget)
+        most = [chance.num_tokens for chance in chances]
+        counts = _best(chances, most, ratios, num_sequences)
+        if not any(counts):
+            counts = self._probe(chances, num_sequences)
+        bounds = self._costs.ratios(num_sequences, budget, at_most=True)
+        while over := self._unaffordable(chances, counts, bounds, num_sequences):
+            for index in over:
+                most[index] = counts[index] - 1
+            counts = _best(chances, most, ratios, num_sequences)
+        return counts
+
+    def charge(self, num_own: int, num_drafts: int, num_sequences: int) -> float:
+        """Of what `num_drafts` cost all sequences, in plain steps of one, the part that `num_own` of them cause."""
+        if not num_own:
+            return 0.0
+        ratio = self._costs.ratios(num_sequences, num_drafts, at_most=True)[num_drafts]
+        return max(1e-9, (ratio - 1) * num_sequences * num_own / num_drafts)
+
+    def _unaffordable(
+        self, chances: Sequence[Chance], counts: list[int], ratios: list[float], num_sequences: int
+    ) -> list[int]:
+        if not (total := sum(counts)):
+            return []
+        price = (ratios[total] - 1) * num_sequences / total
+        return [index for index, count in enumerate(counts) if count and count * price > chances[index].credit]
+
+    def _probe(self, chances: Sequence[Chance], num_sequences: int) -> list[int]:
+        """Mostly nothing; rarely one draft of the best chance, since what it costs may have changed."""
+        refused = self._num_refused[num_sequences] = self._num_refused.get(num_sequences, 0) + 1
+        counts = [0] * len(chances)
+        if refused >= _PROBE_EVERY:
+            self._num_refused[num_sequences] = 0
+            best = max(range(len(chances)), key=lambda index: chances[index].probability)
+            counts[best] = min(1, chances[best].num_tokens)
+        return counts
+
+
+def _best(chances: Sequence[Chance], most: Sequence[int], ratios: Sequence[float], num_sequences: int) -> list[int]:
+    """The counts with the highest geometric mean of paces, none above its `most`.
+
+    A sequence's next draft adds less than the one before, so those that add most make the best plan of any total.
+    """
+    gains: list[tuple[float, int]] = []
+    for index, chance in enumerate(chances):
+        expected, share = 1.0, 1.0
+        for _ in range(most[index]):
+            share *= chance.probability
+            gains.append((log((expected + share) / expected), index))
+            expected += share
+    gains.sort(key=lambda gain: -gain[0])
+    best, best_total, total = _MIN_GAIN * num_sequences, 0, 0.0
+    for count, (gain, _) in enumerate(gains[: len(ratios) - 1], 1):
+        total += gain
+        if (value := total - num_sequences * log(ratios[count])) > best:
+            best, best_total = value, count
+    counts = [0] * len(chances)
+    for _, index in gains[:best_total]:
+        counts[index] += 1
+    return counts
