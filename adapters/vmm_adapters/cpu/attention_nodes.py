@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vmm_adapters.cpu.graph_walk import ANY, FLOATS, Walk, as_float32
 from vmm_adapters.cpu.matrices import MatrixReader
 from vmm_adapters.cpu.norms import NORMS, NormReader
-from vmm_adapters.cpu.onnx_graph import MICROSOFT, Node, refusal
+from vmm_adapters.cpu.onnx_graph import MICROSOFT, Branches, Node, Tensor, refusal
 from vmm_adapters.cpu.plan import Attention, Linear, RotaryTable
 
 GROUP_QUERY_ATTENTION = MICROSOFT + "GroupQueryAttention"
@@ -39,8 +39,10 @@ Weights = NDArray[np.float32]
 class AttentionReader:
     """Matches attention."""
 
-    def __init__(self, walk: Walk, matrices: MatrixReader, norms: NormReader) -> None:
+    def __init__(self, walk: Walk, matrices: MatrixReader, norms: NormReader, context_length: int | None) -> None:
+        """`context_length` chooses between rotary tables where a model has several, for shorter and longer texts."""
         self._walk, self._matrices, self._norms = walk, matrices, norms
+        self._context_length = context_length
         self._tables: dict[tuple[str, str], RotaryTable] = {}
         self._checked_lengths: set[tuple[str, str]] = set()
 
@@ -110,9 +112,12 @@ class AttentionReader:
         if walk.integers(difference.input(1)) != [1] or axes not in ([1], [-1]):
             raise refusal(difference, f"{what}, is expected")
         self._check_mask(total)
-        what = "the length of attention_mask"
-        cast = walk.expect(longest, "Cast", what=what)
-        gather = walk.expect(cast.input(0), "Gather", what=what)
+        cast = walk.expect(longest, "Cast", what="the length of attention_mask")
+        self._check_mask_length(cast.input(0))
+
+    def _check_mask_length(self, value: str) -> None:
+        walk, what = self._walk, "the length of attention_mask"
+        gather = walk.expect(value, "Gather", what=what)
         walk.check_attributes(gather, {"axis": 0})
         if walk.integers(gather.input(1)) not in ([1], [-1]):
             raise refusal(gather, f"{what} is expected")
@@ -162,14 +167,14 @@ class AttentionReader:
         known = {"interleaved": ANY, "num_heads": (0, heads), "rotary_embedding_dim": ANY}
         self._walk.check_attributes(node, known | {"is_packed_batching": 0, "scale": 1.0})
         self._check_positions(node, node.input(1), is_optional=False)
-        tables = self._walk.constant(node.input(2), node, "the cosines", *FLOATS)
         width = int(node.number("rotary_embedding_dim", 0)) or head_size
-        if tables.shape[-1] * 2 != width or (width != head_size and not node.attributes.get("num_heads")):
+        tables = self._table(node, node.input(2), node.input(3), head_size).cosines
+        if tables.shape[1] * 2 != width or (width != head_size and not node.attributes.get("num_heads")):
             raise refusal(node, f"{width} dimensions are rotated by tables of {tables.shape}")
 
     def _table(self, node: Node, cosines: str, sines: str, head_size: int) -> RotaryTable:
         if (cosines, sines) not in self._tables:
-            both = [
+            both = self._short_tables(cosines, sines) or [
                 self._walk.constant(value, node, what, *FLOATS)
                 for value, what in ((cosines, "the cosines"), (sines, "the sines"))
             ]
@@ -178,6 +183,30 @@ class AttentionReader:
                 raise refusal(node, f"its rotary tables are {shape} and {both[1].shape}, heads are {head_size} wide")
             self._tables[cosines, sines] = RotaryTable(*map(as_float32, both))
         return self._tables[cosines, sines]
+
+    def _short_tables(self, cosines: str, sines: str) -> list[Tensor] | None:
+        """Cosines and sines where an If chooses them by the length of the text (LongRoPE, arXiv 2402.13753).
+
+        Cached keys stay rotated as they are, so a text must not grow from one set into the other: the short ones are
+        taken, if no text gets longer. `None`: there is no If.
+        """
+        found = self._walk.graph.producer(cosines)
+        if found is None or found[0].operator != "If":
+            return None
+        walk = self._walk
+        node = walk.expect(cosines, "If", what="cosines", output=0)
+        if walk.expect(sines, "If", what="sines", output=1) is not node:
+            raise refusal(node, "chooses cosines, and another one sines")
+        longer = walk.expect(node.input(0), "Greater", what="whether the text is longer than the short tables")
+        self._check_mask_length(longer.input(0))
+        limit, branch = walk.integers(longer.input(1)), node.attributes.get("else_branch")
+        tables = branch.outputs if isinstance(branch, Branches) else ()
+        constants = [each for each in tables if each is not None and each.dtype in FLOATS]
+        if limit is None or len(limit) != 1 or len(constants) != 2:
+            raise refusal(node, "a choice between constant tables is expected")
+        if self._context_length is None or self._context_length > limit[0]:
+            raise refusal(node, f"rotates longer texts by other tables; context_length up to {limit[0]} is supported")
+        return constants
 
     def _norm(self, node: Node, fused: int, value: str, heads: int, head_size: int) -> tuple[str, Weights | None]:
         """(Q or K as it was projected, the weight of its norm). The weight may be the attention's input `fused`."""

@@ -59,12 +59,10 @@ class EmbeddingReader:
         return end[0]
 
     def _block_quantized(self, node: Node, columns: int | None) -> Matrix:
-        known = {"bits": ANY, "block_size": ANY, "gather_axis": 0, "quantize_axis": 1}
+        known = {"bits": ANY, "block_size": ANY, "gather_axis": 0, "quantize_axis": (1, -1)}
         self._walk.check_attributes(node, known)
         if node.input(1) != INPUT_IDS:
             raise refusal(node, f"rows are looked up by {node.input(1)!r}; {INPUT_IDS} is expected")
-        if node.attributes.get("quantize_axis") != 1:
-            raise refusal(node, "blocks along the second axis are expected")
         shape, dtype = self._stored(node)
         if len(shape) != 2:
             raise refusal(node, f"its levels are {shape}; two axes are expected")

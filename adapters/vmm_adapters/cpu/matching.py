@@ -31,7 +31,7 @@ def read_plan(path: Path, *, context_length: int | None) -> DecoderPlan:
 
     Raises `UnsupportedModel` naming the first node that is not of a known decoder, and for a file that is damaged.
     """
-    return _DecoderReader(read_graph(path)).read(context_length)
+    return _DecoderReader(read_graph(path), context_length).read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +44,21 @@ class _Added:
 
 
 class _DecoderReader:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, context_length: int | None) -> None:
         self._graph, self._walk = graph, Walk(graph)
         self._matrices, self._norms = MatrixReader(self._walk), NormReader(self._walk)
-        self._attention = AttentionReader(self._walk, self._matrices, self._norms)
+        self._attention = AttentionReader(self._walk, self._matrices, self._norms, context_length)
+        self._context_length = context_length
         self._width = 0
 
-    def read(self, context_length: int | None) -> DecoderPlan:
+    def read(self) -> DecoderPlan:
         graph, walk = self._graph, self._walk
         if LOGITS not in graph.outputs:
             raise UnsupportedModel(f"{graph.path}: has no output {LOGITS!r}; its outputs are {sorted(graph.outputs)}")
         value, logit_scale, softcap = self._logits(graph.outputs[LOGITS])
         lm_head, value = self._matrices.linear(value, "the product with the head")
         self._width = lm_head.matrix.columns
-        norm = walk.expect(value, *NORMS, SKIP_NORM, what="the last norm")
+        norm = walk.expect(self._unpruned(value), *NORMS, SKIP_NORM, what="the last norm")
         final_norm, stream = self._norms.weight(norm, self._width), self._normed(norm)
         layers: list[Layer] = []
         while isinstance(stream, tuple):
@@ -78,12 +79,12 @@ class _DecoderReader:
             logit_scale=logit_scale,
             logit_softcap=softcap,
             epsilon=self._norms.epsilon or 0.0,
-            context_length=self._positions(context_length),
+            context_length=self._positions(),
             files=graph.files,
         )
 
-    def _positions(self, context_length: int | None) -> int:
-        bounds = [bound for bound in (context_length, self._attention.max_positions) if bound is not None]
+    def _positions(self) -> int:
+        bounds = [bound for bound in (self._context_length, self._attention.max_positions) if bound is not None]
         if not bounds:
             raise UnsupportedModel(f"{self._graph.path}: no rotary table bounds its positions; set context_length")
         return min(bounds)
@@ -111,6 +112,18 @@ class _DecoderReader:
                     raise refusal(node, "logits divided by a number are expected")
                 scale = 1 / scale
         return value, scale, cap
+
+    def _unpruned(self, value: str) -> str:
+        """The value before all but a text's last row are dropped: which rows get logits is the kernels' choice."""
+        walk, node = self._walk, self._walk.peek(value)
+        if node is None or node.operator != "Unsqueeze":
+            return value
+        walk.meet(node)
+        gather = walk.expect(node.input(0), "Gather", what="the last row")
+        walk.check_attributes(gather, {"axis": 1})
+        if walk.integers(gather.input(1)) != [-1] or walk.integers(node.input(1)) != [1] or not gather.attributes:
+            raise refusal(gather, "the last row of each text is expected")
+        return gather.input(0)
 
     def _is_tanh(self, node: Node) -> bool:
         operands = self._walk.operand(node)
