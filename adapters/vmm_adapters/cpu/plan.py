@@ -5,7 +5,7 @@
 Arrays are views of the model's files where their layout allows (`numpy.memmap`); nothing is copied or widened here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -150,3 +150,20 @@ class DecoderPlan:
     def vocab_size(self) -> int:
         """Rows of the embedding."""
         return self.lm_head.matrix.rows
+
+
+def slice_rows(linear: Linear, start: int, stop: int) -> Linear:
+    """Some of its outputs."""
+    rows, matrix = slice(start, stop), linear.matrix
+    if isinstance(matrix, DenseMatrix):
+        part: Matrix = replace(matrix, rows=stop - start, values=matrix.values[rows])
+    else:
+        part = replace(
+            matrix,
+            rows=stop - start,
+            levels=matrix.levels[rows],
+            scales=matrix.scales[rows],
+            zero_points=None if matrix.zero_points is None else matrix.zero_points[rows],
+            offsets=None if matrix.offsets is None else matrix.offsets[rows],
+        )
+    return Linear(part, None if linear.bias is None else linear.bias[rows])

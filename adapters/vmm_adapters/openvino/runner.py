@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from openvino.properties import hint as hints
 
 from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
-from vmm_adapters.openvino.batching import pack
+from vmm_adapters.batching import pack
 from vmm_adapters.openvino.devices import HETERO, check_device
 from vmm_adapters.openvino.graph import PagedModel, read_paged_model
 from vmm_adapters.openvino.heap import trim_heap

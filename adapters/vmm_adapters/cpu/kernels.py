@@ -1,0 +1,158 @@
+"""The kernels of one instruction set, compiled for this machine by LLVM: addresses of functions.
+
+Each takes 64-bit words and one float32 at the end, and returns nothing. What is compiled is kept on disk, for a machine
+and a version of this code, and read from there the next time.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import binding, ir
+from numpy.typing import NDArray
+
+from vmm_adapters.cpu import emitter, floats, numerics, panels
+from vmm_adapters.cpu.emitter import F32, I64, Emitter, Value
+from vmm_adapters.cpu.floats import Element, emit_floats
+from vmm_adapters.cpu.isa import InstructionSet
+from vmm_adapters.cpu.numerics import NUM_SOURCES
+from vmm_adapters.cpu.panels import FORMS, emit_panel
+
+SIZES = (1, 2, 4, 8)
+"""Rows that a kernel computes at a time; what lies between takes the next greater one."""
+SUM_OF_SQUARES, SOFTEN, CAP, QUANTIZE = 0, 1, 2, 3
+COPY = QUANTIZE + NUM_SOURCES
+FLOATS = COPY + NUM_SOURCES
+PANELS = FLOATS + len(Element) * len(SIZES)
+"""Places in the table: of one kernel, or of the first of several, by source, by element and size, by form and size."""
+NUM_KERNELS = PANELS + len(FORMS) * len(SIZES)
+
+
+class _Kernel(NamedTuple):
+    num_words: int
+    emit: Callable[[Emitter, list[Value], Value], None]
+
+
+def _plain(emit: Callable[[Emitter, list[Value]], None]) -> Callable[[Emitter, list[Value], Value], None]:
+    return lambda emitter, words, _: emit(emitter, words)
+
+
+def _kernels() -> dict[int, _Kernel]:
+    """By place."""
+    found = {
+        SUM_OF_SQUARES: _Kernel(3, _plain(numerics.emit_sum_of_squares)),
+        SOFTEN: _Kernel(5, _plain(numerics.emit_soften)),
+        CAP: _Kernel(2, numerics.emit_cap),
+    }
+    for source in range(NUM_SOURCES):
+        found[QUANTIZE + source] = _Kernel(8, partial(_by_source, numerics.emit_quantize, source))
+        found[COPY + source] = _Kernel(5, partial(_by_source, numerics.emit_copy, source))
+    for number, size in enumerate(SIZES):
+        for element in Element:
+            found[FLOATS + len(SIZES) * element + number] = _Kernel(8, partial(_floats, element, size))
+        for form_number, form in enumerate(FORMS):
+            found[PANELS + len(SIZES) * form_number + number] = _Kernel(11, partial(_panel, form, size))
+    return found
+
+
+def _by_source(
+    emit: Callable[[Emitter, int, list[Value], Value], None], source: int, emitter: Emitter, words: list[Value], x: Value
+) -> None:
+    emit(emitter, source, words, x)
+
+
+def _floats(element: Element, size: int, emitter: Emitter, words: list[Value], _: Value) -> None:
+    emit_floats(emitter, element, size, words)
+
+
+def _panel(form: panels.Form, size: int, emitter: Emitter, words: list[Value], x: Value) -> None:
+    emit_panel(emitter, form, size, words, x)
+
+
+class Kernels:
+    """Compiled kernels; they live as long as this does."""
+
+    def __init__(self, isa: InstructionSet, forms: Iterable[int], cache_dir: Path | None) -> None:
+        """Those of `forms`, indices of `FORMS`, and all that are not of a form."""
+        kernels = _kernels()
+        forms = frozenset(forms)
+        chosen = [place for place in kernels if place < PANELS or (place - PANELS) // len(SIZES) in forms]
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+        self._engine = binding.create_lljit_compiler(_machine(), use_jit_link=False)
+        self.table: NDArray[np.int64] = np.zeros(NUM_KERNELS, np.int64)
+        """Addresses, by place; 0 for what was not compiled."""
+        self._libraries = []
+        # one object a form: another model adds what it lacks, and nothing is compiled twice
+        groups = {form: [place for place in chosen if _form_of(place) == form] for form in {_form_of(p) for p in chosen}}
+        for form, places in groups.items():
+            compiled = _read_or_compile(isa, f"form{form}", {place: kernels[place] for place in places}, cache_dir)
+            library = binding.JITLibraryBuilder().add_object_img(compiled).add_current_process()
+            for place in places:
+                library.export_symbol(_name(place))
+            linked = library.link(self._engine, f"{isa.name}-{form}")
+            self._libraries.append(linked)
+            for place in places:
+                self.table[place] = linked[_name(place)]
+
+
+def _form_of(place: int) -> int:
+    return (place - PANELS) // len(SIZES) if place >= PANELS else -1
+
+
+def _name(place: int) -> str:
+    return f"kernel_{place}"
+
+
+def _machine() -> binding.TargetMachine:
+    target = binding.Target.from_default_triple()
+    return target.create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3, jit=True
+    )
+
+
+def _read_or_compile(isa: InstructionSet, name: str, kernels: dict[int, _Kernel], cache_dir: Path | None) -> bytes:
+    if cache_dir is None:
+        return _compile(isa, kernels)
+    path = cache_dir / f"{_fingerprint()}-{isa.name}-{name}.o".lower()
+    if path.is_file():
+        return path.read_bytes()
+    compiled = _compile(isa, kernels)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{np.random.default_rng().integers(1 << 62)}.part")
+    part.write_bytes(compiled)
+    part.replace(path)
+    return compiled
+
+
+def _fingerprint() -> str:
+    """Of this code, of LLVM, and of what the machine can do."""
+    digest = sha256(repr((binding.llvm_version_info, binding.get_host_cpu_name())).encode())
+    digest.update(binding.get_host_cpu_features().flatten().encode())
+    for module in (emitter, floats, numerics, panels):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(isa: InstructionSet, kernels: dict[int, _Kernel]) -> bytes:
+    """An object file with a function for each."""
+    module = ir.Module("kernels")
+    module.triple = binding.get_default_triple()
+    for place, kernel in kernels.items():
+        kind = ir.FunctionType(ir.VoidType(), [*[I64] * kernel.num_words, F32])
+        function = ir.Function(module, kind, _name(place))
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        *words, number = function.args
+        kernel.emit(Emitter(builder, isa), words, number)
+        builder.ret_void()
+    machine = _machine()
+    parsed = binding.parse_assembly(str(module))
+    parsed.verify()
+    options = binding.create_pipeline_tuning_options(speed_level=3)
+    passes = binding.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(parsed, passes)
+    return bytes(machine.emit_object(parsed))

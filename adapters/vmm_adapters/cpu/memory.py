@@ -1,0 +1,103 @@
+"""What Numba's code does not say by itself: numbers at addresses, kernels that are called, halves and exponentials."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from vmm_adapters.cpu.emitter import F16, F32, I8, I16, I32, I64, Emitter
+from vmm_adapters.cpu.isa import InstructionSet
+from vmm_adapters.cpu.numerics import exponential
+
+
+def _reader(kind: Any, result: Any) -> Any:
+    def declare(typingctx: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.load(builder.inttoptr(arguments[0], kind.as_pointer()))
+
+        return result(types.int64), generate
+
+    return declare
+
+
+def _writer(kind: Any, value: Any) -> Any:
+    def declare(typingctx: Any, address: Any, number: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            builder.store(arguments[1], builder.inttoptr(arguments[0], kind.as_pointer()))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, value), generate
+
+    return declare
+
+
+read_f32 = intrinsic(_reader(F32, types.float32))
+read_u8 = intrinsic(_reader(I8, types.uint8))
+read_u16 = intrinsic(_reader(I16, types.uint16))
+read_i32 = intrinsic(_reader(I32, types.int32))
+write_f32 = intrinsic(_writer(F32, types.float32))
+write_u8 = intrinsic(_writer(I8, types.uint8))
+write_u16 = intrinsic(_writer(I16, types.uint16))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def call_kernel(typingctx: Any, address: Any, words: Any, number: Any) -> Any:
+    """Call the kernel at an address (see `kernels`) with a tuple of integers and a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values = [
+            context.cast(builder, builder.extract_value(arguments[1], index), kind, types.int64)
+            for index, kind in enumerate(signature.args[1].types)
+        ]
+        kind = ir.FunctionType(ir.VoidType(), [*[I64] * len(values), F32])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [*values, arguments[2]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, words, types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def exp(typingctx: Any, x: Any) -> Any:
+    """e to the x, as the kernels compute it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit = Emitter(builder, InstructionSet.PORTABLE)
+        found = exponential(emit, emit.splat(arguments[0], 4))
+        return builder.extract_element(found, ir.Constant(I32, 0))
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def to_half(typingctx: Any, x: Any) -> Any:
+    """float32 → the bits of the nearest float16, the greatest one where it is beyond."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        greatest, least = ir.Constant(F32, 65504.0), ir.Constant(F32, -65504.0)
+        low = builder.select(builder.fcmp_ordered(">", arguments[0], greatest), greatest, arguments[0])
+        both = builder.select(builder.fcmp_ordered("<", low, least), least, low)
+        return builder.bitcast(builder.fptrunc(both, F16), I16)
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def from_half(typingctx: Any, bits: Any) -> Any:
+    """The bits of a float16 → float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fpext(builder.bitcast(arguments[0], F16), F32)
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def from_bfloat16(typingctx: Any, bits: Any) -> Any:
+    """The bits of a bfloat16 → float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wide = builder.shl(builder.zext(arguments[0], I32), ir.Constant(I32, 16))
+        return builder.bitcast(wide, F32)
+
+    return types.float32(types.uint16), generate

@@ -1,0 +1,175 @@
+"""Products of packed weights and quantised inputs: 16 rows of the weights at a time, a panel, by 1 to 16 inputs.
+
+Levels are unsigned; what they stand for is `factor · (level - middle) + bias` in each block of 32 columns. With the inputs
+quantised in the same blocks, x = d · q, a block adds
+
+    d · factor · (Σ level · q - middle · Σ q) + d · bias · Σ q
+
+to a sum: integers up to the last step, exact, whatever the machine. Every input meets the same operations in the same
+order however many there are, so a row of the result never depends on its neighbours.
+
+A panel's levels, uint8: for each block 8 groups of 4 columns; a group is `[16 rows, 4 columns]`, 64 bytes. Of 4 bits two
+groups share bytes, the even one in the low halves. Factors and biases: `[blocks, 16 rows]`, or `[blocks, 2, 16 rows]`
+where each half of a block has its own. A tile of inputs: int8 `[blocks, 16 inputs, 32 columns]`, with scales float32 and
+sums int32 `[blocks, 16 inputs]`.
+"""
+
+from typing import NamedTuple
+
+from llvmlite import ir
+
+from vmm_adapters.cpu.emitter import F16, F32, I8, I32, I64, Emitter, Value, vector
+from vmm_adapters.cpu.isa import InstructionSet
+
+PANEL = 16
+"""Rows of a panel, and inputs of a tile."""
+BLOCK = 32
+"""Columns that share an input's scale."""
+MAX_INPUTS = 8
+"""Inputs that are multiplied at a time."""
+_NUM_GROUPS = 8
+
+
+class Form(NamedTuple):
+    """How a matrix is packed."""
+
+    bits: int
+    has_wide_factors: bool
+    """float32 instead of float16."""
+    has_biases: bool
+    has_halves: bool = False
+    """Two factors a block, for 16 columns each."""
+
+    @property
+    def factor_bytes(self) -> int:
+        """Of one factor or bias."""
+        return 4 if self.has_wide_factors else 2
+
+    @property
+    def num_factors(self) -> int:
+        """A block and row."""
+        return 2 if self.has_halves else 1
+
+
+FORMS = (
+    Form(4, False, False),
+    Form(4, False, True),
+    Form(4, True, False),
+    Form(4, True, True),
+    Form(8, False, False),
+    Form(8, True, False),
+    Form(8, True, True),
+    Form(4, True, True, True),
+    Form(8, True, False, True),
+    Form(8, True, True, True),
+)
+"""By the number that compiled code knows them by; others are packed as the next wider one."""
+
+
+class _Places(NamedTuple):
+    """Where everything lies, and how many blocks a row has. Strides are bytes."""
+
+    levels: Value
+    factors: Value
+    biases: Value
+    tile: Value
+    scales: Value
+    sums: Value
+    blocks: Value
+    out: Value
+    out_stride: Value
+    added: Value
+    adds: Value
+
+
+def emit_panel(emit: Emitter, form: Form, num_inputs: int, words: list[Value], scale: Value) -> None:
+    """`out[i, 0:16] = adds · out + scale · (products + added)`, float32, for `num_inputs` inputs i, 1 to 8.
+
+    `words`: addresses of the panel's levels, factors and biases, of the inputs, their scales and sums; the number of
+    blocks; the address and stride of `out`, the address of `added` `[16]`, and whether to add.
+
+    Parts of the panel that fill a register, one after the other; of the inputs, as many as there are registers for.
+    """
+    places = _Places(*words)
+    tile_inputs = 8 if emit.isa in (InstructionSet.AVX512_VNNI, InstructionSet.ARM_DOT) else 4
+    for part in range(PANEL // emit.isa.lanes):
+        for first in range(0, num_inputs, tile_inputs):
+            _emit_part(emit, form, part, range(first, min(first + tile_inputs, num_inputs)), places, scale)
+
+
+def _emit_part(emit: Emitter, form: Form, part: int, inputs: range, places: _Places, scale: Value) -> None:
+    builder, lanes = emit.builder, emit.isa.lanes
+    row = part * lanes
+
+    def body(block: Value, totals: list[Value]) -> list[Value]:
+        levels = _levels(emit, form, emit.at(emit.at(places.levels, block, BLOCK * PANEL * form.bits // 8), row, 4))
+        parts = []
+        for half in range(form.num_factors):
+            place = emit.at(emit.word(half), block, form.num_factors)
+            factor = _factor(emit, form, emit.at(places.factors, place, PANEL * form.factor_bytes), row)
+            bias = None
+            if form.has_biases:
+                bias = _factor(emit, form, emit.at(places.biases, place, PANEL * form.factor_bytes), row)
+            parts.append((factor, bias))
+        return [_add_block(emit, form, places, block, i, levels, parts, total) for i, total in zip(inputs, totals, strict=True)]
+
+    totals = emit.loop(places.blocks, [emit.constants(F32, lanes, 0.0) for _ in inputs], body)
+    added = emit.load(emit.at(places.added, row, 4), vector(F32, lanes), 4)
+    adds = builder.icmp_unsigned("!=", places.adds, ir.Constant(I64, 0))
+    for total, i in zip(totals, inputs, strict=True):
+        address = emit.at(emit.at(places.out, i, places.out_stride), row, 4)
+        before = builder.select(adds, emit.load(address, vector(F32, lanes), 4), emit.constants(F32, lanes, 0.0))
+        emit.store(emit.fma(emit.splat(scale, lanes), builder.fadd(total, added), before), address)
+
+
+def _add_block(
+    emit: Emitter,
+    form: Form,
+    places: _Places,
+    block: Value,
+    i: int,
+    levels: list[Value],
+    parts: list[tuple[Value, Value | None]],
+    total: Value,
+) -> Value:
+    """What one block adds to one input's sums."""
+    builder, lanes = emit.builder, emit.isa.lanes
+    middle = 0 if form.has_biases else 1 << (form.bits - 1)
+    place = emit.at(emit.word(i), block, PANEL)
+    inputs_at = emit.at(places.tile, place, BLOCK)
+    step = emit.splat(emit.load(emit.at(places.scales, place, 4), F32, 4), lanes)
+    num_groups = _NUM_GROUPS // len(parts)
+    for half, (factor, bias) in enumerate(parts):
+        if form.has_halves:
+            half_at = emit.at(inputs_at, half, 4 * num_groups)
+            one = [emit.constants(I8, emit.isa.vector_bytes, 1)] * num_groups
+            inputs_sum = emit.dot(one, half_at, emit.constants(I32, lanes, 0), are_nibbles=True)
+        else:
+            half_at = inputs_at
+            inputs_sum = emit.splat(emit.load(emit.at(places.sums, place, 4), I32, 4), lanes)
+        start = emit.constants(I32, lanes, 0)
+        if middle:
+            start = builder.mul(inputs_sum, emit.constants(I32, lanes, -middle))
+        group = slice(half * num_groups, (half + 1) * num_groups)
+        whole = emit.dot(levels[group], half_at, start, are_nibbles=form.bits == 4)
+        if bias is not None:
+            total = emit.fma(bias, builder.fmul(step, builder.sitofp(inputs_sum, vector(F32, lanes))), total)
+        total = emit.fma(builder.sitofp(whole, vector(F32, lanes)), builder.fmul(factor, step), total)
+    return total
+
+
+def _factor(emit: Emitter, form: Form, address: Value, row: int) -> Value:
+    lanes = emit.isa.lanes
+    if form.has_wide_factors:
+        return emit.load(emit.at(address, row, 4), vector(F32, lanes), 4)
+    return emit.widen(emit.load(emit.at(address, row, 2), vector(F16, lanes), 2))
+
+
+def _levels(emit: Emitter, form: Form, address: Value) -> list[Value]:
+    """The 8 groups of a block, of as many rows as a register holds."""
+    kind = vector(I8, emit.isa.vector_bytes)
+    found = []
+    for chunk in range(_NUM_GROUPS * form.bits // 8):
+        packed = emit.load(emit.at(address, chunk, 4 * PANEL), kind)
+        found += [packed] if form.bits == 8 else [emit.low_nibbles(packed), emit.high_nibbles(packed)]
+    return found
