@@ -161,6 +161,9 @@ class _Reader:
             tuple(source.output),
             attributes,
         )
+        for value in node.inputs:
+            if value and not (value in graph.inputs or value in graph.constants or value in graph._producers):
+                raise refusal(node, f"reads {value!r}, which no node before it gives")
         if node.operator == "Constant" and (constant := _constant(node)):
             graph.constants[constant.name] = constant
         elif node.operator == "Identity" or (node.operator == "Cast" and attributes.get("to") in _FLOAT_TYPES):

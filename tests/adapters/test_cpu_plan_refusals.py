@@ -1,0 +1,367 @@
+"""Graphs that are a decoder's but for one thing: each is refused by the name of the node that has it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from vmm_adapters.cpu.matching import read_plan
+from vmm_adapters.errors import UnsupportedModel
+
+from .builder_decoder import BuilderDecoder, make_decoder
+from .tiny_decoder import TinyDecoder, write_decoder
+
+Change = Callable[[onnx.GraphProto], None]
+
+ATTENTION = "/model/layers.0/attn/GroupQueryAttention"
+MASK = "/model/attn_mask_reformat/attn_mask_subgraph"
+DOWN = "/model/layers.1/mlp/down_proj/MatMul_Q4"
+INPUT_NORM = "/model/layers.0/input_layernorm/LayerNorm"
+SECOND_NORM = "/model/layers.0/post_attention_layernorm/SkipLayerNorm"
+
+
+def find(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
+    found: onnx.NodeProto = next(node for node in graph.node if node.name == name)
+    return found
+
+
+def attribute(name: str, **values: Any) -> Change:
+    """Set attributes of a node; `None` takes one away."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        node = find(graph, name)
+        kept = [each for each in node.attribute if each.name not in values]
+        del node.attribute[:]
+        set_ = [helper.make_attribute(key, value) for key, value in values.items() if value is not None]
+        node.attribute.extend([*kept, *set_])
+
+    return change
+
+
+def operator(name: str, kind: str, domain: str = "") -> Change:
+    def change(graph: onnx.GraphProto) -> None:
+        node = find(graph, name)
+        node.op_type, node.domain = kind, domain
+
+    return change
+
+
+def reads(name: str, index: int, value: str) -> Change:
+    """Another value as a node's input."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        inputs = find(graph, name).input
+        inputs.extend([""] * (index + 1 - len(inputs)))
+        inputs[index] = value
+
+    return change
+
+
+def constant(name: str, index: int, values: NDArray[Any]) -> Change:
+    """A constant as a node's input."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        graph.initializer.append(numpy_helper.from_array(values, "changed"))
+        reads(name, index, "changed")(graph)
+
+    return change
+
+
+def between(name: str, index: int, kind: str, **attributes: Any) -> Change:
+    """A node called `between` before a node's input."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        node = find(graph, name)
+        made = helper.make_node(kind, [node.input[index]], ["between.output"], "between", **attributes)
+        graph.node.insert(list(graph.node).index(node), made)
+        reads(name, index, "between.output")(graph)
+
+    return change
+
+
+def also(kind: str, inputs: list[str], output: str) -> Change:
+    """One more node, and its result as a model output."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        graph.node.append(helper.make_node(kind, inputs, [output], "one more"))
+        graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+
+    return change
+
+
+def gathers(axis: int) -> Change:
+    return attribute("/model/embed_tokens/Gather", axis=axis)
+
+
+def cache_shape(*sizes: Any) -> Change:
+    def change(graph: onnx.GraphProto) -> None:
+        for index, value in enumerate(graph.input):
+            if value.name.startswith("past_key_values.0"):
+                graph.input[index].CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, sizes))
+
+    return change
+
+
+FLOATS, TIED = BuilderDecoder(bits=None), BuilderDecoder(embedding="tied")
+BUILT: dict[str, tuple[BuilderDecoder, Change, str]] = {
+    **{
+        f"attention: {name}={value!r}": (BuilderDecoder(), attribute(ATTENTION, **{name: value}), ATTENTION)
+        for name, value in {
+            "causal": 0,
+            "smooth_softmax": 1,
+            "qk_output": 1,
+            "sliding_window_cache": 1,
+            "kv_cache_bit_width": 8,
+            "k_quant_type": "PER_TENSOR",
+            "v_quant_type": "PER_CHANNEL",
+            "local_window_size": 0,
+            "softcap": -1.0,
+            "num_heads": 3,
+            "kv_num_heads": 1,
+            "of_tomorrow": 1,
+        }.items()
+    },
+    **{
+        f"attention: input {index}": (BuilderDecoder(), reads(ATTENTION, index, "cos_cache"), ATTENTION)
+        for index in (9, 10, 11, 12, 13, 14, 16)
+    },
+    "computed positions": (BuilderDecoder(), reads(ATTENTION, 9, f"{MASK}/ReduceSum/output_0"), ATTENTION),
+    "a cache of another layer": (BuilderDecoder(), reads(ATTENTION, 3, "past_key_values.1.key"), "GroupQueryAttention"),
+    "no cache": (BuilderDecoder(), reads(ATTENTION, 3, ""), ATTENTION),
+    "an unknown head size": (BuilderDecoder(), cache_shape("batch", 2, "past", "head"), ATTENTION),
+    "other heads in the cache": (BuilderDecoder(), cache_shape("batch", 4, "past", 16), ATTENTION),
+    "a cache that is changed": (BuilderDecoder(), also("Neg", ["present.0.key"], "present.0.other"), ATTENTION),
+    "tables of other widths": (BuilderDecoder(), constant(ATTENTION, 8, np.zeros((64, 4), np.float32)), ATTENTION),
+    "tables wider than heads": (BuilderDecoder(head_size=8, heads=8), cache_shape("b", 2, "p", 4), ATTENTION),
+    "a mask's sum less 2": (BuilderDecoder(), constant(f"{MASK}/Sub", 1, np.array([2])), f"{MASK}/Sub"),
+    "a mask that is changed": (BuilderDecoder(), between(f"{MASK}/ReduceSum", 0, "Abs"), f"{MASK}/ReduceSum"),
+    "a mask's first size": (BuilderDecoder(), constant(f"{MASK}/Gather", 1, np.array(0)), f"{MASK}/Gather"),
+    "a computed length": (BuilderDecoder(), operator(f"{MASK}/Sub", "Add"), f"{MASK}/Sub"),
+    "3 bits": (BuilderDecoder(), attribute(DOWN, bits=3), DOWN),
+    "blocks of 24": (BuilderDecoder(), attribute(DOWN, block_size=24), DOWN),
+    "blocks of another size": (BuilderDecoder(), attribute(DOWN, block_size=64), DOWN),
+    "repacked levels": (BuilderDecoder(), attribute(DOWN, weight_prepacked=1), DOWN),
+    "an unknown attribute of products": (BuilderDecoder(), attribute(DOWN, of_tomorrow=1), DOWN),
+    "groups in another order": (BuilderDecoder(), constant(DOWN, 4, np.zeros(96, np.int32)), DOWN),
+    "computed scales": (BuilderDecoder(), between(DOWN, 2, "Neg"), DOWN),
+    "scales of doubles": (BuilderDecoder(), constant(DOWN, 2, np.ones(64 * 3)), DOWN),
+    "too few scales": (BuilderDecoder(), constant(DOWN, 2, np.ones(5, np.float32)), DOWN),
+    "too few levels": (BuilderDecoder(), constant(DOWN, 1, np.ones(5, np.uint8)), DOWN),
+    "too few zero points": (BuilderDecoder(), constant(DOWN, 3, np.ones(5, np.uint8)), DOWN),
+    "a bias of another size": (BuilderDecoder(), constant(DOWN, 5, np.ones(5, np.float32)), DOWN),
+    "a product of computed weights": (FLOATS, between("/model/layers.1/mlp/down_proj/MatMul", 1, "Neg"), "down_proj"),
+    "weights that are integers": (
+        *(FLOATS, constant("/model/layers.1/mlp/down_proj/MatMul", 1, np.ones((96, 64), np.int64))),
+        "/model/layers.1/mlp/down_proj/MatMul",
+    ),
+    "another activation": (
+        BuilderDecoder(),
+        operator("/model/layers.0/mlp/act_fn/Sigmoid", "Tanh"),
+        "layers.0/mlp/Mul",
+    ),
+    "a sigmoid of something else": (
+        *(
+            BuilderDecoder(),
+            reads("/model/layers.0/mlp/act_fn/Sigmoid", 0, "/model/layers.0/mlp/up_proj/MatMul_Q4/output_0"),
+        ),
+        "/model/layers.0/mlp/Mul",
+    ),
+    "quick gelu": (
+        *(BuilderDecoder(activation="quick_gelu"), attribute("/model/layers.0/mlp/act_fn/QuickGelu", alpha=1.702)),
+        "/model/layers.0/mlp/act_fn/QuickGelu",
+    ),
+    "no gate": (BuilderDecoder(), operator("/model/layers.0/mlp/Mul", "Add"), "/model/layers.0/mlp/Mul"),
+    "gate and up of different values": (
+        *(BuilderDecoder(), reads("/model/layers.0/mlp/up_proj/MatMul_Q4", 0, "/model/embed_tokens/Gather/output_0")),
+        "/model/layers.0/mlp/Mul",
+    ),
+    "Q and K of different values": (
+        BuilderDecoder(packed_qkv=False),
+        reads("/model/layers.0/attn/k_proj/MatMul_Q4", 0, "/model/embed_tokens/Gather/output_0"),
+        ATTENTION,
+    ),
+    "unequal parts": (
+        *(BuilderDecoder(gate_up="fused"), constant("/model/layers.0/mlp/gate_up_proj/Split", 1, np.array([95, 97]))),
+        "/model/layers.0/mlp/gate_up_proj/Split",
+    ),
+    "parts of another axis": (
+        *(BuilderDecoder(head_norms=True), attribute("/model/layers.0/attn/qkv_proj/Split", axis=1)),
+        "/model/layers.0/attn/qkv_proj/Split",
+    ),
+    "parts in another order": (
+        *(BuilderDecoder(head_norms=True), reads(ATTENTION, 2, "/model/layers.0/attn/qkv_proj/Split/output_1")),
+        "/model/layers.0/attn/qkv_proj/Split",
+    ),
+    "heads of another width": (
+        *(BuilderDecoder(head_norms=True), constant("/model/layers.0/attn/q_norm/Reshape_1", 1, np.array([0, -1, 32]))),
+        "/model/layers.0/attn/q_norm/Reshape_1",
+    ),
+    "a norm over another axis": (BuilderDecoder(), attribute(INPUT_NORM, axis=1), INPUT_NORM),
+    "another epsilon": (BuilderDecoder(), attribute(INPUT_NORM, epsilon=1e-3), INPUT_NORM),
+    "a norm with a bias": (
+        *(BuilderDecoder(), constant(SECOND_NORM, 3, np.ones(64, np.float32))),
+        SECOND_NORM,
+    ),
+    "a norm of another kind": (BuilderDecoder(), operator(INPUT_NORM, "LayerNormalization"), INPUT_NORM),
+    "a norm of another width": (BuilderDecoder(), constant(INPUT_NORM, 1, np.ones(32, np.float32)), INPUT_NORM),
+    "something in the residual stream": (BuilderDecoder(), between(SECOND_NORM, 0, "Relu"), INPUT_NORM),
+    "an MLP beside attention": (
+        *(BuilderDecoder(), reads(SECOND_NORM, 0, INPUT_NORM + "/output_0")),
+        INPUT_NORM,
+    ),
+    "an MLP of another place": (
+        *(BuilderDecoder(), reads("/model/layers.0/mlp/gate_proj/MatMul_Q4", 0, INPUT_NORM + "/output_0")),
+        "/model/layers.0/mlp/Mul",
+    ),
+    "something after attention": (
+        BuilderDecoder(),
+        between("/model/layers.0/attn/o_proj/MatMul_Q4", 0, "Relu"),
+        "between",
+    ),
+    "columns looked up": (BuilderDecoder(), gathers(1), "/model/embed_tokens/Gather"),
+    "other ids": (
+        BuilderDecoder(),
+        reads("/model/embed_tokens/Gather", 1, "attention_mask"),
+        "/model/embed_tokens/Gather",
+    ),
+    "an embedding of another kind": (
+        *(BuilderDecoder(), operator("/model/embed_tokens/Gather", "GatherElements")),
+        "/model/embed_tokens/Gather",
+    ),
+    "blocks of rows": (
+        *(TIED, attribute("/model/embed_tokens/GatherBlockQuantized", quantize_axis=0)),
+        "/model/embed_tokens/GatherBlockQuantized",
+    ),
+    "half of each row": (
+        BuilderDecoder(heads=5, kv_heads=1, embedding="tied"),
+        constant("/model/embed_tokens/Slice", 2, np.array([32])),
+        "/model/embed_tokens/GatherBlockQuantized",
+    ),
+    "logits that are masked": (BuilderDecoder(), between("/lm_head/Cast", 0, "Softmax"), "between"),
+    "logits capped otherwise": (
+        *(BuilderDecoder(softcap=3.0), constant("/lm_head/softcap/Mul", 1, np.array([2.0], np.float32))),
+        "/lm_head/softcap/Div",
+    ),
+    "logits of the first row": (
+        *(BuilderDecoder(prunes_head=True), constant("/lm_head/prune/Gather", 1, np.array(0))),
+        "/lm_head/prune/Gather",
+    ),
+    "different scales of what is added": (
+        *(
+            BuilderDecoder(residual_scale=0.5),
+            constant("/model/layers.0/residual_mul/Mul_attention", 1, np.array(1.0, np.float32)),
+        ),
+        "/model/layers.0/mlp/down_proj/MatMul_Q4/output_0",
+    ),
+    "one more output of the cache": (BuilderDecoder(), also("Abs", ["cos_cache"], "present.2.key"), "one more"),
+    "a choice between computed tables": (
+        *(BuilderDecoder(long_rope_from=64), operator("/model/rope_caches_subgraph/Greater", "Less")),
+        "/model/rope_caches_subgraph/Greater",
+    ),
+}
+
+
+def check_refused(path: Path, name: str) -> None:
+    with pytest.raises(UnsupportedModel, match=re.escape(name)) as caught:
+        read_plan(path, context_length=64)
+    assert re.match(r"\w+ '|.*model\.onnx: ", caught.value.message), caught.value.message
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_what_is_not_known_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    config, change, node = BUILT[name]
+    model = make_decoder(config)
+    change(model.graph)
+    onnx.save_model(model, str(tmp_path / "model.onnx"))
+    check_refused(tmp_path / "model.onnx", node)
+
+
+TINY: dict[str, tuple[TinyDecoder, Change, str]] = {
+    "Q and K rotated by different tables": (
+        TinyDecoder(rotary_outside=True, rope_bases=(100.0, 10.0)),
+        reads("/RotaryEmbedding/layer.0.rotated1", 2, "cos_cache.1"),
+        "/RotaryEmbedding/layer.0.rotated1",
+    ),
+    "Q rotated alone": (
+        TinyDecoder(rotary_outside=True),
+        reads("/GroupQueryAttention/layer.0.attended", 1, "layer.0.key.out"),
+        "/MatMul/layer.0.key.out",
+    ),
+    "scaled rotation": (
+        TinyDecoder(rotary_outside=True),
+        attribute("/RotaryEmbedding/layer.0.rotated0", scale=2.0),
+        "/RotaryEmbedding/layer.0.rotated0",
+    ),
+    "packed rotation": (
+        TinyDecoder(rotary_outside=True),
+        attribute("/RotaryEmbedding/layer.0.rotated0", is_packed_batching=1),
+        "/RotaryEmbedding/layer.0.rotated0",
+    ),
+    "positions that are computed": (
+        TinyDecoder(rotary_outside=True),
+        between("/RotaryEmbedding/layer.0.rotated0", 1, "Abs"),
+        "/RotaryEmbedding/layer.0.rotated0",
+    ),
+    "another zero point of rows": (
+        TinyDecoder(weight_bits=8, embedding="gather_then_dequantize"),
+        constant("/Sub/embedding.centred", 1, np.array(8, np.float32)),
+        "/Sub/embedding.centred",
+    ),
+    "rows of other ids": (
+        TinyDecoder(weight_bits=8, embedding="gather_then_dequantize"),
+        reads("/Gather/embedding.steps", 1, "attention_mask"),
+        "/Gather/embedding.steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_other_rotations_and_lookups_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    config, change, node = TINY[name]
+    path = write_decoder(tmp_path, config) / "model.onnx"
+    model = onnx.load(path)
+    change(model.graph)
+    onnx.save_model(model, str(path))
+    check_refused(path, node)
+
+
+def test_a_file_without_logits_is_refused(tmp_path: Path) -> None:
+    model = make_decoder(BuilderDecoder())
+    model.graph.output[0].name = "scores"
+    onnx.save_model(model, str(tmp_path / "model.onnx"))
+    check_refused(tmp_path / "model.onnx", "has no output 'logits'")
+
+
+@pytest.mark.parametrize("content", [None, b"no model", b"\x0a\xff"])
+def test_a_file_that_is_no_model_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "model.onnx").write_bytes(content)
+    check_refused(tmp_path / "model.onnx", str(tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize("location", ["../weights", "/etc/passwd", "C:\\weights", "..\\weights", "missing", ""])
+def test_external_data_elsewhere_is_refused(location: str, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(bytes(10**5))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    model = make_decoder(BuilderDecoder())
+    tensor = model.graph.initializer[-1]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    check_refused(folder / "model.onnx", repr(tensor.name))
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+def test_external_data_that_ends_early_is_refused(kept: int, tmp_path: Path) -> None:
+    path = write_decoder(tmp_path, TinyDecoder(), external_data=True) / "model.onnx"
+    data = tmp_path / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:kept])
+    check_refused(path, "ends before it")
