@@ -63,8 +63,10 @@ def test_a_place_that_proved_right_is_followed_past_any_number_of_others() -> No
     tokens = [1, *copied, *noise, 2, 3, *copied[:5]]
     proposer = NGramProposer(tokens)
     for token in copied[5:20]:
-        assert proposer.propose(1).token_ids == [token]
+        found = proposer.propose(1)
+        assert found.token_ids == [token]
         tokens.append(token)
+    assert found.match == MAX_MATCH
 
 
 def test_what_is_not_there_is_not_proposed() -> None:

@@ -10,8 +10,9 @@ Estimates can be wrong, and texts can mislead. So every sequence has a credit (`
 `EARNING` with each token, and a step has no drafts for which it could not pay should all of them be wrong. What a step
 costs all sequences more than a plain one is paid by those that draft, each token that this brings is paid back, and
 what is saved is bounded. No credit falls below zero, so sequences are together at most `FIRST_CREDIT` plain steps each
-and the share `EARNING` of their time behind where they would be without drafts, whatever the texts say: 3 % of an answer
-of 50 tokens, and less of any longer one.
+and the share `EARNING` of their time behind where they would be without drafts, whatever the texts say: 3 % of an
+answer of 50 tokens, and less of any longer one. Only what a draft costs at all has to be seen first, in two steps for
+each number of sequences that decode together.
 """
 
 from collections import deque
@@ -35,6 +36,7 @@ _NUM_SAMPLES = 9
 _MAX_AGE = 1024  # steps after which a measurement of drafts is too old to tell
 _PLAIN_EVERY = 32
 _PROBE_EVERY = 128
+_WORTH_LEARNING = 0.5
 
 
 class Evidence(Enum):
@@ -77,10 +79,9 @@ class DraftRecord:
         right, tried = self._counts.get(evidence, (0.0, 0.0))
         self._counts[evidence] = right * self._MEMORY + num_right, tried * self._MEMORY + num_tried
 
-    def book(self, num_drawn: int, charge: float) -> None:
+    def book(self, num_drawn: int, charge: float = 0.0) -> None:
         """Earn for the tokens that a step gave, and pay for its drafts (plain steps)."""
-        gained = num_drawn - 1 if charge else 0
-        self.credit = min(_MAX_CREDIT, self.credit + EARNING * num_drawn + gained - charge)
+        self.credit = min(_MAX_CREDIT, self.credit + EARNING * num_drawn + num_drawn - 1 - charge)
 
 
 class StepCosts:
@@ -115,6 +116,10 @@ class StepCosts:
         measured_at = self._plain_at.get(num_sequences, -_PLAIN_EVERY)
         return self._num_steps - measured_at < _PLAIN_EVERY and self._median_plain(num_sequences) > 0
 
+    def knows_drafts(self, num_sequences: int) -> bool:
+        """Whether a step with drafts was measured, and not too long ago."""
+        return any(self._is_fresh(num_sequences, num_drafts) for num_drafts in self._ratios.get(num_sequences, ()))
+
     def ratios(self, num_sequences: int, most: int, *, at_most: bool = False) -> list[float]:
         """How many plain steps a step with 0, 1, … `most` drafts takes: measured, and on a line between measurements.
 
@@ -122,7 +127,7 @@ class StepCosts:
         """
         known = [(0, 1.0)]
         for num_drafts, samples in sorted(self._ratios.get(num_sequences, {}).items()):
-            if self._num_steps - self._drafted_at[num_sequences, num_drafts] < _MAX_AGE:
+            if self._is_fresh(num_sequences, num_drafts):
                 known.append((num_drafts, max(1.0, median_low(samples))))
         last, ratio = known[-1]
         slope = (ratio - 1) / last if last else _PRIOR_SLOPE / (1 + _PRIOR_SLOPE * (num_sequences - 1))
@@ -132,6 +137,9 @@ class StepCosts:
         for (start, low), (end, high) in pairwise(known):
             found += [low + (high - low) * step / (end - start) for step in range(end - start)]
         return found[: most + 1]
+
+    def _is_fresh(self, num_sequences: int, num_drafts: int) -> bool:
+        return self._num_steps - self._drafted_at[num_sequences, num_drafts] < _MAX_AGE
 
     def _median_plain(self, num_sequences: int) -> float:
         samples = self._plain.get(num_sequences)
@@ -161,6 +169,8 @@ class DraftPlanner:
         budget = min(budget, sum(chance.num_tokens for chance in chances))
         if budget <= 0 or not self._costs.is_known(num_sequences):
             return [0] * len(chances)
+        if not self._costs.knows_drafts(num_sequences):
+            return _likeliest(chances, _WORTH_LEARNING)  # by steps that nobody need be able to pay for: two at most
         ratios = self._costs.ratios(num_sequences, budget)
         most = [chance.num_tokens for chance in chances]
         counts = _best(chances, most, ratios, num_sequences)
@@ -173,30 +183,32 @@ class DraftPlanner:
             counts = _best(chances, most, ratios, num_sequences)
         return counts
 
-    def charge(self, num_own: int, num_drafts: int, num_sequences: int) -> float:
-        """Of what `num_drafts` cost all sequences, in plain steps of one, the part that `num_own` of them cause."""
-        if not num_own:
-            return 0.0
+    def price(self, num_drafts: int, num_sequences: int) -> float:
+        """Of each draft in such a step: its part of what they cost all sequences, in plain steps of one."""
         ratio = self._costs.ratios(num_sequences, num_drafts, at_most=True)[num_drafts]
-        return max(1e-9, (ratio - 1) * num_sequences * num_own / num_drafts)
+        return (ratio - 1) * num_sequences / num_drafts
 
     def _unaffordable(
-        self, chances: Sequence[Chance], counts: list[int], ratios: list[float], num_sequences: int
+        self, chances: Sequence[Chance], counts: list[int], bounds: list[float], num_sequences: int
     ) -> list[int]:
         if not (total := sum(counts)):
             return []
-        price = (ratios[total] - 1) * num_sequences / total
+        price = (bounds[total] - 1) * num_sequences / total
         return [index for index, count in enumerate(counts) if count and count * price > chances[index].credit]
 
     def _probe(self, chances: Sequence[Chance], num_sequences: int) -> list[int]:
         """Mostly nothing; rarely one draft of the best chance, since what it costs may have changed."""
         refused = self._num_refused[num_sequences] = self._num_refused.get(num_sequences, 0) + 1
-        counts = [0] * len(chances)
-        if refused >= _PROBE_EVERY:
-            self._num_refused[num_sequences] = 0
-            best = max(range(len(chances)), key=lambda index: chances[index].probability)
-            counts[best] = min(1, chances[best].num_tokens)
-        return counts
+        if refused < _PROBE_EVERY:
+            return [0] * len(chances)
+        self._num_refused[num_sequences] = 0
+        return _likeliest(chances, 0.0)
+
+
+def _likeliest(chances: Sequence[Chance], least: float) -> list[int]:
+    """One draft of the best chance, if that is as good as `least`."""
+    best = max(range(len(chances)), key=lambda index: chances[index].probability)
+    return [int(index == best and chance.probability >= least) for index, chance in enumerate(chances)]
 
 
 def _best(chances: Sequence[Chance], most: Sequence[int], ratios: Sequence[float], num_sequences: int) -> list[int]:

@@ -51,7 +51,7 @@ class Speculator:
         self._costs = StepCosts()
         self._planner = DraftPlanner(self._costs)
         self._sequences: dict[Sequence, _Speculation] = {}
-        self._num_sequences = self._num_drafts = 0
+        self._price = 0.0
 
     def add(self, sequence: Sequence, sampling: SamplingState) -> None:
         """Begin with a sequence, before its first token is drawn."""
@@ -78,8 +78,8 @@ class Speculator:
 
     def note_step(self, num_sequences: int, num_drafts: int, seconds: float) -> None:
         """What the step took, in which so many sequences had a token computed and drafts; nothing else was in it."""
-        self._num_sequences, self._num_drafts = num_sequences, num_drafts
         self._costs.note(num_sequences, num_drafts, seconds)
+        self._price = self._planner.price(num_drafts, num_sequences) if num_drafts else 0.0
 
     def is_predicted(self, sequence: Sequence) -> bool:
         """Whether its drafts of the step under way stand in its prediction."""
@@ -95,8 +95,7 @@ class Speculator:
             num_right = _num_equal(proposal.token_ids, drawn)
             num_tried = min(num_right + 1, len(proposal.token_ids), len(drawn))
             kept.record.note(proposal.evidence, num_right, num_tried)
-        charge = self._planner.charge(num_drafts, self._num_drafts, self._num_sequences) if num_drafts else 0.0
-        kept.record.book(len(drawn), charge)
+        kept.record.book(len(drawn), self._price * num_drafts)
 
 
 def _propose(kept: _Speculation, count: int) -> Proposal | None:
