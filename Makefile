@@ -23,7 +23,7 @@ serve: setup ## Start the server; ARGS="--port 8080" passes flags
 	@exec $(BIN)/vmm serve $(ARGS)
 
 test: lint clients ort-openvino ## Set up, lint, check types and run all tests, on the real model too
-	$(BIN)/pytest tests compat_tests $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 tests compat_tests $(ARGS)
 	$(CLIENTS)/bin/pytest -c compat_tests/third_party.ini compat_tests/third_party compat_tests/test_openai*.py
 	$(ORT_OPENVINO)/bin/pytest tests/profiles tests/adapters/test_session_contract.py
 

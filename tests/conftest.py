@@ -81,7 +81,7 @@ def smollm2() -> InstalledModel:
             pass
 
     asyncio.run(pull())
-    return registry.resolve("smollm2")
+    return registry.resolve("smollm2:135m")  # compat_tests pull it as `smollm2` too
 
 
 @pytest.fixture(scope="session")
@@ -129,14 +129,14 @@ def installed(settings: MakeSettings, tmp_path: Path) -> Callable[..., None]:
 
 @pytest.fixture
 def with_parts(settings: MakeSettings) -> Callable[[Body], None]:
-    """Run `body(parts)` on an event loop, at most 20 s, and close the pool."""
+    """Run `body(parts)` on an event loop, at most 60 s, and close the pool."""
 
     def run(body: Body) -> None:
         async def bounded() -> None:
             configured = settings()
             parts = build_parts(configured, partial(load_model, settings=configured))
             try:
-                await asyncio.wait_for(body(parts), 20)
+                await asyncio.wait_for(body(parts), 60)
             finally:
                 await parts.pool.aclose()
 

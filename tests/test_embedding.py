@@ -98,7 +98,7 @@ def run(settings: Any, tmp_path: Path) -> Callable[..., None]:
             given = partial(load_model, settings=configured) if load is None else lambda model, *_: load(model)
             parts = build_parts(configured, given)
             try:
-                await asyncio.wait_for(body(parts), 20)
+                await asyncio.wait_for(body(parts), 60)
             finally:
                 await parts.pool.aclose()
 

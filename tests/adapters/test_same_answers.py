@@ -45,7 +45,7 @@ QUESTIONS = (
     "Which ocean is the largest?",
     "Say hello politely.",
 )
-NUM_TOKENS = 16
+NUM_TOKENS = 12
 NEAR = 1.0
 """How far apart two logits may be that the other runtime puts in the other order."""
 

@@ -18,7 +18,7 @@ ASKED = GenerateRequest("echo", TextPrompt("ab"), SamplingParams(max_tokens=3))
 
 def run(test: Awaitable[None]) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(test, 20)
+        await asyncio.wait_for(test, 60)
 
     asyncio.run(bounded())
 

@@ -59,7 +59,8 @@ class Terminal:
 @pytest.fixture
 def terminal(tmp_path: Path, home: Path) -> Iterator[Terminal]:
     """`vmm run echo` without a server: it embeds one."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("VMM_", "OLLAMA_"))}
+    ours = ("VMM_", "OLLAMA_", "COLUMNS", "LINES")  # the last two, which readline sets, go before the terminal's own
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment |= {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
     command = [sys.executable, "-m", "vmm_server", "run", "echo", "--home", str(home), "--host", "127.0.0.1:9"]
     terminal = Terminal(command, environment)

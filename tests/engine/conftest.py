@@ -21,11 +21,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture
 def run() -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """Run a coroutine on a fresh event loop, at most 20 s."""
+    """Run a coroutine on a fresh event loop, at most 60 s."""
 
     def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
         async def bounded() -> Any:
-            return await asyncio.wait_for(coroutine, 20)
+            return await asyncio.wait_for(coroutine, 60)
 
         return asyncio.run(bounded())
 

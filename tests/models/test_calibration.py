@@ -149,7 +149,7 @@ def run(tmp_path: Path, clock: Any) -> Run:
     def run(body: Body, **flags: Any) -> None:
         async def bounded() -> None:
             async with world(**flags) as made:
-                await asyncio.wait_for(body(made), 20)
+                await asyncio.wait_for(body(made), 60)
 
         asyncio.run(bounded())
 

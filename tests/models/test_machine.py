@@ -96,7 +96,7 @@ def test_the_event_loop_turns_while_a_machine_is_probed_and_who_leaves_takes_it_
         return await staying
 
     with reader_of(probing) as reader:
-        assert asyncio.run(asyncio.wait_for(ask(), 20)).problems == ("2",)
+        assert asyncio.run(asyncio.wait_for(ask(), 60)).problems == ("2",)
 
 
 def test_what_could_not_be_found_out_is_looked_for_again_and_nobody_waits_for_it(clock: Any) -> None:

@@ -96,7 +96,7 @@ def with_pool(machine: Machine, tmp_path: Path) -> Callable[..., None]:
             placer = Placer(settings, MachineReader().read, clock=lambda: machine.now)
             pool = ModelPool(settings, machine.load, placer, clock=lambda: machine.now)
             try:
-                await asyncio.wait_for(body(pool), 20)
+                await asyncio.wait_for(body(pool), 60)
             finally:
                 machine.may_load.set()
                 await pool.aclose()

@@ -69,7 +69,7 @@ def with_pool(machine: FakeMachine, tmp_path: Path) -> Callable[..., None]:
             placer = machine.placer(settings)
             pool = ModelPool(settings, machine.load, placer, clock=machine.clock)
             try:
-                await asyncio.wait_for(body(Here(pool, placer)), 20)
+                await asyncio.wait_for(body(Here(pool, placer)), 60)
             finally:
                 await pool.aclose()
 

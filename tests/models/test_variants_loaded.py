@@ -58,7 +58,7 @@ def run(
             return lease.loaded.placement.variant
 
         try:
-            await asyncio.wait_for(body(ask, here), 20)
+            await asyncio.wait_for(body(ask, here), 60)
         finally:
             await pool.aclose()
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from vmm_adapters.openvino.runner import load_runner
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 from vmm_server.app import create_app
+from vmm_server.models.compiled import compiled_dir
 from vmm_server.models.store import InstalledModel
 
 CHUNK, NUM_CHUNKS = 512, 6
@@ -38,16 +39,15 @@ def runners_own(folder: Path, chunks: list[list[int]], cache_dir: Path) -> list[
 
 
 @pytest.mark.runtime
-def test_perplexity_through_the_route_is_the_runners_own(
-    smollm2: InstalledModel, settings: Any, tmp_path: Path
-) -> None:
+def test_perplexity_through_the_route_is_the_runners_own(smollm2: InstalledModel, settings: Any) -> None:
     text = (Path(__file__).parents[2] / "data" / "ppl.txt").read_text()
     tokens = Tokenizer.from_file(str(smollm2.folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
     chunks = [tokens[start : start + CHUNK] for start in range(0, NUM_CHUNKS * CHUNK, CHUNK)]
-    own = runners_own(smollm2.folder, chunks, tmp_path)
+    configured = settings(models_dir=MODELS, kv_cache_size=256 << 20)
+    own = runners_own(smollm2.folder, chunks, compiled_dir(configured.cache_dir, smollm2))
 
     async def score() -> list[float]:
-        app = create_app(settings(models_dir=MODELS, kv_cache_size=256 << 20))
+        app = create_app(configured)
         transport = httpx.ASGITransport(app=app)
         async with app.lifespan(), httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             asked = {"model": smollm2.name, "prompt": chunks, "echo": True, "max_tokens": 0, "logprobs": 1}

@@ -43,8 +43,8 @@ FAMILIES = [
 ]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 """OpenVINO otherwise rounds activations to 8 bits where zero points are integers."""
-LLAMA_CPP_PERPLEXITY = 17.505
-"""llama-perplexity (b11434) on the default model's file and tests/data/ppl.txt, 6 chunks of 512 tokens."""
+LLAMA_CPP_PERPLEXITY = 15.926
+"""llama-perplexity (b11434) on the default model's file and tests/data/ppl.txt, 3 chunks of 512 tokens."""
 
 
 def _onnxruntime(path: Path) -> Run:
@@ -255,19 +255,11 @@ def _log_likelihoods(logits: Floats, tokens: NDArray[np.int64]) -> NDArray[np.fl
     return scores[np.arange(len(targets)), targets]
 
 
-def test_perplexity_is_that_of_llama_cpp(imported: Path) -> None:
+def test_perplexity_is_that_of_llama_cpp_on_either_runtime(imported: Path) -> None:
+    chunks = _chunks(imported, 3)
     run = _openvino(imported / "model.onnx")
-    likelihoods = [
-        _log_likelihoods(run(_first_step(tokens, imported))["logits"][0], tokens) for tokens in _chunks(imported, 6)
-    ]
+    likelihoods = [_log_likelihoods(run(_first_step(each, imported))["logits"][0], each) for each in chunks]
     perplexity = np.exp(-np.concatenate(likelihoods).mean())
     assert perplexity == pytest.approx(LLAMA_CPP_PERPLEXITY, rel=0.005)
-
-
-def test_both_runtimes_find_a_text_equally_likely(imported: Path) -> None:
-    (tokens,) = _chunks(imported, 1)
-    means = [
-        _log_likelihoods(loader(imported / "model.onnx")(_first_step(tokens, imported))["logits"][0], tokens).mean()
-        for loader in (_onnxruntime, _openvino)
-    ]
-    assert means[0] == pytest.approx(means[1], abs=1e-4)
+    other = _onnxruntime(imported / "model.onnx")(_first_step(chunks[0], imported))["logits"][0]
+    assert _log_likelihoods(other, chunks[0]).mean() == pytest.approx(likelihoods[0].mean(), abs=1e-4)

@@ -62,7 +62,7 @@ def logits(folder: Path, config: Path, tokens: NDArray[np.int64], *, openvino: b
 def test_eight_bits_are_off_by_half_a_step_at_most(rows: Floats) -> None:
     blocks = quantize_blocks(rows, 8)
     step = np.repeat(blocks.scales, BLOCK, axis=1)
-    assert (np.abs(blocks.weights(8) - rows) <= 0.5001 * step + 1e-36).all()
+    assert (np.abs(blocks.weights(8) - rows) <= 0.5001 * step + 1e-30).all()  # less than that counts as 0
 
 
 @given(arrays.arrays(np.float32, st.tuples(st.integers(1, 3), st.just(2 * BLOCK)), elements=WEIGHTS))
