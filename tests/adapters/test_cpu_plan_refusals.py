@@ -95,6 +95,14 @@ def also(kind: str, inputs: list[str], output: str) -> Change:
     return change
 
 
+def both(first: Change, second: Change) -> Change:
+    def change(graph: onnx.GraphProto) -> None:
+        first(graph)
+        second(graph)
+
+    return change
+
+
 def gathers(axis: int) -> Change:
     return attribute("/model/embed_tokens/Gather", axis=axis)
 
@@ -138,7 +146,21 @@ BUILT: dict[str, tuple[BuilderDecoder, Change, str]] = {
     "other heads in the cache": (BuilderDecoder(), cache_shape("batch", 4, "past", 16), ATTENTION),
     "a cache that is changed": (BuilderDecoder(), also("Neg", ["present.0.key"], "present.0.other"), ATTENTION),
     "tables of other widths": (BuilderDecoder(), constant(ATTENTION, 8, np.zeros((64, 4), np.float32)), ATTENTION),
-    "tables wider than heads": (BuilderDecoder(head_size=8, heads=8), cache_shape("b", 2, "p", 4), ATTENTION),
+    "tables wider than heads": (
+        BuilderDecoder(),
+        both(constant(ATTENTION, 7, np.ones((64, 9), np.float32)), reads(ATTENTION, 8, "changed")),
+        ATTENTION,
+    ),
+    "a third way to rotate": (BuilderDecoder(), attribute(ATTENTION, rotary_interleaved=2), ATTENTION),
+    "a shape with empty axes": (
+        *(BuilderDecoder(head_norms=True), attribute("/model/layers.0/attn/q_norm/Reshape_1", allowzero=1)),
+        "/model/layers.0/attn/q_norm/Reshape_1",
+    ),
+    "a sum of three": (
+        BuilderDecoder(qkv_bias=True),
+        reads("/model/layers.0/attn/qkv_proj/Add", 2, "cos_cache"),
+        "Add",
+    ),
     "a mask's sum less 2": (BuilderDecoder(), constant(f"{MASK}/Sub", 1, np.array([2])), f"{MASK}/Sub"),
     "a mask that is changed": (BuilderDecoder(), between(f"{MASK}/ReduceSum", 0, "Abs"), f"{MASK}/ReduceSum"),
     "a mask's first size": (BuilderDecoder(), constant(f"{MASK}/Gather", 1, np.array(0)), f"{MASK}/Gather"),
@@ -153,6 +175,7 @@ BUILT: dict[str, tuple[BuilderDecoder, Change, str]] = {
     "scales of doubles": (BuilderDecoder(), constant(DOWN, 2, np.ones(64 * 3)), DOWN),
     "too few scales": (BuilderDecoder(), constant(DOWN, 2, np.ones(5, np.float32)), DOWN),
     "too few levels": (BuilderDecoder(), constant(DOWN, 1, np.ones(5, np.uint8)), DOWN),
+    "levels of other rows": (BuilderDecoder(), constant(DOWN, 1, np.ones((96, 2, 16), np.uint8)), DOWN),
     "too few zero points": (BuilderDecoder(), constant(DOWN, 3, np.ones(5, np.uint8)), DOWN),
     "a bias of another size": (BuilderDecoder(), constant(DOWN, 5, np.ones(5, np.float32)), DOWN),
     "a product of computed weights": (FLOATS, between("/model/layers.1/mlp/down_proj/MatMul", 1, "Neg"), "down_proj"),
@@ -223,6 +246,16 @@ BUILT: dict[str, tuple[BuilderDecoder, Change, str]] = {
         BuilderDecoder(),
         between("/model/layers.0/attn/o_proj/MatMul_Q4", 0, "Relu"),
         "between",
+    ),
+    "fewer tokens than logits": (
+        BuilderDecoder(),
+        constant("/model/embed_tokens/Gather", 0, np.ones((40, 64), np.float32)),
+        "'changed' is 40 x 64; 48 x 64 is expected",
+    ),
+    "a narrower embedding": (
+        BuilderDecoder(),
+        constant("/model/embed_tokens/Gather", 0, np.ones((48, 32), np.float32)),
+        "'changed' is 48 x 32; 48 x 64 is expected",
     ),
     "columns looked up": (BuilderDecoder(), gathers(1), "/model/embed_tokens/Gather"),
     "other ids": (

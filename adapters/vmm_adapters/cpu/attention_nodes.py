@@ -8,6 +8,7 @@ The KV cache is the kernels' own: the graph's is only checked for being plain.
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from vmm_adapters.cpu.graph_walk import ANY, FLOATS, Walk, as_float32
 from vmm_adapters.cpu.matrices import MatrixReader
@@ -19,9 +20,9 @@ GROUP_QUERY_ATTENTION = MICROSOFT + "GroupQueryAttention"
 ROTARY_EMBEDDING = MICROSOFT + "RotaryEmbedding"
 ATTENTION_MASK, POSITION_IDS = "attention_mask", "position_ids"
 KNOWN_ATTRIBUTES = {
-    **dict.fromkeys(("num_heads", "kv_num_heads", "do_rotary", "rotary_interleaved", "scale", "softcap"), ANY),
-    "local_window_size": ANY,
-    "qk_norm_epsilon": ANY,
+    **dict.fromkeys(("num_heads", "kv_num_heads", "scale", "softcap", "local_window_size", "qk_norm_epsilon"), ANY),
+    "do_rotary": (0, 1),
+    "rotary_interleaved": (0, 1),
     "causal": 1,
     "smooth_softmax": (0, -1),
     "qk_output": 0,
@@ -63,7 +64,7 @@ class AttentionReader:
         window = int(node.number("local_window_size", -1))
         softcap = node.number("softcap", 0.0)
         if window < -1 or window == 0 or softcap < 0:
-            raise refusal(node, f"local_window_size={window} with softcap={softcap:g} is not supported")
+            raise refusal(node, f"local_window_size={window} and softcap={softcap:g} are no window and no cap")
         attention = Attention(
             projections=projections,
             output=output,
@@ -104,16 +105,21 @@ class AttentionReader:
     def _check_sequence_lengths(self, node: Node, last: str, longest: str) -> None:
         """`seqlens_k` is the mask's sum less 1, `total_sequence_length` its length: what a plain mask says."""
         walk, what = self._walk, "the last position, from attention_mask"
-        cast = walk.expect(last, "Cast", what=what)
-        difference = walk.expect(cast.input(0), "Sub", what=what)
+        difference = walk.expect(self._narrowed(last, what), "Sub", what=what)
         total = walk.expect(difference.input(0), "ReduceSum", what=what)
         walk.check_attributes(total, {"keepdims": ANY, "axes": ([1], [-1]), "noop_with_empty_axes": 0})
         axes = total.attributes.get("axes") or walk.integers(total.input(1))
         if walk.integers(difference.input(1)) != [1] or axes not in ([1], [-1]):
             raise refusal(difference, f"{what}, is expected")
         self._check_mask(total)
-        cast = walk.expect(longest, "Cast", what="the length of attention_mask")
-        self._check_mask_length(cast.input(0))
+        self._check_mask_length(self._narrowed(longest, "the length of attention_mask"))
+
+    def _narrowed(self, value: str, what: str) -> str:
+        """The value before it becomes int32."""
+        cast = self._walk.expect(value, "Cast", what=what)
+        if cast.attributes.get("to") != TensorProto.INT32:
+            raise refusal(cast, f"{what}, as int32, is expected")
+        return cast.input(0)
 
     def _check_mask_length(self, value: str) -> None:
         walk, what = self._walk, "the length of attention_mask"
@@ -164,7 +170,7 @@ class AttentionReader:
         return table, bool(first.number("interleaved", 0)), first.input(0), second.input(0)
 
     def _check_rotary_embedding(self, node: Node, heads: float, head_size: int) -> None:
-        known = {"interleaved": ANY, "num_heads": (0, heads), "rotary_embedding_dim": ANY}
+        known = {"interleaved": (0, 1), "num_heads": (0, heads), "rotary_embedding_dim": ANY}
         self._walk.check_attributes(node, known | {"is_packed_batching": 0, "scale": 1.0})
         self._check_positions(node, node.input(1), is_optional=False)
         width = int(node.number("rotary_embedding_dim", 0)) or head_size

@@ -10,12 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from vmm_adapters.cpu.onnx_graph import Graph, Node, Tensor, refusal
+from vmm_adapters.cpu.onnx_graph import MICROSOFT, Graph, Node, Tensor, refusal
 from vmm_adapters.errors import UnsupportedModel
 
 ANY = object()
 """An attribute that may have any value: it is read, or does not change results."""
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+_PLAIN = {
+    **dict.fromkeys(("Add", "Div", "Greater", "MatMul", "Mul", "Reshape", "Sub", "Unsqueeze"), 2),
+    **dict.fromkeys(("Sigmoid", "Tanh"), 1),
+}
+"""Operators without attributes that change results, and the inputs that they have."""
 
 
 class Walk:
@@ -37,14 +42,19 @@ class Walk:
             raise self._refuse_source(value, what)
         node, index = found
         if node.operator not in operators:
-            raise refusal(node, f"{what} is expected here ({' or '.join(operators)})")
+            names = " or ".join(each.removeprefix(MICROSOFT) for each in operators)
+            raise refusal(node, f"{what} is expected here ({names})")
         if index != output:
             raise refusal(node, f"its output {index} is not one that is read ({what} is expected)")
-        self._met.add(node)
+        self.meet(node)
         return node
 
     def meet(self, node: Node) -> None:
-        """Count a node that was peeked at."""
+        """Count a node that was peeked at. Raises `UnsupportedModel` for a plain operator that is not plain."""
+        if node.operator in _PLAIN:
+            self.check_attributes(node, {"allowzero": 0} if node.operator == "Reshape" else {})
+            if len(node.inputs) != _PLAIN[node.operator]:
+                raise refusal(node, f"has {len(node.inputs)} inputs; {_PLAIN[node.operator]} are expected")
         self._met.add(node)
 
     def _refuse_source(self, value: str, what: str) -> UnsupportedModel:

@@ -17,7 +17,7 @@ from vmm_adapters.cpu.matrices import MatrixReader
 from vmm_adapters.cpu.mlp_nodes import read_mlp
 from vmm_adapters.cpu.norms import NORMS, SKIP_NORM, SUM_OUTPUT, NormReader
 from vmm_adapters.cpu.onnx_graph import Graph, Node, read_graph, refusal
-from vmm_adapters.cpu.plan import DecoderPlan, Layer, Linear
+from vmm_adapters.cpu.plan import DecoderPlan, Layer, Matrix
 from vmm_adapters.errors import UnsupportedModel
 
 LOGITS, PRESENT = "logits", "present"
@@ -65,8 +65,10 @@ class _DecoderReader:
             layer, stream = self._layer(stream)
             layers.append(layer)
         embedding, embedding_scale = EmbeddingReader(walk, self._matrices).embedding(stream)
-        if embedding.columns != self._width or not layers:
-            raise UnsupportedModel(f"{graph.path}: {embedding.name!r} is not as wide as the head, or there is no layer")
+        if embedding.columns != self._width or embedding.rows < lm_head.matrix.rows:
+            raise self._misfit(embedding, lm_head.matrix.rows, self._width)
+        if not layers:
+            raise UnsupportedModel(f"{graph.path}: has no layer")
         walk.check_all_met(
             [value for name, value in graph.outputs.items() if name == LOGITS or name.startswith(PRESENT)]
         )
@@ -211,15 +213,13 @@ class _DecoderReader:
         inner = layer.down.matrix.columns
         for linear in (*attention.projections, *layer.gate_up):
             if linear.matrix.columns != self._width:
-                raise self._misfit(linear, linear.matrix.rows, self._width)
+                raise self._misfit(linear.matrix, linear.matrix.rows, self._width)
         for linear, shape in ((attention.output, (self._width, wide)), (layer.down, (self._width, inner))):
             if (linear.matrix.rows, linear.matrix.columns) != shape:
-                raise self._misfit(linear, *shape)
+                raise self._misfit(linear.matrix, *shape)
         if rows != {inner * 2 // len(layer.gate_up)}:
-            raise self._misfit(layer.down, self._width, min(rows))
+            raise self._misfit(layer.down.matrix, self._width, min(rows))
 
-    def _misfit(self, linear: Linear, rows: int, columns: int) -> UnsupportedModel:
-        found = f"{linear.matrix.rows} x {linear.matrix.columns}"
-        return UnsupportedModel(
-            f"{self._graph.path}: {linear.matrix.name!r} is {found}; {rows} x {columns} is expected"
-        )
+    def _misfit(self, matrix: Matrix, rows: int, columns: int) -> UnsupportedModel:
+        found = f"{matrix.rows} x {matrix.columns}"
+        return UnsupportedModel(f"{self._graph.path}: {matrix.name!r} is {found}; {rows} x {columns} is expected")

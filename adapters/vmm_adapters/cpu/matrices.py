@@ -44,6 +44,11 @@ class PackedNames:
         """Blocks in a row."""
         return -(-self.columns // self.block_size)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and their groups."""
+        return self.rows, self.groups
+
 
 class MatrixReader:
     """Matches products and lookups."""
@@ -166,6 +171,8 @@ class MatrixReader:
             raise refusal(node, f"{names.bits} bits are not supported; 4 or 8 are")
         if names.block_size < MIN_BLOCK_SIZE or names.block_size & (names.block_size - 1):
             raise refusal(node, f"blocks of {names.block_size} are not supported; a power of two from 16 on is")
+        if names.rows <= 0 or names.columns <= 0:
+            raise refusal(node, f"a matrix of {names.rows} x {names.columns} has no weights")
         names = replace(names, levels=self._unshaped(names.levels, node))
         if names not in self._quantized:
             self._quantized[names] = self._read_packed(names, node)
@@ -182,46 +189,46 @@ class MatrixReader:
         return before.input(0)
 
     def _read_packed(self, names: PackedNames, node: Node) -> QuantizedMatrix:
-        walk, grid = self._walk, (names.rows, names.groups)
+        walk = self._walk
         levels = walk.constant(names.levels, node, "the levels", TensorProto.UINT8, *NARROW)
+        kinds = (levels.dtype,) if levels.dtype in NARROW else (TensorProto.UINT8, *FLOATS)
         scales = walk.constant(names.scales, node, "the scales", *FLOATS)
-        zero_points: NDArray[np.uint8] | NDArray[np.floating] | None = None
-        if names.zero_points:
-            tensor = walk.constant(names.zero_points, node, "the zero points", TensorProto.UINT8, *NARROW, *FLOATS)
-            zero_points = self._zero_points(tensor, names, node)
-        elif levels.dtype == TensorProto.UINT4:  # which has no middle of its own
-            zero_points = np.zeros(grid, np.uint8)
+        zero_points = walk.constant(names.zero_points, node, "the zero points", *kinds) if names.zero_points else None
+        offsets = walk.constant(names.offsets, node, "the offsets", *FLOATS) if names.offsets else None
+        for tensor in (levels, scales, zero_points, offsets):
+            if tensor is not None and len(tensor.shape) > 1 and tensor.shape[0] != names.rows:
+                raise refusal(node, f"{tensor.name!r} is {tensor.shape}; {names.rows} rows are expected")
         packed = levels.values.view(np.uint8)
         if levels.dtype == TensorProto.INT4:  # from -8 on: counted from 0 on, and so are its zero points
             packed = packed ^ np.uint8(0x88)
-        offsets = walk.constant(names.offsets, node, "the offsets", *FLOATS) if names.offsets else None
+        points = None if zero_points is None else self._zero_points(zero_points, names, node)
+        if points is None and levels.dtype == TensorProto.UINT4:  # which has no middle of its own
+            points = np.zeros(names.grid, np.uint8)
         return QuantizedMatrix(
             name=names.levels,
             rows=names.rows,
             columns=names.columns,
             bits=names.bits,
             block_size=names.block_size,
-            levels=_shaped(packed, (*grid, names.block_size * names.bits // 8), "the levels", node),
-            scales=_shaped(_floats(scales), grid, "the scales", node),
-            zero_points=zero_points,
-            offsets=None if offsets is None else _shaped(_floats(offsets), grid, "the offsets", node),
+            levels=_shaped(packed, (*names.grid, names.block_size * names.bits // 8), "the levels", node),
+            scales=_shaped(_floats(scales), names.grid, "the scales", node),
+            zero_points=points,
+            offsets=None if offsets is None else _shaped(_floats(offsets), names.grid, "the offsets", node),
         )
 
     def _zero_points(self, tensor: Tensor, names: PackedNames, node: Node) -> NDArray[np.uint8] | NDArray[np.floating]:
         """Zero points `[rows, groups]`; whole ones are packed as the levels are."""
-        grid = (names.rows, names.groups)
+        what = "the zero points"
         if tensor.dtype in FLOATS:
-            return _shaped(_floats(tensor), grid, "the zero points", node)
+            return _shaped(_floats(tensor), names.grid, what, node)
         packed = tensor.values.view(np.uint8)
-        if tensor.dtype in NARROW:  # rows follow each other within a byte
-            unpacked = _unpacked(packed)[: names.rows * names.groups]
-            unpacked = unpacked ^ np.uint8(8) if tensor.dtype == TensorProto.INT4 else unpacked
-            return _shaped(unpacked, grid, "the zero points", node)
         if names.bits == 8:
-            return _shaped(packed, grid, "the zero points", node)
-        return _unpacked(_shaped(packed, (names.rows, -(-names.groups // 2)), "the zero points", node))[
-            :, : names.groups
-        ]
+            return _shaped(packed, names.grid, what, node)
+        if tensor.dtype not in NARROW:
+            rows = _unpacked(_shaped(packed, (names.rows, -(-names.groups // 2)), what, node))
+            return np.ascontiguousarray(rows[:, : names.groups])
+        unpacked = _unpacked(packed)[: math.prod(names.grid)]  # rows follow each other within a byte
+        return _shaped(unpacked ^ np.uint8(8 if tensor.dtype == TensorProto.INT4 else 0), names.grid, what, node)
 
 
 def _floats(tensor: Tensor) -> NDArray[np.floating]:
