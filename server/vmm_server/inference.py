@@ -125,6 +125,7 @@ class Inference:
                     context_length=request.num_ctx,
                     param=request.prompt.param,
                     seen=prompt.seen,
+                    prediction=prompt.prediction,
                 )
                 started = Started(lease, partial(self._lease, model, request, form), submit, self._clock)
                 await started.begin()

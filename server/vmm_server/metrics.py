@@ -35,6 +35,8 @@ COUNTERS: Mapping[str, str] = {
     "vmm_prompt_tokens": "Prompt tokens of requests that are over, cached ones included; of encoders, all tokens.",
     "vmm_cached_tokens": "Of them, found in the prefix cache and not computed again.",
     "vmm_tokens_generated": "Tokens drawn.",
+    "vmm_draft_tokens": "Tokens that were guessed, and computed with the one before them.",
+    "vmm_accepted_tokens": "Of them, those that were drawn; generated tokens include them.",
     "vmm_preemptions": "Requests that gave their KV blocks to others and were computed again.",
 }
 """Their names end `_total` on the wire."""
@@ -118,6 +120,8 @@ def _figures(loaded: LoadedModel) -> dict[str, int]:
             "vmm_prompt_tokens": totals.num_prompt_tokens,
             "vmm_cached_tokens": totals.num_cached_tokens,
             "vmm_tokens_generated": totals.num_generated_tokens,
+            "vmm_draft_tokens": stats.num_drafted_tokens,
+            "vmm_accepted_tokens": stats.num_accepted_tokens,
             "vmm_preemptions": stats.num_preempted,
         }
         if stats.num_blocks:

@@ -60,6 +60,8 @@ class WrittenPrompt:
     """Whole messages among them."""
     seen: SeenPrompt | None = None
     """Stands for the tokens, of which there are none, where there are images."""
+    prediction: tuple[int, ...] = ()
+    """The request's, in the model's tokens."""
 
     @property
     def shown_tokens(self) -> frozenset[int]:
@@ -87,6 +89,8 @@ def prepare(
     limit = ready.context_length if request.num_ctx is None else min(request.num_ctx, ready.context_length)
     room = Room(limit, request.sampling.max_tokens)
     written = write_prompt(request, model, ready, now, room)
+    if request.prediction:
+        written = replace(written, prediction=token_ids(ready.tokenizer, request.prediction))
     if (reading := written.reading) is None:
         return written, request.constraint
     return written, answer_constraint(

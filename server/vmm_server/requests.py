@@ -245,6 +245,8 @@ class GenerateRequest:
     num_ctx: int | None = None
     """A context limit below the model's own (Ollama's option)."""
     wanted: Wanted = ANYWHERE
+    prediction: str | None = None
+    """What much of the answer may say: it comes sooner if it does, and is the same if it does not."""
 
 
 @dataclass(frozen=True, slots=True)

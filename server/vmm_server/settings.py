@@ -109,6 +109,8 @@ class Settings(BaseSettings):
     """Generations that run at the same time on one model; more wait."""
     max_queue: Annotated[int, Field(ge=0)] = 512
     """Generations that may wait for one model before new ones get a 503."""
+    speculation: Literal["auto", "off"] = "auto"
+    """Whether tokens that were said before are guessed and checked several at a time, where that pays: auto or off."""
     max_loaded_models: Annotated[int, Field(ge=0)] = 0
     """Models in memory at the same time; 0 lets the memory budget decide."""
     keep_alive: Annotated[KeepAlive, NoDecode, BeforeValidator(_keep_alive)] = KeepAlive(300.0)

@@ -106,5 +106,10 @@ def test_timings_are_rates_of_the_counts(conversation: Conversation, capsys: pyt
     assert "eval rate:            2.0 tokens/s" in output.err
 
 
+def test_drafts_are_told_where_there_were_any() -> None:
+    assert "drafts accepted:      30 of 40 tokens" in format_timings({"draft_count": 40, "draft_accepted_count": 30})
+    assert "draft" not in format_timings({"eval_count": 40})
+
+
 def test_timings_without_a_duration_have_no_rate() -> None:
     assert "rate" not in format_timings({"done": True})

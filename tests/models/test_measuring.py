@@ -66,7 +66,8 @@ class FakeEngine:
     def preparing(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def submit(self, prompt: Sequence[int], sampling: SamplingParams) -> "FakeGeneration":
+    def submit(self, prompt: Sequence[int], sampling: SamplingParams, *, may_draft: bool) -> "FakeGeneration":
+        assert not may_draft, "what a token takes is measured without luck"
         assert sampling.ignore_eos
         assert sampling.max_tokens is not None
         assert len(prompt) + sampling.max_tokens <= self.context_length

@@ -78,4 +78,6 @@ def format_timings(last: Mapping[str, Any]) -> str:
         lines.append((f"{label} duration", f"{seconds[key]:.3f} s"))
         if seconds[key]:
             lines.append((f"{label} rate", f"{count / seconds[key]:.1f} tokens/s"))
+    if num_drafts := last.get("draft_count", 0):
+        lines.append(("drafts accepted", f"{last.get('draft_accepted_count', 0)} of {num_drafts} tokens"))
     return "\n".join(f"{label + ':':<22}{value}" for label, value in lines)

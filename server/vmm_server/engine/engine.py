@@ -150,14 +150,17 @@ class Engine:
         context_length: int | None = None,
         param: str = "prompt",
         seen: SeenPrompt | None = None,
+        prediction: Tokens[int] = (),
+        may_draft: bool = True,
     ) -> "Generation":
         """Queue a generation. Call on the event loop; lower `priority` goes first.
 
         An answer under a `grammar` ends where that says, `min_tokens` or not. `shown_tokens` are special tokens that
         its text shows all the same. `context_length` can lower the engine's own. `seen` stands for a prompt with
-        images, which is then empty; how many tokens it has is in `usage` alone. Raises at once: `InvalidRequest`
-        (`param` names the prompt's field), `UnsupportedParameter` for what the runtime `lacks`,
-        `ContextLengthExceeded`, `Overloaded`, `ShuttingDown`, `PlacementFailed` after a `failure`.
+        images, which is then empty; how many tokens it has is in `usage` alone. `prediction` is what the answer may
+        say, `may_draft` whether its tokens may be guessed. Raises at once: `InvalidRequest` (`param` names the prompt's
+        field), `UnsupportedParameter` for what the runtime `lacks`, `ContextLengthExceeded`, `Overloaded`,
+        `ShuttingDown`, `PlacementFailed` after a `failure`.
         """
         if self.failure is not None:  # and then it is being closed, but nobody shuts down
             raise PlacementFailed(self.failure)
@@ -182,6 +185,8 @@ class Engine:
             priority=priority,
             submitted_at=self._clock(),
             seen=seen,
+            prediction=tuple(prediction),
+            may_draft=may_draft,
         )
         answer = Answer(
             AnswerText(Detokenizer(self._tokenizer, self._special - shown_tokens, prompt), sampling.stop),

@@ -60,6 +60,7 @@ class Sequence:
         submitted_at: float = 0.0,
         seen: SeenPrompt | None = None,
         prediction: tuple[int, ...] = (),
+        may_draft: bool = True,
     ) -> None:
         self.token_ids = list(prompt)
         self.num_prompt_tokens = len(prompt)
@@ -69,6 +70,7 @@ class Sequence:
         """Of `seen`: those of its text, until the runtime has told what it counted."""
         self.prediction = prediction
         """What the answer may say, in whole or in part: drafts are looked up there too."""
+        self.may_draft = may_draft
         self.sampling = sampling
         self.context_length = self.max_length = max_length
         if sampling.max_tokens is not None:
@@ -113,8 +115,8 @@ class Sequence:
 
     @property
     def num_draftable_tokens(self) -> int:
-        """Tokens that may be guessed behind the last one: one less than can still be drawn, as one more is drawn."""
-        return max(0, self.max_length - len(self.token_ids) - 1)
+        """Tokens that may be guessed behind the last one: one less than can be drawn, as one is drawn in any case."""
+        return max(0, self.max_length - len(self.token_ids) - 1) if self.may_draft else 0
 
     def draws_after(self, num_tokens: int) -> bool:
         """Whether a token is drawn once the next `num_tokens` tokens are computed."""

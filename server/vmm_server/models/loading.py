@@ -118,6 +118,7 @@ def _load_text(model: InstalledModel, placement: Placement, kv_cache_bytes: int,
             max_batched_tokens=settings.max_batched_tokens,
             max_sequences=settings.max_sequences,
             max_queue=settings.max_queue,
+            speculation=settings.speculation == "auto",
         ),
         context_length=limit,
     )

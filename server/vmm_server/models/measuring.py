@@ -140,7 +140,7 @@ class _Meter:
             with self._engine.preparing():
                 for _ in range(num_streams):
                     prompt = self._random.choices(self._token_ids, k=num_prompt_tokens)
-                    answers.append(_Answer(self._engine.submit(prompt, sampling), self._clock))
+                    answers.append(_Answer(self._engine.submit(prompt, sampling, may_draft=False), self._clock))
             readers += [asyncio.create_task(answer.read()) for answer in answers]
             done, _ = await asyncio.wait(readers, timeout=self._longest_s, return_when=asyncio.FIRST_EXCEPTION)
             for reader in done:

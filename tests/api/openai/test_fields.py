@@ -24,7 +24,6 @@ TABLE = (
 )
 HARMLESS: dict[str, object] = {
     "metadata": {"a": "b"},
-    "prediction": {"type": "content", "content": "x"},
     "prompt_cache_key": "k",
     "prompt_cache_options": {"mode": "implicit"},
     "prompt_cache_retention": "24h",

@@ -27,7 +27,11 @@ USAGE_FIELDS = {
     "completion_tokens": 3,
     "total_tokens": 13,
     "prompt_tokens_details": {"cached_tokens": 8},
-    "completion_tokens_details": {"reasoning_tokens": 0},
+    "completion_tokens_details": {
+        "reasoning_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    },
 }
 SAME = {"id": "id-1", "created": 1700000000, "model": 'm"x', "system_fingerprint": "vmm-f"}
 LAST = Delta("", finish_reason=FinishReason.STOP, usage=USAGE)

@@ -147,7 +147,7 @@ def test_functions_answer_by_the_older_name() -> None:
 
 def test_reasoning_tokens_are_counted_over_all_choices() -> None:
     details = usage_fields([USAGE, replace(USAGE, num_reasoning_tokens=3)], 2)["completion_tokens_details"]
-    assert details == {"reasoning_tokens": 7}
+    assert details == {"reasoning_tokens": 7, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
 
 
 def test_logprobs_go_with_the_first_chunk_of_a_delta() -> None:

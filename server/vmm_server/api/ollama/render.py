@@ -72,7 +72,8 @@ def called(index: int, call: ToolCall) -> Said:
 def metrics(usage: Usage, load_s: float, prepare_s: float) -> dict[str, object]:
     """Counts and nanoseconds, zeros left out. The total is the parts, the preparation and the time in the queue.
 
-    `prompt_eval_count` is all that the model saw of the prompt, `prompt_eval_cached_count` what of it was in the cache.
+    `prompt_eval_count` is all that the model saw of the prompt, `prompt_eval_cached_count` what of it was in the cache;
+    `draft_count` are tokens that were guessed, `draft_accepted_count` those of them that are in the answer.
     """
     load, prepare, queued, prefill, decode = (
         int(seconds * 1e9) for seconds in (load_s, prepare_s, usage.queued_s, usage.prefill_s, usage.decode_s)
@@ -85,6 +86,8 @@ def metrics(usage: Usage, load_s: float, prepare_s: float) -> dict[str, object]:
         "prompt_eval_duration": prefill,
         "eval_count": usage.num_generated_tokens,
         "eval_duration": decode,
+        "draft_count": usage.num_drafted_tokens,
+        "draft_accepted_count": usage.num_accepted_tokens,
     }
     return {name: value for name, value in fields.items() if value}
 

@@ -9,7 +9,7 @@ from vmm_adapters.types import SamplingParams
 from vmm_server.api.body import field_path
 from vmm_server.api.openai.choices import candidates
 from vmm_server.api.openai.constraints import constraint_of
-from vmm_server.api.openai.messages import chat_messages
+from vmm_server.api.openai.messages import chat_messages, predicted_text
 from vmm_server.api.openai.tools import tool_use
 from vmm_server.api.openai.wire import ChatCompletionRequest, CompletionRequest, SamplingFields
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
@@ -40,7 +40,8 @@ def chat_request(wire: ChatCompletionRequest) -> GenerateRequest:
         thinking=thinking(wire.reasoning_effort, "reasoning_effort"),
     )
     max_tokens = wire.max_completion_tokens or wire.max_tokens
-    return generate_request(wire, prompt, max_tokens, _chat_logprobs(wire))
+    request = generate_request(wire, prompt, max_tokens, _chat_logprobs(wire))
+    return request if wire.prediction is None else replace(request, prediction=predicted_text(wire.prediction))
 
 
 def completion_requests(wire: CompletionRequest) -> list[GenerateRequest]:

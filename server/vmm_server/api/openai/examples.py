@@ -20,7 +20,11 @@ USAGE = {
     "completion_tokens": 24,
     "total_tokens": 38,
     "prompt_tokens_details": {"cached_tokens": 0},
-    "completion_tokens_details": {"reasoning_tokens": 0},
+    "completion_tokens_details": {
+        "reasoning_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    },
 }
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
 ANSWER = "Blue light is scattered most."

@@ -6,7 +6,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vmm_adapters.types import IMAGE_MARK
 from vmm_server.api.body import invalid_request
-from vmm_server.api.openai.wire import ChatMessage, ContentPart, FunctionCall, MessageToolCall
+from vmm_server.api.openai.wire import ChatMessage, ContentPart, FunctionCall, MessageToolCall, Prediction
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
 from vmm_server.requests import GivenImage, Message, ToolCall
 
@@ -74,16 +74,32 @@ def _content(wire: ChatMessage, where: str) -> tuple[str, tuple[GivenImage, ...]
         return content, ()
     if content is None and wire.role == "assistant":
         return wire.refusal or "", ()
-    if not isinstance(content, list):
-        raise InvalidRequest(f"{path}: must be a string or an array of parts", param=path)
-    try:
-        parts = _PARTS.validate_python(content)
-    except ValidationError as error:
-        raise invalid_request(error, path) from error
+    parts = _parts(content, path)
     images = tuple(
         _image(part, wire.role, f"{path}[{index}]") for index, part in enumerate(parts) if part.type == "image_url"
     )
     return "\n".join(_part(part, f"{path}[{index}]") for index, part in enumerate(parts)), images
+
+
+def predicted_text(wire: Prediction) -> str:
+    """What a prediction says. Raises `InvalidRequest`, and `UnsupportedParameter` for what is no text."""
+    path = "prediction.content"
+    if isinstance(wire.content, str):
+        return wire.content
+    parts = _parts(wire.content, path)
+    for index, part in enumerate(parts):
+        if part.type == "image_url":
+            raise UnsupportedParameter(f"{path}[{index}]: answers have no images", param=f"{path}[{index}]")
+    return "".join(_part(part, f"{path}[{index}]") for index, part in enumerate(parts))
+
+
+def _parts(content: object, path: str) -> list[ContentPart]:
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{path}: must be a string or an array of parts", param=path)
+    try:
+        return _PARTS.validate_python(content)
+    except ValidationError as error:
+        raise invalid_request(error, path) from error
 
 
 def _image(part: ContentPart, role: str, where: str) -> GivenImage:

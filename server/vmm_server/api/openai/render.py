@@ -47,18 +47,24 @@ class Identity:
 def usage_fields(usages: Sequence[Usage], per_prompt: int = 1) -> dict[str, object]:
     """`usage`, summed over a request: each prompt once, with its first generation's cached tokens; all that was drawn.
 
-    `per_prompt` generations of a prompt stand one behind the other.
+    `per_prompt` generations of a prompt stand one behind the other. Tokens of a `prediction` are rejected when they
+    were computed and not drawn; unlike OpenAI's, they are no part of the completion's.
     """
     firsts = usages[::per_prompt]
     prompt = sum(usage.num_prompt_tokens for usage in firsts)
     generated = sum(usage.num_generated_tokens for usage in usages)
-    reasoning = sum(usage.num_reasoning_tokens for usage in usages)
+    predicted = sum(usage.num_drafted_predictions for usage in usages)
+    accepted = sum(usage.num_accepted_predictions for usage in usages)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
         "prompt_tokens_details": {"cached_tokens": sum(usage.num_cached_tokens for usage in firsts)},
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(usage.num_reasoning_tokens for usage in usages),
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": predicted - accepted,
+        },
     }
 
 

@@ -185,6 +185,14 @@ class ContentPart(Wire):
     image_url: ImageURL | None = None
 
 
+class Prediction(Wire):
+    """`prediction`: what much of the answer is expected to say."""
+
+    type: Literal["content"]
+    content: object
+    """A string, or an array of text parts."""
+
+
 class ChatCompletionRequest(SamplingFields):
     """Body of `POST /v1/chat/completions`."""
 
@@ -199,6 +207,7 @@ class ChatCompletionRequest(SamplingFields):
     functions: list[FunctionDefinition] | None = None
     """This and `function_call` (`none`, `auto` or a `FunctionName`): what OpenAI called tools before."""
     function_call: object = None
+    prediction: Prediction | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
     modalities: list[str] | None = None
