@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from vmm_adapters.echo import ASSISTANT, END, USER, VOCAB_SIZE, EchoRunner
-from vmm_adapters.types import Batch, FinishReason, SamplingParams
-from vmm_server.engine import Delta, Engine
+from vmm_adapters.openvino.runner import load_runner
+from vmm_adapters.types import Batch, FinishReason, RunnerOptions, SamplingParams
+from vmm_server.engine import Delta, Engine, EngineOptions
 from vmm_server.engine.executor import Outcome
 from vmm_server.engine.grammar import CompiledGrammar, GrammarCompiler
 from vmm_server.engine.paged_executor import PagedExecutor
@@ -23,6 +24,7 @@ from vmm_server.engine.sequence import Sequence as Answering
 from vmm_server.engine.sequence import SequenceStatus
 from vmm_server.engine.speculation import Speculator
 from vmm_server.engine.stream import merge
+from vmm_server.models.store import InstalledModel
 from vmm_server.requests import JsonSchema
 
 Run = Callable[..., Any]
@@ -330,3 +332,43 @@ def test_where_nothing_can_be_drafted_nothing_is() -> None:
     bench.drain()
     assert [len(answer(sequence)) for sequence in sequences] == [0, 1, 1]
     assert bench.executor.stats.num_drafted_tokens == 0
+
+
+CODE = """def total_price(items):
+    total = 0
+    for item in items:
+        price = item.price
+        quantity = item.quantity
+        total = total + price * quantity
+    return total
+"""
+EDIT = f"<|im_start|>user\nRepeat this code twice, word for word:\n{CODE * 2}<|im_end|>\n<|im_start|>assistant\n{CODE}"
+
+
+@pytest.mark.runtime
+def test_the_real_model_says_the_same_and_sooner(run: Run, smollm2: InstalledModel) -> None:
+    """In float32, where what a row is computed with makes no difference but in its last digits."""
+    exact = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
+    tokenizer = Tokenizer.from_file(str(smollm2.folder / "tokenizer.json"))
+
+    async def scenario(speculation: bool) -> Delta:
+        on_cpu = RunnerOptions("CPU", kv_cache_bytes=64 << 20, num_threads=2)
+        runner = load_runner(smollm2.folder, on_cpu, properties=exact)
+        options = EngineOptions(speculation=speculation)
+        engine = Engine(runner, tokenizer, eos_token_ids=frozenset({2}), options=options, context_length=1024)
+        try:
+            prompt = tokenizer.encode(EDIT, add_special_tokens=False).ids
+            return await read(engine, prompt, replace(GREEDY, max_tokens=60, logprobs=2))
+        finally:
+            await engine.aclose()
+
+    plain, drafted = run(scenario(False)), run(scenario(True))
+    assert drafted.usage is not None
+    assert drafted.usage.num_accepted_tokens > 0
+    pairs = zip(plain.token_ids, drafted.token_ids, strict=False)
+    parting = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+    if parting is None:
+        assert (plain.text, plain.finish_reason) == (drafted.text, drafted.finish_reason)
+    else:
+        (_, first), (_, second) = plain.logprobs[parting].top
+        assert first - second < 1e-2, "only a tie may be broken differently"
