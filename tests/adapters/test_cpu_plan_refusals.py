@@ -1,119 +1,28 @@
 """Graphs that are a decoder's but for one thing: each is refused by the name of the node that has it."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from vmm_adapters.cpu.matching import read_plan
 from vmm_adapters.errors import UnsupportedModel
 
 from .builder_decoder import BuilderDecoder, make_decoder
+from .graph_changes import Change, also, attribute, between, both, cache_shape, constant, operator, reads
 from .tiny_decoder import TinyDecoder, write_decoder
-
-Change = Callable[[onnx.GraphProto], None]
 
 ATTENTION = "/model/layers.0/attn/GroupQueryAttention"
 MASK = "/model/attn_mask_reformat/attn_mask_subgraph"
 DOWN = "/model/layers.1/mlp/down_proj/MatMul_Q4"
 INPUT_NORM = "/model/layers.0/input_layernorm/LayerNorm"
+LAST_NORM = "/model/layers.2/final_norm_layernorm/SkipLayerNorm"
+QKV, QKV_BIAS = "/model/layers.0/attn/qkv_proj/MatMul_Q4", "/model/layers.0/attn/qkv_proj/Add"
+TIED_LOOKUP = "/model/embed_tokens/GatherBlockQuantized"
 SECOND_NORM = "/model/layers.0/post_attention_layernorm/SkipLayerNorm"
-
-
-def find(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
-    found: onnx.NodeProto = next(node for node in graph.node if node.name == name)
-    return found
-
-
-def attribute(name: str, **values: Any) -> Change:
-    """Set attributes of a node; `None` takes one away."""
-
-    def change(graph: onnx.GraphProto) -> None:
-        node = find(graph, name)
-        kept = [each for each in node.attribute if each.name not in values]
-        del node.attribute[:]
-        set_ = [helper.make_attribute(key, value) for key, value in values.items() if value is not None]
-        node.attribute.extend([*kept, *set_])
-
-    return change
-
-
-def operator(name: str, kind: str, domain: str = "") -> Change:
-    def change(graph: onnx.GraphProto) -> None:
-        node = find(graph, name)
-        node.op_type, node.domain = kind, domain
-
-    return change
-
-
-def reads(name: str, index: int, value: str) -> Change:
-    """Another value as a node's input."""
-
-    def change(graph: onnx.GraphProto) -> None:
-        inputs = find(graph, name).input
-        inputs.extend([""] * (index + 1 - len(inputs)))
-        inputs[index] = value
-
-    return change
-
-
-def constant(name: str, index: int, values: NDArray[Any]) -> Change:
-    """A constant as a node's input."""
-
-    def change(graph: onnx.GraphProto) -> None:
-        graph.initializer.append(numpy_helper.from_array(values, "changed"))
-        reads(name, index, "changed")(graph)
-
-    return change
-
-
-def between(name: str, index: int, kind: str, **attributes: Any) -> Change:
-    """A node called `between` before a node's input."""
-
-    def change(graph: onnx.GraphProto) -> None:
-        node = find(graph, name)
-        made = helper.make_node(kind, [node.input[index]], ["between.output"], "between", **attributes)
-        graph.node.insert(list(graph.node).index(node), made)
-        reads(name, index, "between.output")(graph)
-
-    return change
-
-
-def also(kind: str, inputs: list[str], output: str) -> Change:
-    """One more node, and its result as a model output."""
-
-    def change(graph: onnx.GraphProto) -> None:
-        graph.node.append(helper.make_node(kind, inputs, [output], "one more"))
-        graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
-
-    return change
-
-
-def both(first: Change, second: Change) -> Change:
-    def change(graph: onnx.GraphProto) -> None:
-        first(graph)
-        second(graph)
-
-    return change
-
-
-def gathers(axis: int) -> Change:
-    return attribute("/model/embed_tokens/Gather", axis=axis)
-
-
-def cache_shape(*sizes: Any) -> Change:
-    def change(graph: onnx.GraphProto) -> None:
-        for index, value in enumerate(graph.input):
-            if value.name.startswith("past_key_values.0"):
-                graph.input[index].CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, sizes))
-
-    return change
 
 
 FLOATS, TIED = BuilderDecoder(bits=None), BuilderDecoder(embedding="tied")
@@ -166,7 +75,7 @@ BUILT: dict[str, tuple[BuilderDecoder, Change, str]] = {
     "a mask's first size": (BuilderDecoder(), constant(f"{MASK}/Gather", 1, np.array(0)), f"{MASK}/Gather"),
     "a computed length": (BuilderDecoder(), operator(f"{MASK}/Sub", "Add"), f"{MASK}/Sub"),
     "3 bits": (BuilderDecoder(), attribute(DOWN, bits=3), DOWN),
-    "blocks of 24": (BuilderDecoder(), attribute(DOWN, block_size=24), DOWN),
+    "blocks of 24": (BuilderDecoder(), attribute(DOWN, block_size=24), "blocks of 24 are not supported"),
     "blocks of another size": (BuilderDecoder(), attribute(DOWN, block_size=64), DOWN),
     "repacked levels": (BuilderDecoder(), attribute(DOWN, weight_prepacked=1), DOWN),
     "an unknown attribute of products": (BuilderDecoder(), attribute(DOWN, of_tomorrow=1), DOWN),
@@ -233,6 +142,57 @@ BUILT: dict[str, tuple[BuilderDecoder, Change, str]] = {
     ),
     "a norm of another kind": (BuilderDecoder(), operator(INPUT_NORM, "LayerNormalization"), INPUT_NORM),
     "a norm of another width": (BuilderDecoder(), constant(INPUT_NORM, 1, np.ones(32, np.float32)), INPUT_NORM),
+    "a last norm with a bias": (BuilderDecoder(), constant(LAST_NORM, 3, np.ones(64, np.float32)), LAST_NORM),
+    "a value from later": (
+        BuilderDecoder(),
+        reads(SECOND_NORM, 0, "/model/layers.2/final_norm_layernorm/output_0"),
+        SECOND_NORM,
+    ),
+    "no number": (BuilderDecoder(), attribute(DOWN, block_size="32"), "block_size='32' is no number"),
+    "no weights": (BuilderDecoder(), attribute(DOWN, N=0), "0 x 96 has no weights"),
+    "a head of a constant": (
+        BuilderDecoder(),
+        constant("/lm_head/MatMul_Q4", 0, np.ones((1, 64), np.float32)),
+        "/lm_head",
+    ),
+    "a head of an input": (BuilderDecoder(), reads("/lm_head/MatMul_Q4", 0, "past_key_values.0.key"), "a model input"),
+    "a factor for each token": (
+        *(BuilderDecoder(logit_scale=0.3), constant("/lm_head/Mul", 1, np.ones(48, np.float32))),
+        "/lm_head/Mul",
+    ),
+    "two biases": (BuilderDecoder(qkv_bias=True), constant(QKV, 5, np.ones(128, np.float32)), "a second bias"),
+    "a computed bias": (BuilderDecoder(qkv_bias=True), reads(QKV_BIAS, 1, f"{QKV}/output_0"), QKV_BIAS),
+    "weights of three axes": (
+        *(FLOATS, constant("/model/layers.1/mlp/down_proj/MatMul", 1, np.ones((1, 96, 64), np.float32))),
+        "two axes are expected",
+    ),
+    "parts of the first axis": (
+        *(BuilderDecoder(gate_up="fused"), attribute("/model/layers.0/mlp/gate_up_proj/Split", axis=None)),
+        "/model/layers.0/mlp/gate_up_proj/Split",
+    ),
+    "heads that cannot share": (BuilderDecoder(), attribute(ATTENTION, num_heads=5), "5 heads cannot share 2"),
+    "a projection of another width": (BuilderDecoder(), cache_shape("b", 2, "p", 32), "gives 128 numbers; 256 are"),
+    "lengths that are long": (
+        BuilderDecoder(),
+        attribute(f"{MASK}/Sub/Cast", to=TensorProto.INT64),
+        f"{MASK}/Sub/Cast",
+    ),
+    "a computed shape of levels": (TIED, reads("/model/embed_tokens/Reshape", 1, f"{MASK}/Shape/output_0"), "Reshape"),
+    "levels of three axes": (TIED, reads(TIED_LOOKUP, 0, "lm_head.MatMul.weight_Q4"), "two axes are expected"),
+    "computed levels": (TIED, between(TIED_LOOKUP, 0, "Neg"), "its levels are expected to be constant"),
+    "blocks of other ids": (TIED, reads(TIED_LOOKUP, 1, "attention_mask"), TIED_LOOKUP),
+    "the last columns": (
+        BuilderDecoder(heads=5, kv_heads=1, embedding="tied"),
+        constant("/model/embed_tokens/Slice", 1, np.array([16])),
+        "/model/embed_tokens/Slice",
+    ),
+    "a computed limit of tables": (
+        *(
+            BuilderDecoder(long_rope_from=64),
+            reads("/model/rope_caches_subgraph/Greater", 1, f"{MASK}/Gather/output_0"),
+        ),
+        "/model/rope_caches_subgraph/If",
+    ),
     "something in the residual stream": (BuilderDecoder(), between(SECOND_NORM, 0, "Relu"), INPUT_NORM),
     "an MLP beside attention": (
         *(BuilderDecoder(), reads(SECOND_NORM, 0, INPUT_NORM + "/output_0")),
@@ -257,7 +217,11 @@ BUILT: dict[str, tuple[BuilderDecoder, Change, str]] = {
         constant("/model/embed_tokens/Gather", 0, np.ones((48, 32), np.float32)),
         "'changed' is 48 x 32; 48 x 64 is expected",
     ),
-    "columns looked up": (BuilderDecoder(), gathers(1), "/model/embed_tokens/Gather"),
+    "columns looked up": (
+        BuilderDecoder(),
+        attribute("/model/embed_tokens/Gather", axis=1),
+        "/model/embed_tokens/Gather",
+    ),
     "other ids": (
         BuilderDecoder(),
         reads("/model/embed_tokens/Gather", 1, "attention_mask"),
@@ -274,7 +238,7 @@ BUILT: dict[str, tuple[BuilderDecoder, Change, str]] = {
     "half of each row": (
         BuilderDecoder(heads=5, kv_heads=1, embedding="tied"),
         constant("/model/embed_tokens/Slice", 2, np.array([32])),
-        "/model/embed_tokens/GatherBlockQuantized",
+        "32 columns are taken of 96",
     ),
     "logits that are masked": (BuilderDecoder(), between("/lm_head/Cast", 0, "Softmax"), "between"),
     "logits capped otherwise": (
@@ -325,6 +289,26 @@ TINY: dict[str, tuple[TinyDecoder, Change, str]] = {
         TinyDecoder(rotary_outside=True),
         reads("/GroupQueryAttention/layer.0.attended", 1, "layer.0.key.out"),
         "/MatMul/layer.0.key.out",
+    ),
+    "fewer dimensions than the tables have": (
+        TinyDecoder(rotary_outside=True, rotary_size=16),
+        attribute("/RotaryEmbedding/layer.0.rotated0", rotary_embedding_dim=8),
+        "/RotaryEmbedding/layer.0.rotated0",
+    ),
+    "rows of flat levels": (
+        TinyDecoder(weight_bits=8, embedding="gather_then_dequantize"),
+        constant("/Gather/embedding.rows", 0, np.ones((80, 64), np.uint8)),
+        "[rows, blocks, bytes] is expected",
+    ),
+    "scales along another axis": (
+        TinyDecoder(weight_bits=8, embedding="gather_then_dequantize"),
+        constant("/Unsqueeze/embedding.steps4", 1, np.array([2])),
+        "/Unsqueeze/embedding.steps4",
+    ),
+    "rows of another rank": (
+        TinyDecoder(weight_bits=8, embedding="gather_then_dequantize"),
+        constant("/Reshape/embedded", 1, np.array([0, -1])),
+        "/Reshape/embedded",
     ),
     "scaled rotation": (
         TinyDecoder(rotary_outside=True),

@@ -85,10 +85,12 @@ class EmbeddingReader:
         before = self._walk.peek(value)
         shape: tuple[int, ...] | None = None
         if before is not None and before.operator == "Reshape":
-            shape, value = tuple(self._walk.integers(before.input(1)) or ()), before.input(0)
+            if (found := self._walk.integers(before.input(1))) is None:
+                raise refusal(before, "its shape is expected to be constant")
+            shape, value = tuple(found), before.input(0)
         if value not in graph.constants:
             raise refusal(node, "its levels are expected to be constant")
-        return shape or graph.constants[value].shape, graph.constants[value].dtype
+        return graph.constants[value].shape if shape is None else shape, graph.constants[value].dtype
 
     def _taken_apart(self, node: Node) -> Matrix:
         """Levels, scales and zero points of the rows, each gathered on its own."""

@@ -1,15 +1,18 @@
 """What our importers write is read into plans, of every family and type, that compute what transformers computes."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
 import gguf
 import numpy as np
+import onnx
 import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from tests.adapters import cpu_reference
+from tests.adapters.graph_changes import Change, attribute, constant, reads
 
 from vmm_adapters.cpu.matching import read_plan
 from vmm_adapters.cpu.plan import DecoderPlan, DenseMatrix, Linear, Matrix, QuantizedMatrix
@@ -186,3 +189,32 @@ def _owner(array: object) -> object:
     while isinstance(array, np.ndarray) and not isinstance(array, np.memmap) and array.base is not None:
         array = array.base
     return array
+
+
+TABLE = np.stack([np.arange(256) >> 4, np.arange(256) & 15], axis=1).astype(np.float32)
+OFFSETS = "/model/layers.2/mlp/down_proj/offsets"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("Q4_1", constant("/model/embed_tokens/levels/Gather", 0, TABLE), "is not that of two levels in each byte"),
+        ("Q5_1", constant(f"{OFFSETS}/ReduceSum", 1, np.array([2])), f"ReduceSum '{OFFSETS}/ReduceSum'"),
+        ("Q5_1", attribute(f"{OFFSETS}/ReduceSum", keepdims=1), f"ReduceSum '{OFFSETS}/ReduceSum'"),
+        ("Q5_1", constant(f"{OFFSETS}/Reshape", 1, np.array([0, 0, -1, 16])), f"Reshape '{OFFSETS}/Reshape'"),
+        ("Q5_1", attribute(f"{OFFSETS}/Transpose", perm=[0, 1]), f"Transpose '{OFFSETS}/Transpose'"),
+        (
+            *("Q5_1", reads(f"{OFFSETS}/Reshape", 0, "/model/layers.2/mlp/up_proj/offsets/Add/output_0")),
+            f"Reshape '{OFFSETS}/Reshape': the input of MatMulNBits",
+        ),
+    ],
+)
+def test_other_forms_of_levels_and_offsets_are_refused_by_name(
+    kind: str, change: Change, message: str, convert: Convert
+) -> None:
+    folder, _ = convert("llama", quantization=kind)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    change(model.graph)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UnsupportedModel, match=re.escape(message)):
+        plan_of(folder)
