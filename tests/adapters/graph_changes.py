@@ -92,6 +92,16 @@ def both(first: Change, second: Change) -> Change:
     return change
 
 
+def swapped(name: str) -> Change:
+    """A node's inputs the other way round."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        node = find(graph, name)
+        node.input[:] = [*node.input][::-1]
+
+    return change
+
+
 def cache_shape(*sizes: Any) -> Change:
     """Another shape of the first layer's cache."""
 

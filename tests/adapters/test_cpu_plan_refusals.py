@@ -12,7 +12,7 @@ from vmm_adapters.cpu.matching import read_plan
 from vmm_adapters.errors import UnsupportedModel
 
 from .builder_decoder import BuilderDecoder, make_decoder
-from .graph_changes import Change, also, attribute, between, both, cache_shape, constant, operator, reads
+from .graph_changes import Change, also, attribute, between, both, cache_shape, constant, find, operator, reads, swapped
 from .tiny_decoder import TinyDecoder, write_decoder
 
 ATTENTION = "/model/layers.0/attn/GroupQueryAttention"
@@ -25,6 +25,18 @@ TIED_LOOKUP = "/model/embed_tokens/GatherBlockQuantized"
 SECOND_NORM = "/model/layers.0/post_attention_layernorm/SkipLayerNorm"
 
 
+def without_attention(graph: onnx.GraphProto) -> None:
+    """The first MLP takes the embedding, and its result is added to that."""
+    embedding = "/model/embed_tokens/Gather/output_0"
+    norm = find(graph, SECOND_NORM)
+    following = find(graph, "/model/layers.1/input_layernorm/SkipLayerNorm")
+    norm.op_type, norm.domain = "SimplifiedLayerNormalization", ""
+    norm.input[:] = [embedding, norm.input[2]]
+    del norm.output[1:]
+    following.input[0] = embedding
+
+
+FLOAT_LAYER, WIDE = "/model/layers.0", np.ones((64, 96), np.float32)
 FLOATS, TIED = BuilderDecoder(bits=None), BuilderDecoder(embedding="tied")
 BUILT: dict[str, tuple[BuilderDecoder, Change, str]] = {
     **{
@@ -193,6 +205,38 @@ BUILT: dict[str, tuple[BuilderDecoder, Change, str]] = {
         ),
         "/model/rope_caches_subgraph/If",
     ),
+    "a number divided by logits": (
+        BuilderDecoder(logit_scale=0.3),
+        both(operator("/lm_head/Mul", "Div"), swapped("/lm_head/Mul")),
+        "/lm_head/Mul",
+    ),
+    "fast gelu with a bias": (
+        BuilderDecoder(activation="fast_gelu"),
+        constant("/model/layers.0/mlp/act_fn/FastGelu", 1, np.ones(96, np.float32)),
+        "/model/layers.0/mlp/act_fn/FastGelu",
+    ),
+    "an MLP without attention": (
+        BuilderDecoder(),
+        reads("/model/layers.0/mlp/down_proj/MatMul_Q4", 0, f"{ATTENTION}/output_0"),
+        "/model/layers.0/attn/GroupQueryAttention",
+    ),
+    "attention without an MLP": (BuilderDecoder(), without_attention, "/model/embed_tokens/Gather"),
+    "no layer": (BuilderDecoder(layers=0), lambda graph: None, "has no layer"),
+    "an output of another width": (
+        FLOATS,
+        constant(f"{FLOAT_LAYER}/attn/o_proj/MatMul", 1, WIDE),
+        "64 x 64 is expected",
+    ),
+    "a gate of another width": (
+        FLOATS,
+        constant(f"{FLOAT_LAYER}/mlp/gate_proj/MatMul", 1, WIDE[:, :32]),
+        "64 x 32 is expected",
+    ),
+    "an input of another width": (
+        FLOATS,
+        constant(f"{FLOAT_LAYER}/mlp/up_proj/MatMul", 1, WIDE[:32]),
+        "96 x 32; 96 x 64",
+    ),
     "something in the residual stream": (BuilderDecoder(), between(SECOND_NORM, 0, "Relu"), INPUT_NORM),
     "an MLP beside attention": (
         *(BuilderDecoder(), reads(SECOND_NORM, 0, INPUT_NORM + "/output_0")),
@@ -346,39 +390,3 @@ def test_other_rotations_and_lookups_are_refused_by_name(name: str, tmp_path: Pa
     change(model.graph)
     onnx.save_model(model, str(path))
     check_refused(path, node)
-
-
-def test_a_file_without_logits_is_refused(tmp_path: Path) -> None:
-    model = make_decoder(BuilderDecoder())
-    model.graph.output[0].name = "scores"
-    onnx.save_model(model, str(tmp_path / "model.onnx"))
-    check_refused(tmp_path / "model.onnx", "has no output 'logits'")
-
-
-@pytest.mark.parametrize("content", [None, b"no model", b"\x0a\xff"])
-def test_a_file_that_is_no_model_is_refused(content: bytes | None, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "model.onnx").write_bytes(content)
-    check_refused(tmp_path / "model.onnx", str(tmp_path / "model.onnx"))
-
-
-@pytest.mark.parametrize("location", ["../weights", "/etc/passwd", "C:\\weights", "..\\weights", "missing", ""])
-def test_external_data_elsewhere_is_refused(location: str, tmp_path: Path) -> None:
-    (tmp_path / "weights").write_bytes(bytes(10**5))
-    folder = tmp_path / "model"
-    folder.mkdir()
-    model = make_decoder(BuilderDecoder())
-    tensor = model.graph.initializer[-1]
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=location)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    check_refused(folder / "model.onnx", repr(tensor.name))
-
-
-@pytest.mark.parametrize("kept", [0, 100])
-def test_external_data_that_ends_early_is_refused(kept: int, tmp_path: Path) -> None:
-    path = write_decoder(tmp_path, TinyDecoder(), external_data=True) / "model.onnx"
-    data = tmp_path / "model.onnx.data"
-    data.write_bytes(data.read_bytes()[:kept])
-    check_refused(path, "ends before it")

@@ -38,12 +38,10 @@ class Walk:
     def expect(self, value: str, *operators: str, what: str, output: int = 0) -> Node:
         """The node that a value comes from, one of `operators`; it counts as met. Raises `UnsupportedModel`."""
         found = self.graph.producer(value)
-        if found is None:
-            raise self._refuse_source(value, what)
+        names = " or ".join(each.removeprefix(MICROSOFT) for each in operators)
+        if found is None or found[0].operator not in operators:
+            raise self.unexpected(value, f"{what} ({names})")
         node, index = found
-        if node.operator not in operators:
-            names = " or ".join(each.removeprefix(MICROSOFT) for each in operators)
-            raise refusal(node, f"{what} is expected here ({names})")
         if index != output:
             raise refusal(node, f"its output {index} is not one that is read ({what} is expected)")
         self.meet(node)
@@ -57,11 +55,14 @@ class Walk:
                 raise refusal(node, f"has {len(node.inputs)} inputs; {_PLAIN[node.operator]} are expected")
         self._met.add(node)
 
-    def _refuse_source(self, value: str, what: str) -> UnsupportedModel:
+    def unexpected(self, value: str, what: str) -> UnsupportedModel:
+        """The error for a value where something else is expected: it names the node that gives or reads it."""
+        if (found := self.graph.producer(value)) is not None:
+            return refusal(found[0], f"{what} is expected here")
         kind = "constant" if value in self.graph.constants else "model input"
         readers = self.graph.consumers(value)
         if not value or not readers:
-            return UnsupportedModel(f"{what} is expected for {value or 'a value that is left out'!r}")
+            return UnsupportedModel(f"{self.graph.path}: {what} is expected for {value or 'an input left out'!r}")
         return refusal(readers[0], f"{what} is expected for {value!r}, which is a {kind}")
 
     def constant(self, value: str, reader: Node, what: str, *dtypes: int) -> Tensor:

@@ -167,8 +167,7 @@ class _DecoderReader:
         middle = self._stream(before)
         mlp_norm = self._input_norm(source, middle)
         if isinstance(middle, str):
-            self._walk.expect(middle, "Add", SKIP_NORM, what="attention added to the residual stream")
-            raise UnsupportedModel(f"{self._graph.path}: {middle!r}: attention is expected before the first MLP")
+            raise self._walk.unexpected(middle, "attention, added to the residual stream before an MLP is,")
         before, attended = self._taken(middle)
         output, value = self._matrices.linear(attended.value, "the projection of what attention gives")
         attention, source = self._attention.attention(value, output)
