@@ -6,20 +6,19 @@ import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from bench import embeddings, forms, placements
+from bench import embeddings, forms, pairwise, placements
+from bench.bare import kv_bytes, prefill_s
 from bench.servers import Server, llama_server, vmm_server
 from bench.streams import Load, Measured, run_bare, run_engine, run_http
+from bench.tables import console, percentile, show
 from vmm_adapters import catalog
-from vmm_adapters.types import Batch, Chunk, RunnerOptions
+from vmm_adapters.types import RunnerOptions
 from vmm_server.models.compiled import compiled_dir
 from vmm_server.models.loading import ReadyModel, load_model
 from vmm_server.models.registry import Registry, read_cards
@@ -29,22 +28,6 @@ from vmm_server.settings import Settings, read_settings
 
 KV_TOKENS = 8192
 """Context that every server gets, in all streams together."""
-console = Console(width=120)
-
-
-def percentile(values: Iterable[float], percent: float) -> str:
-    """In milliseconds, as text."""
-    return f"{1000 * float(np.percentile(list(values), percent)):.0f}"
-
-
-def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table, first column to the left, numbers to the right."""
-    table = Table(title=title, title_justify="left")
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 def stream_rows(results: dict[str, list[Measured]]) -> list[list[str]]:
@@ -108,20 +91,11 @@ def measure_prefix_cache(servers: list[tuple[Server, str]], rounds: int) -> None
     show("1,000-token prefix", ["server", "cold ms", "repeated ms", "ratio"], rows)
 
 
-def block_bytes(model: InstalledModel) -> tuple[int, int]:
-    """(bytes of one KV block in all layers, positions in it), read off a small runner."""
-    small = 8 * 1024**2
-    runner = catalog.load_causal_lm(model.adapter, model.folder, RunnerOptions(kv_cache_bytes=small, max_sequences=1))
-    size = small // runner.num_blocks, runner.block_size
-    runner.close()
-    return size
-
-
 def main() -> None:
     """Parse the command line and print every table."""
     epilog = (
-        "`bench embeddings` measures an embedding model, `bench forms` what an answer's form costs, "
-        "`bench placements` whether the router's choice is the best one."
+        "`bench pairwise` compares with llama-server figure by figure, `bench embeddings` measures an embedding model, "
+        "`bench forms` what an answer's form costs, `bench placements` whether the router's choice is the best one."
     )
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, epilog=epilog)
     parser.add_argument("--model", default="smollm2:135m")
@@ -131,8 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = read_settings()
     model = Registry(Store(settings.store_dir), read_cards(settings.card_dirs)).resolve(arguments.model)
-    bytes_each, block_size = block_bytes(model)
-    kv_cache_bytes = bytes_each * -(-KV_TOKENS // block_size)
+    kv_cache_bytes = kv_bytes(model.adapter, model.folder, KV_TOKENS)
     console.print(f"{model.name}, {os.cpu_count()} cores, {KV_TOKENS} tokens of KV: {kv_cache_bytes >> 20} MB")
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
@@ -168,17 +141,6 @@ def measure_all(
     options = RunnerOptions(kv_cache_bytes=kv_cache_bytes, cache_dir=compiled_dir(settings.cache_dir, model))
     runner = catalog.load_causal_lm(model.adapter, model.folder, options)
     runner.warm_up()
-    rng = np.random.default_rng(7)
-
-    def prefill(num_tokens: int) -> float:
-        tokens = rng.integers(100, 40_000, num_tokens).tolist()
-        table = range(-(-num_tokens // runner.block_size))
-        started = time.perf_counter()
-        for start in range(0, num_tokens, settings.max_batched_tokens):
-            part = tokens[start : start + settings.max_batched_tokens]
-            runner.execute(Batch((Chunk(part, start, table, int(start + len(part) == num_tokens)),)))
-        return time.perf_counter() - started
-
     layers: dict[str, Callable[[Load, list[list[int]]], Measured]] = {
         "bare runner": partial(run_bare, runner, budget=settings.max_batched_tokens),
         "engine": lambda load, prompts: asyncio.run(run_engine(ready.engine, load, prompts)),
@@ -191,18 +153,22 @@ def measure_all(
         servers.append((theirs, model.name))
     for num_streams in (1, 4, 16):
         measure_streams(layers, num_streams, arguments.tokens, arguments.rounds)
+    prefill = partial(prefill_s, runner, budget=settings.max_batched_tokens, rng=np.random.default_rng(7))
     measure_prefill(prefill, servers, arguments.rounds)
     measure_prefix_cache(servers, arguments.rounds)
     asyncio.run(ready.engine.aclose())
     runner.close()
 
 
+OTHERS = {
+    "embeddings": embeddings.main,
+    "forms": forms.main,
+    "pairwise": pairwise.main,
+    "placements": placements.main,
+}
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["embeddings"]:
-        embeddings.main(sys.argv[2:])
-    elif sys.argv[1:2] == ["forms"]:
-        forms.main(sys.argv[2:])
-    elif sys.argv[1:2] == ["placements"]:
-        placements.main(sys.argv[2:])
+    if other := OTHERS.get("".join(sys.argv[1:2])):
+        other(sys.argv[2:])
     else:
         main()

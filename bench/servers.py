@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +74,15 @@ def _running(name: str, command: list[str], port: int, health: str, environment:
 
 
 @contextmanager
-def vmm_server(home: Path, model: str, kv_cache_bytes: int, *, num_threads: int | None = None) -> Iterator[Server]:
-    """`vmm serve` with its data in `home`."""
+def vmm_server(
+    home: Path,
+    model: str,
+    kv_cache_bytes: int,
+    *,
+    num_threads: int | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """`vmm serve` with its data in `home`; `settings` are variables of its environment."""
     port = free_port()
     command = [sys.executable, "-m", "vmm_server", "serve", "--port", str(port)]
     environment = {
@@ -85,13 +92,16 @@ def vmm_server(home: Path, model: str, kv_cache_bytes: int, *, num_threads: int 
         "VMM_LOG_LEVEL": "warning",
         "VMM_CALIBRATE": "off",
         **({} if num_threads is None else {"VMM_NUM_THREADS": str(num_threads)}),
+        **(settings or {}),
     }
     with _running("vmm", command, port, "/health/ready", environment) as server:
         yield server
 
 
 @contextmanager
-def llama_server(gguf: Path, context_length: int, num_slots: int) -> Iterator[Server | None]:
+def llama_server(
+    gguf: Path, context_length: int, num_slots: int, arguments: Sequence[str] = ()
+) -> Iterator[Server | None]:
     """`llama-server` on the same file with all cores; `None` when it is not on the PATH."""
     binary = shutil.which("llama-server")
     if binary is None:
@@ -99,6 +109,6 @@ def llama_server(gguf: Path, context_length: int, num_slots: int) -> Iterator[Se
         return
     port = free_port()
     command = [binary, "-m", str(gguf), "--port", str(port), "-c", str(context_length), "-np", str(num_slots)]
-    command += ["-t", str(os.cpu_count()), "--kv-unified", "--cache-ram", "0", "--no-webui"]
+    command += ["-t", str(os.cpu_count()), "--kv-unified", "--cache-ram", "0", "--no-webui", *arguments]
     with _running("llama-server", command, port, "/health", {}) as server:
         yield server

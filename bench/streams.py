@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
+import httpx
 import numpy as np
 
 from vmm_adapters.base import CausalLMRunner
@@ -161,3 +163,69 @@ async def run_http(
         return read
 
     return await _together(load, [stream(prompt) for prompt in prompts])
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one request got. `total_s` is from its start to the last byte, `first_s` to the first text."""
+
+    text: str
+    num_tokens: int
+    first_s: float
+    total_s: float
+    num_drafted: int
+    num_accepted: int
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Tokens generated, drafted and accepted."""
+        return self.num_tokens, self.num_drafted, self.num_accepted
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of the whole request, the prompt's time included."""
+        return self.num_tokens / self.total_s
+
+    @property
+    def decoded_per_s(self) -> float:
+        """After the first text."""
+        return (self.num_tokens - 1) / (self.total_s - self.first_s)
+
+
+def ask(port: int, model: str, prompt: list[int], new_tokens: int) -> Answer:
+    """One greedy `/v1/completions` over loopback, streamed, with what the server says of its speculation."""
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": new_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    usage: dict[str, Any] = {}
+    timings: dict[str, Any] = {}
+    text, first_s = "", 0.0
+    before = count_drafts(port)
+    started = time.perf_counter()
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    with httpx.stream("POST", url, json=body, timeout=600, trust_env=False) as reply:
+        for line in reply.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            text += "".join(choice["text"] for choice in chunk["choices"])
+            first_s = first_s or (time.perf_counter() - started if text else 0.0)
+            usage = chunk.get("usage") or usage
+            timings = chunk.get("timings") or timings  # llama-server's own
+    total_s = time.perf_counter() - started
+    drafts = [one - other for one, other in zip(count_drafts(port), before, strict=True)]
+    drafted, accepted = timings.get("draft_n", drafts[0]), timings.get("draft_n_accepted", drafts[1])
+    return Answer(text, usage["completion_tokens"], first_s, total_s, drafted, accepted)
+
+
+def count_drafts(port: int) -> list[int]:
+    """Tokens that a VMM has drafted and accepted since its start; 0 of any other server."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    names = ("vmm_draft_tokens_total", "vmm_accepted_tokens_total")
+    found = [re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M) for name in names]
+    return [int(sum(map(float, values))) for values in found]
