@@ -46,7 +46,7 @@ def _activation(walk: Walk, value: str) -> tuple[Activation, str] | None:
     if node is None:
         return None
     if node.operator == "Mul":
-        for gate, other in (node.inputs, node.inputs[::-1]):
+        for gate, other in ((node.input(0), node.input(1)), (node.input(1), node.input(0))):
             sigmoid = walk.peek(other)
             if sigmoid is not None and sigmoid.operator == "Sigmoid" and sigmoid.input(0) == gate:
                 walk.meet(node)

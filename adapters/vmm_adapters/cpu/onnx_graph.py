@@ -50,7 +50,7 @@ class Node:
     attributes: Mapping[str, object]
 
     def __str__(self) -> str:
-        return f"{self.operator.removeprefix(MICROSOFT)} {self.name or self.outputs[0]!r}"
+        return f"{self.operator.removeprefix(MICROSOFT)} {self.name or ', '.join(self.outputs)!r}"
 
     def input(self, index: int) -> str:
         """The value's name; empty for one that is left out."""
@@ -166,7 +166,7 @@ class _Reader:
                 raise refusal(node, f"reads {value!r}, which no node before it gives")
         if node.operator == "Constant" and (constant := _constant(node)):
             graph.constants[constant.name] = constant
-        elif node.operator == "Identity" or (node.operator == "Cast" and attributes.get("to") in _FLOAT_TYPES):
+        elif _is_rename(node):
             self._names[node.outputs[0]] = node.inputs[0]
         else:
             graph.nodes.append(node)
@@ -238,6 +238,12 @@ def _storage(tensor: TensorProto) -> tuple[np.dtype[np.generic], int]:
     if tensor.data_type == TensorProto.BFLOAT16:
         return np.dtype(np.uint16), count
     return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)), count
+
+
+def _is_rename(node: Node) -> bool:
+    """Whether a node gives its input, perhaps as another float type."""
+    is_float = node.operator == "Cast" and node.attributes.get("to") in _FLOAT_TYPES
+    return len(node.inputs) == len(node.outputs) == 1 and (node.operator == "Identity" or is_float)
 
 
 def _constant(node: Node) -> Tensor | None:
