@@ -1,234 +1,224 @@
-"""Attention over KV blocks: online softmax, a tile of rows at a time.
+"""Attention over KV blocks: which rows make a tile, which positions a span, and what is put together how.
 
-A row is a query of one head. The heads that share keys and values, and neighbouring tokens of a chunk, make a tile of up to
-8 rows that shares what is read. The positions before a tile are cut in spans of 512: each span is summed up by itself
-and then folded into the sum of those before it. Where there are too few tiles for the threads, the spans of a tile
-are computed by several of them, and folded afterwards, in the same order, so that the result is the same to the bit.
-
-A block of keys is `[kv heads, head size, 32 positions]`, one of values `[kv heads, 32 positions, head size in whole
-32s]`: both are read along the lanes. They are float16, or uint8 with a scale and a lowest number for each position:
-then `[kv heads, 2, 32]` float32 stand behind them.
+The heads that share keys and values, and neighbouring tokens of a chunk, make a tile of up to 8 rows. The positions
+before a tile are cut in spans of 512: each span is summed up by itself (`spans`) and then folded into those before it.
+Where there are too few tiles for the threads, the spans of a tile are computed by several of them, and folded
+afterwards, in the same order: the result is the same to the bit.
 """
 
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from vmm_adapters.cpu.floats import WIDTH, Element
-from vmm_adapters.cpu.kernels import CAP, FLOATS, SIZES, SOFTEN
-from vmm_adapters.cpu.memory import call_kernel, exp, read_f32, to_half, write_f32, write_u8, write_u16
+from vmm_adapters.cpu.compiled import compiled
+from vmm_adapters.cpu.floats import WIDTH
+from vmm_adapters.cpu.kernels import FOLD, SIZES, SPANS
+from vmm_adapters.cpu.memory import call_kernel, read_f32, write_f32, write_i32
+from vmm_adapters.cpu.share import NUM_CHUNKS, NUM_SPANS, NUM_TILES, TASKS_A_THREAD
+from vmm_adapters.cpu.spans import BLOCK_SIZE, TILE
+from vmm_adapters.cpu.team import take_task
 
-BLOCK_SIZE = WIDTH
-"""Positions in a KV block."""
+TILE_COLUMNS = 5
+CHUNK, FIRST_ROW, ROWS, HEAD, FIRST_PARTIAL = range(TILE_COLUMNS)
+"""What is listed of a tile; partial results lie from `FIRST_PARTIAL` on, one a span."""
 SPAN = 512
 """Positions that are summed up by themselves."""
-TILE = 8
-"""Rows that share what is read."""
 _ZERO = np.float32(0)
-_NOTHING = np.float32(-1e30)
-"""The score of a position that a row does not see, and the peak before the first."""
-_F16, _U8 = FLOATS + len(SIZES) * Element.F16, FLOATS + len(SIZES) * Element.U8
-_LINE = 4 * WIDTH
-_FACTORS = 2 * _LINE
+_NO_LIMIT = -1
+FACTORS = 8 * WIDTH
 """Bytes of the scales and lowest numbers of a head's keys, or values, in a block."""
 
 
-def tile_floats(padded_head: int) -> int:
-    """Numbers that a tile's working memory has: queries, scores, scaled weights, sums, and three for each row."""
-    return TILE * (2 * padded_head + 2 * WIDTH + 6)
-
-
-def partial_floats(padded_head: int) -> int:
-    """Numbers of a span's result: sums, peaks and totals."""
+def result_floats(padded_head: int) -> int:
+    """Numbers of a span's result: sums `[8, padded head]`, peaks `[8]`, totals `[8]`."""
     return TILE * (padded_head + 2)
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+def work_floats(padded_head: int) -> int:
+    """Numbers that a thread works with: a span's result and a fold's, queries, limits, and the kernel's scratch."""
+    return 2 * result_floats(padded_head) + TILE * (padded_head + 2 + WIDTH + 3)
+
+
+@compiled  # type: ignore[untyped-decorator]
 def size_class(count: int) -> int:
     """Which of the kernels' `SIZES` holds so many rows."""
     return (count > 1) + (count > 2) + (count > 4)
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+@compiled  # type: ignore[untyped-decorator]
 def block_bytes(num_heads: int, head: int, is_narrow: bool) -> int:
-    """Of one block of keys, or of values with `head` in whole 32s."""
+    """Of one block of keys, or of values with `head` in whole 32s: numbers, then the factors of uint8."""
     if is_narrow:
-        return num_heads * (head * WIDTH + _FACTORS)
+        return num_heads * (head * WIDTH + FACTORS)
     return num_heads * head * WIDTH * 2
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def store_key(block: int, head_index: int, num_heads: int, head: int, place: int, values: int, is_narrow: bool) -> None:
-    """Write one head's key, float32 at `values`, to its place in a block."""
-    if not is_narrow:
-        at = block + head_index * head * 2 * WIDTH + 2 * place
-        for d in range(head):
-            write_u16(at + d * 2 * WIDTH, to_half(read_f32(values + 4 * d)))
-        return
-    low, scale = _range(values, head)
-    at = block + head_index * head * WIDTH + place
-    for d in range(head):
-        write_u8(at + d * WIDTH, _level(read_f32(values + 4 * d), low, scale))
-    factors = block + num_heads * head * WIDTH + head_index * _FACTORS + 4 * place
-    write_f32(factors, scale)
-    write_f32(factors + _LINE, low)
+@compiled  # type: ignore[untyped-decorator]
+def cut_tiles(share: Any, layer: Any) -> None:
+    """List attention's tiles, and say whether their spans go to several threads."""
+    buffers, num_threads = share.buffers, share.num_threads
+    counts, tiles = buffers.counts, buffers.tiles
+    group = layer.num_heads // layer.num_kv_heads
+    found = partials = longest = 0
+    for chunk in range(counts[NUM_CHUNKS]):
+        num_tokens = buffers.chunk_begins[chunk + 1] - buffers.chunk_begins[chunk]
+        num_rows = num_tokens * group
+        # the last rows see the most: longest tasks first
+        for tile in range((num_rows + TILE - 1) // TILE - 1, -1, -1):
+            for head in range(layer.num_kv_heads):
+                tiles[found, CHUNK], tiles[found, FIRST_ROW], tiles[found, HEAD] = chunk, tile * TILE, head
+                tiles[found, ROWS] = min(TILE, num_rows - tile * TILE)
+                last = tile * TILE + tiles[found, ROWS] - 1
+                num_spans = (buffers.past_lengths[chunk] + last // group) // SPAN + 1
+                tiles[found, FIRST_PARTIAL] = partials
+                partials += num_spans
+                longest = max(longest, num_spans)
+                found += 1
+    counts[NUM_TILES] = found
+    is_cut = found < TASKS_A_THREAD * num_threads and num_threads > 1 and partials <= len(buffers.partials)
+    counts[NUM_SPANS] = longest if is_cut else 1
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def store_value(
-    block: int, head_index: int, num_heads: int, head: int, padded: int, place: int, values: int, is_narrow: bool
-) -> None:
-    """The same of a value, of `padded` numbers in the block."""
-    if not is_narrow:
-        at = block + (head_index * WIDTH + place) * 2 * padded
-        for d in range(head):
-            write_u16(at + 2 * d, to_half(read_f32(values + 4 * d)))
-        return
-    low, scale = _range(values, head)
-    at = block + (head_index * WIDTH + place) * padded
-    for d in range(head):
-        write_u8(at + d, _level(read_f32(values + 4 * d), low, scale))
-    factors = block + num_heads * padded * WIDTH + head_index * _FACTORS + 4 * place
-    write_f32(factors, scale)
-    write_f32(factors + _LINE, low)
+@compiled  # type: ignore[untyped-decorator]
+def attend(share: Any, layer: Any) -> None:
+    """Sum up every tile; whole, or its spans one by one."""
+    kernels, buffers, model = share.kernels, share.buffers, share.model
+    counts, tiles = buffers.counts, buffers.tiles
+    num_spans = counts[NUM_SPANS]
+    head, group = layer.head_size, layer.num_heads // layer.num_kv_heads
+    padded = (head + WIDTH - 1) // WIDTH * WIDTH
+    stride, out_stride = 4 * buffers.projected.shape[1], 4 * buffers.attended.shape[1]
+    work = buffers.works[share.thread].ctypes.data
+    sums = work + 4 * TILE * (padded + 2)
+    while True:
+        task = take_task(share.state)
+        if task >= counts[NUM_TILES] * num_spans:
+            return
+        tile, only = tiles[task // num_spans], task % num_spans
+        chunk, first_row, num_rows, index = tile[CHUNK], tile[FIRST_ROW], tile[ROWS], tile[HEAD]
+        begin, position = np.int64(buffers.chunk_begins[chunk]), np.int64(buffers.past_lengths[chunk])
+        nearest, furthest = position + first_row // group, position + (first_row + num_rows - 1) // group
+        first, last = _spans(layer, nearest, furthest)
+        if num_spans > 1:
+            if only < first or only >= last:
+                continue
+            first, last = only, only + 1
+        queries = buffers.projected.ctypes.data + begin * stride + 4 * (layer.query_at + index * group * head)
+        _load_tile(work, queries, 4 * head, group, stride, first_row, num_rows, position, layer.window, head, padded)
+        table = buffers.block_tables.ctypes.data + 4 * np.int64(buffers.table_begins[chunk])
+        for span in range(first, last):
+            _attend_span(kernels, work, num_rows, nearest, furthest, span, layer, table, index, padded, model.is_narrow)
+            if num_spans > 1:
+                _copy_result(buffers.partials[tile[FIRST_PARTIAL] + span].ctypes.data, work, padded)
+            elif span == first:
+                _copy_result(sums, work, padded)
+            else:
+                _fold(kernels, sums, work, num_rows, padded)
+        if num_spans == 1:
+            out = buffers.attended.ctypes.data + begin * out_stride + 4 * index * group * head
+            _write_result(sums, out, 4 * head, group, out_stride, first_row, num_rows, head, padded)
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def _range(values: int, count: int) -> Any:
-    low = high = read_f32(values)
-    for d in range(1, count):
-        x = read_f32(values + 4 * d)
-        low, high = min(low, x), max(high, x)
-    return low, (high - low) / np.float32(255)
+@compiled  # type: ignore[untyped-decorator]
+def _spans(layer: Any, nearest: int, furthest: int) -> Any:
+    """The spans, from the first to before the last, that a tile's rows see."""
+    first = 0
+    if layer.window > 0:
+        first = max(0, nearest - layer.window + 1) // SPAN
+    return first, furthest // SPAN + 1
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def _level(x: Any, low: Any, scale: Any) -> Any:
-    if scale <= np.float32(0):
-        return np.uint8(0)
-    return np.uint8(min(np.float32(255), (x - low) / scale + np.float32(0.5)))
+@compiled  # type: ignore[untyped-decorator]
+def fold_spans(share: Any, layer: Any) -> None:
+    """Put the spans of each tile together."""
+    kernels, buffers = share.kernels, share.buffers
+    tiles = buffers.tiles
+    head, group = layer.head_size, layer.num_heads // layer.num_kv_heads
+    padded = (head + WIDTH - 1) // WIDTH * WIDTH
+    out_stride = 4 * buffers.attended.shape[1]
+    total = buffers.works[share.thread].ctypes.data
+    while True:
+        task = take_task(share.state)
+        if task >= buffers.counts[NUM_TILES]:
+            return
+        tile = tiles[task]
+        chunk, first_row, num_rows, index = tile[CHUNK], tile[FIRST_ROW], tile[ROWS], tile[HEAD]
+        position = np.int64(buffers.past_lengths[chunk])
+        first, last = _spans(layer, position + first_row // group, position + (first_row + num_rows - 1) // group)
+        partials = tile[FIRST_PARTIAL]
+        _copy_result(total, buffers.partials[partials + first].ctypes.data, padded)
+        for span in range(first + 1, last):
+            _fold(kernels, total, buffers.partials[partials + span].ctypes.data, num_rows, padded)
+        out = buffers.attended.ctypes.data + buffers.chunk_begins[chunk] * out_stride + 4 * index * group * head
+        _write_result(total, out, 4 * head, group, out_stride, first_row, num_rows, head, padded)
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def attend_span(
-    kernels: Any, work: int, queries: int, row_stride: int, group: int, token_stride: int, first_row: int, num_rows: int, position: int,
-    span: int, keys: int, values: int, key_bytes: int, value_bytes: int, table: Any, table_at: int,
-    head_index: int, num_heads: int, head: int, padded: int, window: int, softcap: Any, is_narrow: bool
+@compiled  # type: ignore[untyped-decorator]
+def _load_tile(
+    work: int, queries: int, row_stride: int, group: int, token_stride: int, first_row: int, num_rows: int,
+    position: int, window: int, head: int, padded: int
 ) -> None:  # fmt: skip
-    """Sum up one span for the rows `first_row` on of a chunk whose first token is at `position`.
-
-    `work`: `tile_floats` numbers. The result lies at its start: sums `[8, padded]`, peaks `[8]`, totals `[8]`.
-    """
-    peaks = work + 4 * TILE * padded
-    totals, corrections, sums_of_queries, lows = peaks + 32, peaks + 64, peaks + 96, peaks + 128
-    scores = peaks + 192
-    weights = scores + TILE * _LINE
-    tile = weights + TILE * _LINE
-    for r in range(TILE):
-        write_f32(peaks + 4 * r, _NOTHING)
-        write_f32(totals + 4 * r, np.float32(0))
-        for d in range(padded):
-            write_f32(work + 4 * (r * padded + d), np.float32(0))
+    """Gather a tile's queries, and what each of its rows sees. The chunk's first token is at `position`."""
+    tile = work + 8 * TILE * (padded + 2)
+    limits = tile + 4 * TILE * padded
     for r in range(num_rows):
-        row_index = first_row + r
-        source = queries + row_index // group * token_stride + row_index % group * row_stride
-        total = np.float32(0)
+        token, member = (first_row + r) // group, (first_row + r) % group
+        source, target = queries + token * token_stride + member * row_stride, tile + 4 * r * padded
         for d in range(head):
-            x = read_f32(source + 4 * d)
-            total += x
-            write_f32(tile + 4 * (r * padded + d), x)
-        write_f32(sums_of_queries + 4 * r, total)
-    nearest = position + first_row // group
-    furthest = position + (first_row + num_rows - 1) // group
-    first = span * SPAN
-    if window > 0:
-        first = max(first, (nearest - window + 1) // BLOCK_SIZE * BLOCK_SIZE)
-    multiply = kernels[(_U8 if is_narrow else _F16) + size_class(num_rows)]
+            write_f32(target + 4 * d, read_f32(source + 4 * d))
+        last = position + token
+        write_i32(limits + 4 * r, last)
+        write_i32(limits + 4 * (TILE + r), last - window if window > 0 else _NO_LIMIT)
+
+
+@compiled  # type: ignore[untyped-decorator]
+def _attend_span(
+    kernels: Any, work: int, num_rows: int, nearest: int, furthest: int, span: int, layer: Any, table: int, index: int,
+    padded: int, is_narrow: bool
+) -> None:  # fmt: skip
+    """Sum up one span for a loaded tile of one head, whose rows' tokens are at `nearest` to `furthest`.
+
+    The result lies at the start of `work`. `table`: the address of the sequence's block table.
+    """
+    heads, head = layer.num_kv_heads, layer.head_size
     size = 1 if is_narrow else 2
-    for start in range(first, min(furthest + 1, (span + 1) * SPAN), BLOCK_SIZE):
-        block = np.int64(table[table_at + start // BLOCK_SIZE])
-        key_block, value_block = keys + block * key_bytes, values + block * value_bytes
-        key_at = key_block + head_index * head * WIDTH * size
-        call_kernel(multiply, (tile, 4 * padded, key_at, WIDTH * size, head, scores, _LINE, 0), _ZERO)
-        if is_narrow:
-            factors = key_block + num_heads * head * WIDTH + head_index * _FACTORS
-            for r in range(num_rows):
-                total = read_f32(sums_of_queries + 4 * r)
-                for j in range(WIDTH):
-                    at = scores + r * _LINE + 4 * j
-                    step, low = read_f32(factors + 4 * j), read_f32(factors + _LINE + 4 * j)
-                    write_f32(at, read_f32(at) * step + total * low)
-        if softcap > np.float32(0):
-            call_kernel(kernels[CAP], (scores, 2 * num_rows), softcap)
-        if start + BLOCK_SIZE > nearest + 1 or (window > 0 and start + window <= furthest):
-            _hide(scores, start, first_row, num_rows, group, position, window)
-        for r in range(num_rows):
-            row = (scores + r * _LINE, 2, peaks + 4 * r, totals + 4 * r, corrections + 4 * r)
-            call_kernel(kernels[SOFTEN], row, _ZERO)
-        length = min(BLOCK_SIZE, furthest + 1 - start)
-        used = scores
-        if is_narrow:
-            factors = value_block + num_heads * padded * WIDTH + head_index * _FACTORS
-            used = weights
-            for r in range(num_rows):
-                low_sum = np.float32(0)
-                for j in range(length):
-                    weight = read_f32(scores + r * _LINE + 4 * j)
-                    low_sum += weight * read_f32(factors + _LINE + 4 * j)
-                    write_f32(weights + r * _LINE + 4 * j, weight * read_f32(factors + 4 * j))
-                write_f32(lows + 4 * r, low_sum)
-        value_at = value_block + head_index * WIDTH * padded * size
-        for d in range(0, padded, WIDTH):
-            words = (used, _LINE, value_at + d * size, padded * size, length, work + 4 * d, 4 * padded, corrections)
-            call_kernel(multiply, words, _ZERO)
-        if is_narrow:
-            for r in range(num_rows):
-                low = read_f32(lows + 4 * r)
-                for d in range(padded):
-                    at = work + 4 * (r * padded + d)
-                    write_f32(at, read_f32(at) + low)
+    first = span * SPAN
+    if layer.window > 0:
+        first = max(first, (nearest - layer.window + 1) // BLOCK_SIZE * BLOCK_SIZE)
+    num_positions = min(furthest + 1, (span + 1) * SPAN) - first
+    num_blocks = (num_positions + BLOCK_SIZE - 1) // BLOCK_SIZE
+    kind = 2 * is_narrow + (layer.softcap > _ZERO)
+    queries = work + 8 * TILE * (padded + 2)
+    limits = queries + 4 * TILE * padded
+    peaks = work + 4 * TILE * padded
+    tile = (queries, work, peaks, peaks + 4 * TILE, limits, limits + 8 * TILE, padded, head)
+    blocks = (
+        layer.keys + index * head * WIDTH * size, layer.values + index * padded * WIDTH * size,
+        block_bytes(heads, head, is_narrow), block_bytes(heads, padded, is_narrow),
+        layer.keys + heads * head * WIDTH + index * FACTORS, layer.values + heads * padded * WIDTH + index * FACTORS,
+        table + 4 * (first // BLOCK_SIZE), first, num_blocks, num_positions,
+    )  # fmt: skip
+    call_kernel(kernels[SPANS + len(SIZES) * kind + size_class(num_rows)], (*tile, *blocks), layer.softcap)
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def _hide(scores: int, start: int, first_row: int, num_rows: int, group: int, position: int, window: int) -> None:
-    """Take out what comes after a row's token, or lies before its window."""
-    for r in range(num_rows):
-        last = position + (first_row + r) // group
-        first = last - window + 1 if window > 0 else 0
-        for j in range(WIDTH):
-            if start + j > last or start + j < first:
-                write_f32(scores + r * _LINE + 4 * j, _NOTHING)
+@compiled  # type: ignore[untyped-decorator]
+def _fold(kernels: Any, total: int, part: int, num_rows: int, padded: int) -> None:
+    """Add a span's result to that of those before it."""
+    peaks = 4 * TILE * padded
+    sums = peaks + 4 * TILE
+    words = (total, total + peaks, total + sums, part, part + peaks, part + sums, num_rows, padded)
+    call_kernel(kernels[FOLD], words, _ZERO)
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def begin_fold(total: int, padded: int) -> None:
-    """Nothing summed up yet."""
-    for r in range(TILE):
-        write_f32(total + 4 * (TILE * padded + r), _NOTHING)
-        write_f32(total + 4 * (TILE * padded + TILE + r), np.float32(0))
-    for i in range(TILE * padded):
-        write_f32(total + 4 * i, np.float32(0))
+@compiled  # type: ignore[untyped-decorator]
+def _copy_result(target: int, source: int, padded: int) -> None:
+    """Keep a span's result."""
+    for i in range(TILE * (padded + 2)):
+        write_f32(target + 4 * i, read_f32(source + 4 * i))
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def fold(total: int, part: int, num_rows: int, padded: int) -> None:
-    """Add a span's result to those before it."""
-    peaks, sums = 4 * TILE * padded, 4 * TILE * padded + 4 * TILE
-    for r in range(num_rows):
-        before, other = read_f32(total + peaks + 4 * r), read_f32(part + peaks + 4 * r)
-        peak = max(before, other)
-        kept, added = exp(before - peak), exp(other - peak)
-        write_f32(total + peaks + 4 * r, peak)
-        at = sums + 4 * r
-        write_f32(total + at, read_f32(total + at) * kept + read_f32(part + at) * added)
-        for d in range(padded):
-            at = 4 * (r * padded + d)
-            write_f32(total + at, read_f32(total + at) * kept + read_f32(part + at) * added)
-
-
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def finish_fold(
+@compiled  # type: ignore[untyped-decorator]
+def _write_result(
     total: int, out: int, row_stride: int, group: int, token_stride: int, first_row: int, num_rows: int, head: int,
     padded: int
 ) -> None:  # fmt: skip

@@ -1,15 +1,18 @@
-"""Products with a matrix of floats or of bytes, widened as they are read: attention's, and those of weights that are no blocks.
+"""Products with a matrix of floats, widened as they are read, for weights that are not in blocks.
 
-    out[r, 0:32] = out[r, 0:32] · correction[r] + Σ a[r, l] · b[l, 0:32]
+    out[r, 0:32] = Σ a[r, l] · b[l, 0:32]
 
 for 1 to 8 rows at a time, which share what is read of b.
 """
 
 from enum import IntEnum
+
 from vmm_adapters.cpu.emitter import F16, F32, I8, I16, I32, Emitter, Value, vector
+from vmm_adapters.cpu.isa import InstructionSet
 
 WIDTH = 32
 LANES = 16
+_PARTS = range(WIDTH // LANES)
 
 
 class Element(IntEnum):
@@ -26,44 +29,37 @@ class Element(IntEnum):
         return (4, 2, 2, 1)[self]
 
 
+def rows_at_a_time(emit: Emitter, num_rows: int) -> list[range]:
+    """As many as there are registers for, with two vectors of sums each."""
+    size = 8 if emit.isa is InstructionSet.AVX512_VNNI else 2
+    return [range(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
+
+
 def emit_floats(emit: Emitter, element: Element, num_rows: int, words: list[Value]) -> None:
-    """See above. `words`: address and stride of a, of b, the length, address and stride of `out`; all in bytes.
+    """See above, for 1 to 8 rows. `words`: address and stride of a, of b, the length, address and stride of `out`."""
+    a, a_stride, b, b_stride, length, out, out_stride = words
 
-    And the address of a correction for each row, 0 where `out` is new.
-    """
-    a, a_stride, b, b_stride, length, out, out_stride, correction = words
-    builder, parts = emit.builder, range(WIDTH // LANES)
-    is_new = builder.icmp_unsigned("==", correction, emit.word(0))
-    nothing = emit.constants(F32, LANES, 0.0)
-    # a place to read where there are no corrections: what is read there is not used
-    correction = builder.select(is_new, out, correction)
+    for rows in rows_at_a_time(emit, num_rows):
 
-    def address(row: int, part: int) -> Value:
-        return emit.at(emit.at(out, row, out_stride), part, 4 * LANES)
+        def body(index: Value, totals: list[Value], rows: range = rows) -> list[Value]:
+            line = emit.at(b, index, b_stride)
+            wide = [read_vector(emit, element, emit.at(line, part, LANES * element.num_bytes)) for part in _PARTS]
+            found = []
+            for place, row in enumerate(rows):
+                factor = emit.splat(emit.load(emit.at(emit.at(a, row, a_stride), index, 4), F32, 4), LANES)
+                found += [emit.fma(factor, wide[part], totals[place * len(_PARTS) + part]) for part in _PARTS]
+            return found
 
-    sums = []
-    for row in range(num_rows):
-        for part in parts:
-            factor = emit.splat(emit.load(emit.at(correction, row, 4), F32, 4), LANES)
-            kept = builder.fmul(emit.load(address(row, part), vector(F32, LANES), 4), factor)
-            sums.append(builder.select(is_new, nothing, kept))
-
-    def body(index: Value, totals: list[Value]) -> list[Value]:
-        line = emit.at(b, index, b_stride)
-        wide = [_read(emit, element, emit.at(line, part, LANES * element.num_bytes)) for part in parts]
-        found = []
-        for row in range(num_rows):
-            factor = emit.splat(emit.load(emit.at(emit.at(a, row, a_stride), index, 4), F32, 4), LANES)
-            found += [emit.fma(factor, wide[part], totals[row * len(parts) + part]) for part in parts]
-        return found
-
-    totals = emit.loop(length, sums, body)
-    for row in range(num_rows):
-        for part in parts:
-            emit.store(totals[row * len(parts) + part], address(row, part))
+        nothing = [emit.constants(F32, LANES, 0.0) for _ in range(len(_PARTS) * len(rows))]
+        totals = emit.loop(length, nothing, body)
+        for place, row in enumerate(rows):
+            for part in _PARTS:
+                address = emit.at(emit.at(out, row, out_stride), part, 4 * LANES)
+                emit.store(totals[place * len(_PARTS) + part], address)
 
 
-def _read(emit: Emitter, element: Element, address: Value) -> Value:
+def read_vector(emit: Emitter, element: Element, address: Value) -> Value:
+    """16 of them, as float32."""
     builder, floats = emit.builder, vector(F32, LANES)
     if element is Element.F32:
         return emit.load(address, floats, 4)

@@ -7,6 +7,7 @@ and a version of this code, and read from there the next time.
 from collections.abc import Callable, Iterable
 from functools import partial
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ import numpy as np
 from llvmlite import binding, ir
 from numpy.typing import NDArray
 
-from vmm_adapters.cpu import emitter, floats, numerics, panels
+from vmm_adapters.cpu import numerics, panels, spans
+from vmm_adapters.cpu.compiled import fingerprint
 from vmm_adapters.cpu.emitter import F32, I64, Emitter, Value
 from vmm_adapters.cpu.floats import Element, emit_floats
 from vmm_adapters.cpu.isa import InstructionSet
@@ -23,12 +25,17 @@ from vmm_adapters.cpu.panels import FORMS, emit_panel
 
 SIZES = (1, 2, 4, 8)
 """Rows that a kernel computes at a time; what lies between takes the next greater one."""
-SUM_OF_SQUARES, SOFTEN, CAP, QUANTIZE = 0, 1, 2, 3
+SUM_OF_SQUARES, CAP, FOLD, QUANTIZE = 0, 1, 2, 3
 COPY = QUANTIZE + NUM_SOURCES
 FLOATS = COPY + NUM_SOURCES
-PANELS = FLOATS + len(Element) * len(SIZES)
-"""Places in the table: of one kernel, or of the first of several, by source, by element and size, by form and size."""
+SPANS = FLOATS + len(Element) * len(SIZES)
+PANELS = SPANS + 4 * len(SIZES)
+"""Places in the table: of one kernel, or of the first of several, by source, by element and size, by KV type and cap and
+size, by form and size."""
 NUM_KERNELS = PANELS + len(FORMS) * len(SIZES)
+
+
+_EmitBySource = Callable[[Emitter, int, list[Value], Value], None]
 
 
 class _Kernel(NamedTuple):
@@ -44,28 +51,39 @@ def _kernels() -> dict[int, _Kernel]:
     """By place."""
     found = {
         SUM_OF_SQUARES: _Kernel(3, _plain(numerics.emit_sum_of_squares)),
-        SOFTEN: _Kernel(5, _plain(numerics.emit_soften)),
         CAP: _Kernel(2, numerics.emit_cap),
+        FOLD: _Kernel(8, _plain(spans.emit_fold)),
     }
     for source in range(NUM_SOURCES):
         found[QUANTIZE + source] = _Kernel(8, partial(_by_source, numerics.emit_quantize, source))
         found[COPY + source] = _Kernel(5, partial(_by_source, numerics.emit_copy, source))
     for number, size in enumerate(SIZES):
         for element in Element:
-            found[FLOATS + len(SIZES) * element + number] = _Kernel(8, partial(_floats, element, size))
+            found[FLOATS + len(SIZES) * element + number] = _Kernel(7, partial(_floats, element, size))
+        for kind, (element, is_capped) in enumerate(product((Element.F16, Element.U8), (False, True))):
+            emit = partial(_span, element, size, is_capped)
+            found[SPANS + len(SIZES) * kind + number] = _Kernel(spans.NUM_WORDS, emit)
         for form_number, form in enumerate(FORMS):
             found[PANELS + len(SIZES) * form_number + number] = _Kernel(11, partial(_panel, form, size))
     return found
 
 
 def _by_source(
-    emit: Callable[[Emitter, int, list[Value], Value], None], source: int, emitter: Emitter, words: list[Value], x: Value
+    emit: Callable[[Emitter, int, list[Value], Value], None],
+    source: int,
+    emitter: Emitter,
+    words: list[Value],
+    x: Value,
 ) -> None:
     emit(emitter, source, words, x)
 
 
 def _floats(element: Element, size: int, emitter: Emitter, words: list[Value], _: Value) -> None:
     emit_floats(emitter, element, size, words)
+
+
+def _span(element: Element, size: int, is_capped: bool, emitter: Emitter, words: list[Value], x: Value) -> None:
+    spans.emit_span(emitter, element, size, words, x, is_capped=is_capped)
 
 
 def _panel(form: panels.Form, size: int, emitter: Emitter, words: list[Value], x: Value) -> None:
@@ -87,7 +105,9 @@ class Kernels:
         """Addresses, by place; 0 for what was not compiled."""
         self._libraries = []
         # one object a form: another model adds what it lacks, and nothing is compiled twice
-        groups = {form: [place for place in chosen if _form_of(place) == form] for form in {_form_of(p) for p in chosen}}
+        groups = {
+            form: [place for place in chosen if _form_of(place) == form] for form in {_form_of(p) for p in chosen}
+        }
         for form, places in groups.items():
             compiled = _read_or_compile(isa, f"form{form}", {place: kernels[place] for place in places}, cache_dir)
             library = binding.JITLibraryBuilder().add_object_img(compiled).add_current_process()
@@ -117,25 +137,21 @@ def _machine() -> binding.TargetMachine:
 def _read_or_compile(isa: InstructionSet, name: str, kernels: dict[int, _Kernel], cache_dir: Path | None) -> bytes:
     if cache_dir is None:
         return _compile(isa, kernels)
-    path = cache_dir / f"{_fingerprint()}-{isa.name}-{name}.o".lower()
+    path = cache_dir / fingerprint() / f"{_machine_name()}-{isa.name}-{name}.o".lower()
     if path.is_file():
         return path.read_bytes()
     compiled = _compile(isa, kernels)
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{np.random.default_rng().integers(1 << 62)}.part")
     part.write_bytes(compiled)
     part.replace(path)
     return compiled
 
 
-def _fingerprint() -> str:
-    """Of this code, of LLVM, and of what the machine can do."""
-    digest = sha256(repr((binding.llvm_version_info, binding.get_host_cpu_name())).encode())
-    digest.update(binding.get_host_cpu_features().flatten().encode())
-    for module in (emitter, floats, numerics, panels):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    digest.update(Path(__file__).read_bytes())
-    return digest.hexdigest()[:16]
+def _machine_name() -> str:
+    """Of LLVM, and of what the machine can do."""
+    features = binding.get_host_cpu_features().flatten()
+    return sha256(repr((binding.llvm_version_info, binding.get_host_cpu_name(), features)).encode()).hexdigest()[:8]
 
 
 def _compile(isa: InstructionSet, kernels: dict[int, _Kernel]) -> bytes:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vmm_adapters.cpu.packing import PackedMatrix, pack_matrix
 from vmm_adapters.cpu.panels import BLOCK, FORMS
-from vmm_adapters.cpu.plan import DecoderPlan, Layer, Linear, Matrix, slice_rows
+from vmm_adapters.cpu.plan import DecoderPlan, Layer, Linear, slice_rows
 
 MATRIX = np.dtype(
     [

@@ -1,4 +1,4 @@
-"""What Numba's code does not say by itself: numbers at addresses, kernels that are called, halves and exponentials."""
+"""What Numba's code does not say by itself: numbers at addresses, kernels that are called, and halves."""
 
 from typing import Any
 
@@ -6,9 +6,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from vmm_adapters.cpu.emitter import F16, F32, I8, I16, I32, I64, Emitter
-from vmm_adapters.cpu.isa import InstructionSet
-from vmm_adapters.cpu.numerics import exponential
+from vmm_adapters.cpu.emitter import F16, F32, I8, I16, I32, I64
 
 
 def _reader(kind: Any, result: Any) -> Any:
@@ -37,6 +35,7 @@ read_u8 = intrinsic(_reader(I8, types.uint8))
 read_u16 = intrinsic(_reader(I16, types.uint16))
 read_i32 = intrinsic(_reader(I32, types.int32))
 write_f32 = intrinsic(_writer(F32, types.float32))
+write_i32 = intrinsic(_writer(I32, types.int32))
 write_u8 = intrinsic(_writer(I8, types.uint8))
 write_u16 = intrinsic(_writer(I16, types.uint16))
 
@@ -55,18 +54,6 @@ def call_kernel(typingctx: Any, address: Any, words: Any, number: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, words, types.float32), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def exp(typingctx: Any, x: Any) -> Any:
-    """e to the x, as the kernels compute it."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit = Emitter(builder, InstructionSet.PORTABLE)
-        found = exponential(emit, emit.splat(arguments[0], 4))
-        return builder.extract_element(found, ir.Constant(I32, 0))
-
-    return types.float32(types.float32), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

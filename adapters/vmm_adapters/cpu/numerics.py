@@ -70,9 +70,7 @@ def _activate(emit: Emitter, activation: Activation, x: Value) -> Value:
     return builder.fmul(builder.fmul(half, x), builder.fadd(one, share))
 
 
-def _source(
-    emit: Emitter, source: int, values: Value, second: Value, factor: Value
-) -> Callable[[Value], Value]:
+def _source(emit: Emitter, source: int, values: Value, second: Value, factor: Value) -> Callable[[Value], Value]:
     """What gives the 16 numbers that lie at an offset of so many bytes."""
 
     def read(offset: Value) -> Value:
@@ -91,7 +89,7 @@ def emit_quantize(emit: Emitter, source: int, words: list[Value], factor: Value)
     """Blocks `first` to `first + blocks` of one input as `panels` wants them: place 0 to 15 of a tile.
 
     A block's greatest size becomes 127; a block of zeros has scale 0. `words`: the addresses of `values` and `second`,
-    first, blocks, place, and the addresses of the tile, its scales and sums.
+    first, blocks, place, and the addresses of the tile, its scales and sums (float32, of what was quantised).
     """
     values, second, first, blocks, place, tile, scales, sums = words
     builder, read = emit.builder, _source(emit, source, values, second, factor)
@@ -111,8 +109,10 @@ def emit_quantize(emit: Emitter, source: int, words: list[Value], factor: Value)
             whole = builder.fptosi(rounded, vector(I32, LANES))
             total = builder.add(total, whole)
             emit.store(builder.trunc(whole, vector(I8, LANES)), emit.at(emit.at(tile, at, BLOCK), half, LANES), 1)
-        emit.store(builder.fmul(peak, ir.Constant(F32, 1 / 127)), emit.at(scales, at, 4))
-        emit.store(emit.reduce(builder.add, total), emit.at(sums, at, 4))
+        scale = builder.fmul(peak, ir.Constant(F32, 1 / 127))
+        emit.store(scale, emit.at(scales, at, 4))
+        whole = builder.sitofp(emit.reduce(builder.add, total), F32)
+        emit.store(builder.fmul(scale, whole), emit.at(sums, at, 4))
         return []
 
     emit.loop(blocks, [], body)
@@ -141,36 +141,6 @@ def emit_sum_of_squares(emit: Emitter, words: list[Value]) -> None:
 
     (total,) = emit.loop(count, [emit.constants(F32, LANES, 0.0)], body)
     emit.store(emit.reduce(emit.builder.fadd, total), target)
-
-
-def emit_soften(emit: Emitter, words: list[Value]) -> None:
-    """One step of the online softmax (arXiv 1805.02867), for one row of `count` · 16 scores, which become weights.
-
-    `words`: the scores' address, count, and the addresses of the row's peak and total, which move on, and of what
-    earlier sums are to be multiplied by.
-    """
-    scores, count, peak, total, correction = words
-    builder = emit.builder
-
-    def highest(index: Value, peaks: list[Value]) -> list[Value]:
-        return [emit.maximum(emit.load(emit.at(scores, index, 4 * LANES), ROW, 4), peaks[0])]
-
-    before = emit.load(peak, F32, 4)
-    (peaks,) = emit.loop(count, [emit.splat(before, LANES)], highest)
-    now = emit.reduce(emit.maximum, peaks)
-
-    def weigh(index: Value, totals: list[Value]) -> list[Value]:
-        address = emit.at(scores, index, 4 * LANES)
-        weights = exponential(emit, builder.fsub(emit.load(address, ROW, 4), emit.splat(now, LANES)))
-        emit.store(weights, address)
-        return [builder.fadd(totals[0], weights)]
-
-    (sums,) = emit.loop(count, [emit.constants(F32, LANES, 0.0)], weigh)
-    factor = exponential(emit, emit.splat(builder.fsub(before, now), LANES))
-    factor = builder.extract_element(factor, ir.Constant(I32, 0))
-    emit.store(now, peak)
-    emit.store(emit.fma(emit.load(total, F32, 4), factor, emit.reduce(builder.fadd, sums)), total)
-    emit.store(factor, correction)
 
 
 def emit_cap(emit: Emitter, words: list[Value], cap: Value) -> None:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from vmm_adapters.cpu.compiled import compiled
 from vmm_adapters.cpu.floats import WIDTH, Element
 from vmm_adapters.cpu.panels import BLOCK, FORMS, PANEL, Form
 from vmm_adapters.cpu.plan import DenseMatrix, Matrix, QuantizedMatrix
@@ -110,7 +110,14 @@ def _form(matrix: QuantizedMatrix, scales: NDArray[np.float32], biases: NDArray[
     wanted = Form(matrix.bits, not is_narrow, biases is not None, has_halves)
     if wanted in FORMS:
         return wanted
-    return next(f for f in FORMS if f.bits == wanted.bits and f.has_halves == has_halves and f.has_wide_factors and f.has_biases >= wanted.has_biases)
+    return next(
+        f
+        for f in FORMS
+        if f.bits == wanted.bits
+        and f.has_halves == has_halves
+        and f.has_wide_factors
+        and f.has_biases >= wanted.has_biases
+    )
 
 
 def _fits_half(numbers: NDArray[np.float32], tolerance: float) -> bool:
@@ -126,7 +133,9 @@ def _pack_factors(factors: NDArray[np.float32], form: Form, num_blocks: int, siz
     unit = BLOCK // form.num_factors
     spread = np.repeat(factors, size // unit, axis=1) if size > unit else factors
     columns = num_blocks * form.num_factors
-    packed = _aligned((-(-rows // PANEL), columns, PANEL), np.dtype(np.float32 if form.has_wide_factors else np.float16))
+    packed = _aligned(
+        (-(-rows // PANEL), columns, PANEL), np.dtype(np.float32 if form.has_wide_factors else np.float16)
+    )
     for panel in range(len(packed)):
         part = spread[panel * PANEL : (panel + 1) * PANEL, :columns]
         packed[panel] = 0
@@ -142,7 +151,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.
     return raw[start : start + num_bytes].view(dtype).reshape(shape)
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+@compiled  # type: ignore[untyped-decorator]
 def _pack_nibbles(source: NDArray[np.uint8], packed: NDArray[np.uint8]) -> None:
     """uint8 `[rows, bytes]`, the even column low → `[panels, blocks, 4, 16, 4]`, the even group low."""
     rows, num_bytes = source.shape
@@ -161,7 +170,7 @@ def _pack_nibbles(source: NDArray[np.uint8], packed: NDArray[np.uint8]) -> None:
                         packed[panel, block, pair, row, j] = low | high << 4
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+@compiled  # type: ignore[untyped-decorator]
 def _pack_bytes(source: NDArray[np.uint8], packed: NDArray[np.uint8]) -> None:
     """uint8 `[rows, columns]` → `[panels, blocks, 8, 16, 4]`."""
     rows, columns = source.shape

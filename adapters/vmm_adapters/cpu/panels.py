@@ -3,15 +3,15 @@
 Levels are unsigned; what they stand for is `factor · (level - middle) + bias` in each block of 32 columns. With the inputs
 quantised in the same blocks, x = d · q, a block adds
 
-    d · factor · (Σ level · q - middle · Σ q) + d · bias · Σ q
+    factor · d · Σ level · q + (bias - middle · factor) · d · Σ q
 
-to a sum: integers up to the last step, exact, whatever the machine. Every input meets the same operations in the same
+to a sum: integers, exact, up to the last step. Every input meets the same operations in the same
 order however many there are, so a row of the result never depends on its neighbours.
 
 A panel's levels, uint8: for each block 8 groups of 4 columns; a group is `[16 rows, 4 columns]`, 64 bytes. Of 4 bits two
 groups share bytes, the even one in the low halves. Factors and biases: `[blocks, 16 rows]`, or `[blocks, 2, 16 rows]`
-where each half of a block has its own. A tile of inputs: int8 `[blocks, 16 inputs, 32 columns]`, with scales float32 and
-sums int32 `[blocks, 16 inputs]`.
+where each half of a block has its own. A tile of inputs: int8 `[blocks, 16 inputs, 32 columns]`, with scales d
+and sums d · Σ q, float32 `[blocks, 16 inputs]`.
 """
 
 from typing import NamedTuple
@@ -107,11 +107,15 @@ def _emit_part(emit: Emitter, form: Form, part: int, inputs: range, places: _Pla
         for half in range(form.num_factors):
             place = emit.at(emit.word(half), block, form.num_factors)
             factor = _factor(emit, form, emit.at(places.factors, place, PANEL * form.factor_bytes), row)
-            bias = None
             if form.has_biases:
                 bias = _factor(emit, form, emit.at(places.biases, place, PANEL * form.factor_bytes), row)
+            else:
+                bias = builder.fmul(factor, emit.constants(F32, lanes, -(1 << (form.bits - 1))))
             parts.append((factor, bias))
-        return [_add_block(emit, form, places, block, i, levels, parts, total) for i, total in zip(inputs, totals, strict=True)]
+        return [
+            _add_block(emit, form, places, block, i, levels, parts, total)
+            for i, total in zip(inputs, totals, strict=True)
+        ]
 
     totals = emit.loop(places.blocks, [emit.constants(F32, lanes, 0.0) for _ in inputs], body)
     added = emit.load(emit.at(places.added, row, 4), vector(F32, lanes), 4)
@@ -129,31 +133,27 @@ def _add_block(
     block: Value,
     i: int,
     levels: list[Value],
-    parts: list[tuple[Value, Value | None]],
+    parts: list[tuple[Value, Value]],
     total: Value,
 ) -> Value:
     """What one block adds to one input's sums."""
     builder, lanes = emit.builder, emit.isa.lanes
-    middle = 0 if form.has_biases else 1 << (form.bits - 1)
     place = emit.at(emit.word(i), block, PANEL)
     inputs_at = emit.at(places.tile, place, BLOCK)
     step = emit.splat(emit.load(emit.at(places.scales, place, 4), F32, 4), lanes)
     num_groups = _NUM_GROUPS // len(parts)
+    nothing = emit.constants(I32, lanes, 0)
     for half, (factor, bias) in enumerate(parts):
+        half_at = emit.at(inputs_at, half, 4 * num_groups)
         if form.has_halves:
-            half_at = emit.at(inputs_at, half, 4 * num_groups)
             one = [emit.constants(I8, emit.isa.vector_bytes, 1)] * num_groups
-            inputs_sum = emit.dot(one, half_at, emit.constants(I32, lanes, 0), are_nibbles=True)
+            inputs_sum = builder.sitofp(emit.dot(one, half_at, nothing, are_nibbles=True), vector(F32, lanes))
+            inputs_sum = builder.fmul(inputs_sum, step)
         else:
-            half_at = inputs_at
-            inputs_sum = emit.splat(emit.load(emit.at(places.sums, place, 4), I32, 4), lanes)
-        start = emit.constants(I32, lanes, 0)
-        if middle:
-            start = builder.mul(inputs_sum, emit.constants(I32, lanes, -middle))
+            inputs_sum = emit.splat(emit.load(emit.at(places.sums, place, 4), F32, 4), lanes)
         group = slice(half * num_groups, (half + 1) * num_groups)
-        whole = emit.dot(levels[group], half_at, start, are_nibbles=form.bits == 4)
-        if bias is not None:
-            total = emit.fma(bias, builder.fmul(step, builder.sitofp(inputs_sum, vector(F32, lanes))), total)
+        whole = emit.dot(levels[group], half_at, nothing, are_nibbles=form.bits == 4)
+        total = emit.fma(bias, inputs_sum, total)
         total = emit.fma(builder.sitofp(whole, vector(F32, lanes)), builder.fmul(factor, step), total)
     return total
 

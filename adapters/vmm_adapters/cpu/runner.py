@@ -2,41 +2,37 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmm_adapters.batching import pack
-from vmm_adapters.cpu.attention import BLOCK_SIZE, SPAN, TILE, block_bytes, partial_floats, tile_floats
+from vmm_adapters.cpu.attention import block_bytes
+from vmm_adapters.cpu.buffers import allocate
 from vmm_adapters.cpu.isa import InstructionSet, supported
 from vmm_adapters.cpu.kernels import SIZES, Kernels
 from vmm_adapters.cpu.layout import Decoder, round_up
-from vmm_adapters.cpu.panels import BLOCK, PANEL
+from vmm_adapters.cpu.matching import read_plan
 from vmm_adapters.cpu.plan import DecoderPlan
-from vmm_adapters.cpu.step import (
-    LOGITS,
-    LOGITS_STRIDE,
-    NUM_CHUNKS,
-    NUM_LOGITS,
-    NUM_TOKENS,
-    TASKS_A_THREAD,
-    TILE_COLUMNS,
-    Buffers,
-    Model,
-)
+from vmm_adapters.cpu.share import LOGITS, LOGITS_STRIDE, NUM_CHUNKS, NUM_LOGITS, NUM_TOKENS, Model
+from vmm_adapters.cpu.spans import BLOCK_SIZE
 from vmm_adapters.cpu.threads import Team
-from vmm_adapters.errors import RuntimeFailed
+from vmm_adapters.decoder_folder import read_model_folder
+from vmm_adapters.errors import RuntimeFailed, UnsupportedModel
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
+
+DEVICE = "CPU"
 
 
 class CPURunner:
     """Implements `vmm_adapters.base.CausalLMRunner`. Built by `load_runner`."""
 
     block_size = BLOCK_SIZE
-    device = "CPU"
+    device = DEVICE
 
-    def __init__(self, plan: DecoderPlan, options: RunnerOptions, *, isa: InstructionSet | None = None, is_narrow: bool = False) -> None:
+    def __init__(
+        self, plan: DecoderPlan, options: RunnerOptions, *, isa: InstructionSet | None = None, is_narrow: bool = False
+    ) -> None:
         self.vocab_size, self.context_length = plan.vocab_size, plan.context_length
         self._options = options
         self._decoder: Decoder | None = Decoder(plan)
@@ -49,17 +45,17 @@ class CPURunner:
             layer["keys"], layer["values"] = keys.ctypes.data, values.ctypes.data
         self.memory_bytes = self._decoder.num_bytes + sum(each.nbytes for pair in self._blocks for each in pair)
         model = Model(
-            plan.width, plan.vocab_size, np.float32(plan.epsilon), np.float32(plan.embedding_scale),
+            plan.width, np.float32(plan.epsilon), np.float32(plan.embedding_scale),
             np.float32(plan.logit_scale), np.float32(plan.logit_softcap or 0), self._decoder.final_norm, is_narrow,
         )  # fmt: skip
         matrices = self._decoder.matrices
         forms = matrices["form"][matrices["is_dense"] == 0]
         kernels = Kernels(isa or supported()[0], forms, options.cache_dir)
         num_threads = options.num_threads or os.cpu_count() or 1
-        self._buffers = _allocate(self._decoder, options, plan.context_length, num_threads)
+        self._buffers = allocate(self._decoder, options, plan.context_length, num_threads)
         self._logits = np.zeros((0, 0), np.float32)
         self._team: Team | None = Team(
-            kernels, num_threads, model, layers, self._decoder.matrices, self._buffers
+            kernels, num_threads, options.cache_dir, model, layers, self._decoder.matrices, self._buffers
         )
 
     def execute(self, batch: Batch) -> NDArray[np.float32]:
@@ -132,42 +128,14 @@ def _layer_bytes(layer: np.void, is_narrow: bool) -> tuple[int, int]:
     return block_bytes(heads, head, is_narrow), block_bytes(heads, round_up(head), is_narrow)
 
 
-def _allocate(decoder: Decoder, options: RunnerOptions, context_length: int, num_threads: int) -> Buffers:
-    tokens = round_up(options.max_batched_tokens, PANEL)
-    sequences = min(options.max_sequences, options.max_batched_tokens)
-    tables = sequences * -(-context_length // BLOCK_SIZE)
-    widths, layers = decoder.widths, decoder.layers
-    columns = max(round_up(int(width)) for width in decoder.matrices["columns"])
-    has_floats = bool(decoder.matrices["is_dense"].any())
-    padded = max(round_up(int(head)) for head in layers["head_size"])
-    group = max(int(n) for n in layers["num_heads"] // layers["num_kv_heads"])
-    heads = max(int(n) for n in layers["num_kv_heads"])
-    tiles = (tokens * group // TILE + sequences) * heads
-    spans = TASKS_A_THREAD * num_threads * (context_length // SPAN + 1) if num_threads > 1 else 0
+def load_runner(folder: Path, options: RunnerOptions, *, isa: InstructionSet | None = None) -> CPURunner:
+    """Load a genai ONNX folder. Raises `AdapterError`; `UnsupportedModel` names the node that there is no kernel for.
 
-    def floats(width: int) -> NDArray[np.float32]:
-        return np.zeros((tokens, width), np.float32)
-
-    return Buffers(
-        counts=np.zeros(16, np.int64),
-        token_ids=np.zeros(tokens, np.int64),
-        positions=np.zeros(tokens, np.int64),
-        token_chunks=np.zeros(tokens, np.int32),
-        past_lengths=np.zeros(sequences, np.int32),
-        chunk_begins=np.zeros(sequences + 1, np.int32),
-        block_tables=np.zeros(tables, np.int32),
-        table_begins=np.zeros(sequences + 1, np.int32),
-        sampled=np.zeros(tokens, np.int64),
-        tiles=np.zeros((tiles, TILE_COLUMNS), np.int32),
-        hidden=floats(widths.residual),
-        delta=floats(widths.residual),
-        projected=floats(widths.projected),
-        attended=floats(widths.attended),
-        mlp=floats(widths.mlp),
-        quantized=np.zeros(tokens * columns, np.int8),
-        scales=np.zeros(tokens * columns // BLOCK, np.float32),
-        sums=np.zeros(tokens * columns // BLOCK, np.int32),
-        floats=floats(columns if has_floats else 0),
-        works=np.zeros((num_threads, tile_floats(padded) + partial_floats(padded)), np.float32),
-        partials=np.zeros((spans, partial_floats(padded)), np.float32),
-    )
+    `isa`: instead of the best one that the machine has.
+    """
+    if options.device.upper() != DEVICE:
+        raise RuntimeFailed(f"the cpu adapter computes on {DEVICE} alone, not on {options.device}")
+    described = read_model_folder(folder)
+    if described.decoder.suffix != ".onnx":
+        raise UnsupportedModel(f"{folder}: the cpu adapter reads ONNX, not {described.decoder.name}")
+    return CPURunner(read_plan(described.decoder, context_length=described.context_length), options, isa=isa)

@@ -11,9 +11,10 @@ import sys
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from vmm_adapters.cpu.compiled import compiled
 from vmm_adapters.cpu.emitter import I32, I64
 
 ARRIVED, PASSED, NEXT_TASK, STOP, NUM_THREADS, LOCKS = 0, 8, 16, 24, 32, 40
@@ -117,13 +118,13 @@ def acquire_lock(typingctx: Any, lock: Any) -> Any:
     return types.void(types.int64), generate
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+@compiled  # type: ignore[untyped-decorator]
 def take_task(state: Any) -> Any:
     """The number of the next task that nobody has taken since the last barrier."""
     return add_atomic(state, NEXT_TASK, 1)
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+@compiled  # type: ignore[untyped-decorator]
 def meet(state: Any, num_threads: Any) -> None:
     """Wait until every thread is here. The last one sets the tasks back."""
     if num_threads == 1:

@@ -1,21 +1,21 @@
 """The threads of one engine."""
 
 from ctypes import c_void_p, pythonapi
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from vmm_adapters.cpu.compiled import compile_kept, compiled
 from vmm_adapters.cpu.kernels import Kernels
+from vmm_adapters.cpu.share import Share
 from vmm_adapters.cpu.step import run_step
 from vmm_adapters.cpu.team import LOCKS, NUM_THREADS, STOP, acquire_lock, load_atomic, release_lock, store_atomic
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def take_part(
-    kernels: Any, thread: int, state: Any, model: Any, layers: Any, matrices: Any, buffers: Any
-) -> None:
+@compiled  # type: ignore[untyped-decorator]
+def take_part(kernels: Any, thread: int, state: Any, model: Any, layers: Any, matrices: Any, buffers: Any) -> None:
     """Thread 0 wakes the others and computes one step with them; the others take part in every one until the end."""
     at, num_threads = state.ctypes.data, state[NUM_THREADS]
     while True:
@@ -26,12 +26,12 @@ def take_part(
             acquire_lock(state[LOCKS + thread])
             if load_atomic(at, STOP):
                 return
-        run_step(kernels, thread, num_threads, at, model, layers, matrices, buffers)
+        run_step(Share(kernels, at, num_threads, thread, model, buffers), layers, matrices)
         if thread == 0:
             return
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+@compiled  # type: ignore[untyped-decorator]
 def _dismiss(state: Any) -> None:
     store_atomic(state.ctypes.data, STOP, 1)
     for other in range(1, state[NUM_THREADS]):
@@ -41,22 +41,26 @@ def _dismiss(state: Any) -> None:
 class Team:
     """Threads that compute the steps of one decoder."""
 
-    def __init__(self, kernels: Kernels, num_threads: int, *arguments: Any) -> None:
+    def __init__(self, kernels: Kernels, num_threads: int, cache_dir: Path | None, *arguments: Any) -> None:
         """`arguments` are `run_step`'s, from `model` on."""
         self._kernels = kernels
         pythonapi.PyThread_allocate_lock.restype = c_void_p
         self._state = np.zeros(LOCKS + num_threads, np.int64)
         self._state[NUM_THREADS] = num_threads
         self._arguments = (kernels.table, 0, self._state, *arguments)
-        self._locks = []
-        self._threads = []
+        compile_kept(take_part, self._arguments, cache_dir)
+        self._locks: list[int] = []
+        self._threads: list[Thread] = []
         for index in range(1, num_threads):
             lock = pythonapi.PyThread_allocate_lock()
             pythonapi.PyThread_acquire_lock(c_void_p(lock), 1)
             self._locks.append(lock)
             self._state[LOCKS + index] = lock
             thread = Thread(
-                target=take_part, args=(kernels.table, index, self._state, *arguments), name=f"vmm-cpu-{index}", daemon=True
+                target=take_part,
+                args=(kernels.table, index, self._state, *arguments),
+                name=f"vmm-cpu-{index}",
+                daemon=True,
             )
             self._threads.append(thread)
         for thread in self._threads:
