@@ -167,7 +167,7 @@ def test_nothing_is_drafted_before_a_plain_step_was_measured() -> None:
     costs.note(1, 0, 30.0)  # compiles kernels
     assert planner.plan(sure, 1, 8) == [0]
     costs.note(1, 0, 1.0)
-    assert planner.plan([Chance(4, 0.4, 9.0)], 1, 8) == [0], "not worth finding out what a draft costs"
+    assert planner.plan([Chance(4, 0.2, 9.0)], 1, 8) == [0], "not worth finding out what a draft costs"
     for seconds in (30.0, 1.1):
         assert planner.plan([Chance(4, 0.6, 0.0), Chance(4, 0.7, 0.0)], 1, 8) == [0, 1], "whatever its credit"
         costs.note(1, 1, seconds)

@@ -63,7 +63,7 @@ class Bench:
             max_sequences=4,
             max_score_bytes=options.get("max_score_bytes", 2**20),
             clock=self.clock,
-            speculator=Speculator() if speculate else None,
+            speculator=Speculator(VOCAB_SIZE) if speculate else None,
         )
         self.outcomes: dict[Answering, list[Outcome]] = {}
 
@@ -203,7 +203,7 @@ def test_what_is_drawn_is_distributed_as_without_drafts() -> None:
         max_sequences=4,
         max_score_bytes=2**20,
         clock=clock,
-        speculator=Speculator(),
+        speculator=Speculator(VOCAB_SIZE),
     )
     for seed in range(4):
         sequence = Answering([0], SamplingParams(seed=seed, max_tokens=1500), max_length=1501)

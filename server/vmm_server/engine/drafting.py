@@ -36,7 +36,8 @@ _NUM_SAMPLES = 9
 _MAX_AGE = 1024  # steps after which a measurement of drafts is too old to tell
 _PLAIN_EVERY = 32
 _PROBE_EVERY = 128
-_WORTH_LEARNING = 0.5
+_WORTH_LEARNING = 0.3
+_MAX_DEPTH = 8
 
 
 class Evidence(Enum):
@@ -60,6 +61,7 @@ class DraftRecord:
 
     _PRIOR_WEIGHT = 2.0
     _MEMORY = 0.9
+    _PATIENCE = 0.98
 
     def __init__(self) -> None:
         self.credit = FIRST_CREDIT
@@ -79,9 +81,15 @@ class DraftRecord:
         right, tried = self._counts.get(evidence, (0.0, 0.0))
         self._counts[evidence] = right * self._MEMORY + num_right, tried * self._MEMORY + num_tried
 
+    def pay(self, price: float) -> None:
+        """For drafts that were made at a cost, in plain steps."""
+        self.credit -= price
+
     def book(self, num_drawn: int, charge: float = 0.0) -> None:
         """Earn for the tokens that a step gave, and pay for its drafts (plain steps)."""
         self.credit = min(_MAX_CREDIT, self.credit + EARNING * num_drawn + num_drawn - 1 - charge)
+        for evidence, (right, tried) in self._counts.items():
+            self._counts[evidence] = right * self._PATIENCE, tried * self._PATIENCE  # to be tried again some day
 
 
 class StepCosts:
@@ -106,7 +114,7 @@ class StepCosts:
         elif num_drafts == 0:
             self._plain.setdefault(num_sequences, deque(maxlen=_NUM_SAMPLES)).append(seconds)
             self._plain_at[num_sequences] = self._num_steps
-        elif (plain := self._median_plain(num_sequences)) > 0:
+        elif (plain := self.plain_s(num_sequences)) > 0:
             ratios = self._ratios.setdefault(num_sequences, {})
             ratios.setdefault(num_drafts, deque(maxlen=_NUM_SAMPLES)).append(seconds / plain)
             self._drafted_at[num_sequences, num_drafts] = self._num_steps
@@ -114,7 +122,7 @@ class StepCosts:
     def is_known(self, num_sequences: int) -> bool:
         """Whether a plain step of so many sequences was measured, and not too long ago."""
         measured_at = self._plain_at.get(num_sequences, -_PLAIN_EVERY)
-        return self._num_steps - measured_at < _PLAIN_EVERY and self._median_plain(num_sequences) > 0
+        return self._num_steps - measured_at < _PLAIN_EVERY and self.plain_s(num_sequences) > 0
 
     def knows_drafts(self, num_sequences: int) -> bool:
         """Whether a step with drafts was measured, and not too long ago."""
@@ -141,7 +149,8 @@ class StepCosts:
     def _is_fresh(self, num_sequences: int, num_drafts: int) -> bool:
         return self._num_steps - self._drafted_at[num_sequences, num_drafts] < _MAX_AGE
 
-    def _median_plain(self, num_sequences: int) -> float:
+    def plain_s(self, num_sequences: int) -> float:
+        """What a step without drafts takes; 0 before one was measured."""
         samples = self._plain.get(num_sequences)
         return median_low(samples) if samples else 0.0
 
@@ -183,9 +192,43 @@ class DraftPlanner:
             counts = _best(chances, most, ratios, num_sequences)
         return counts
 
+    def depth(self, chances: Sequence[Chance], num_sequences: int, draft_s: float | None) -> tuple[int, list[int]]:
+        """How many tokens a draft model should draft for which of `chances`, in a step of `num_sequences`.
+
+        `draft_s` is what one for each takes; where that or what drafts cost is not known, it is found out with one.
+        """
+        everybody = list(range(len(chances)))
+        if not chances or not self._costs.is_known(num_sequences):
+            return 0, []
+        if draft_s is None or not self._costs.knows_drafts(num_sequences):
+            return int(max(chance.probability for chance in chances) >= _WORTH_LEARNING), everybody
+        extra = draft_s / self._costs.plain_s(num_sequences)
+        first = self._prices(len(chances), 1, num_sequences, extra)[0]
+        chosen = [index for index in everybody if chances[index].credit >= first]
+        if not chosen:
+            return 0, []
+        most = min(_MAX_DEPTH, *(chances[index].num_tokens for index in chosen))
+        prices = self._prices(len(chosen), most, num_sequences, extra)
+        ratios = self._costs.ratios(num_sequences, most * len(chosen))
+        best, best_depth = _MIN_GAIN * num_sequences, 0
+        for depth, price in enumerate(prices, 1):
+            if price > min(chances[index].credit for index in chosen):
+                break
+            expected = [sum(chances[index].probability ** power for power in range(depth + 1)) for index in chosen]
+            cost = ratios[depth * len(chosen)] + depth * extra
+            if (value := sum(map(log, expected)) - num_sequences * log(cost)) > best:
+                best, best_depth = value, depth
+        return best_depth, chosen
+
+    def _prices(self, num_drafting: int, most: int, num_sequences: int, extra: float) -> list[float]:
+        """What each of those that draft pays at most for 1, 2, … `most` tokens, drafted and checked."""
+        bounds = self._costs.ratios(num_sequences, most * num_drafting, at_most=True)
+        totals = [bounds[depth * num_drafting] - 1 + depth * extra for depth in range(1, most + 1)]
+        return [total * num_sequences / num_drafting for total in totals]
+
     def price(self, num_drafts: int, num_sequences: int) -> float:
         """Of each draft in such a step: its part of what they cost all sequences, in plain steps of one."""
-        ratio = self._costs.ratios(num_sequences, num_drafts, at_most=True)[num_drafts]
+        ratio = self._costs.ratios(num_sequences, num_drafts)[num_drafts]
         return (ratio - 1) * num_sequences / num_drafts
 
     def _unaffordable(

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from vmm_adapters.base import CausalLMRunner, TextBackend
 from vmm_adapters.types import SamplingParams
 from vmm_server.engine.backend_executor import BackendExecutor
+from vmm_server.engine.draft_model import DraftModel
 from vmm_server.engine.executor import EngineLoad, EngineStats, Executor
 from vmm_server.engine.grammar import CompiledGrammar, GrammarCompiler
 from vmm_server.engine.lacking import lacking
@@ -72,7 +73,11 @@ class EngineTotals:
 
 
 class Engine:
-    """Takes prompts, gives generations. Used from one event loop; the work is done by a `Worker`."""
+    """Takes prompts, gives generations. Used from one event loop; the work is done by a `Worker`.
+
+    `draft_runner` is of a smaller model with the same vocabulary, which guesses where `speculation` is on; the engine
+    closes it.
+    """
 
     def __init__(
         self,
@@ -83,9 +88,10 @@ class Engine:
         options: EngineOptions,
         context_length: int,
         clock: Callable[[], float] = time.perf_counter,
+        draft_runner: CausalLMRunner | None = None,
     ) -> None:
         known = frozenset(i for i in eos_token_ids if i < runtime.vocab_size)
-        self._executor = _executor(runtime, known, options, clock)
+        self._executor = _executor(runtime, known, options, clock, draft_runner)
         self._tokenizer = tokenizer
         self._special = special_token_ids(tokenizer)
         self.grammars = GrammarCompiler(tokenizer, eos_token_ids, runtime.vocab_size)
@@ -265,6 +271,7 @@ def _executor(
     eos_token_ids: frozenset[int],
     options: EngineOptions,
     clock: Callable[[], float],
+    draft_runner: CausalLMRunner | None,
 ) -> Executor:
     if _is_runner(runtime):
         return PagedExecutor(
@@ -274,9 +281,18 @@ def _executor(
             max_sequences=options.max_sequences,
             max_score_bytes=options.max_score_bytes,
             clock=clock,
-            speculator=Speculator() if options.speculation else None,
+            speculator=_speculator(runtime, draft_runner, options, clock) if options.speculation else None,
         )
     return BackendExecutor(cast(TextBackend, runtime), max_sequences=options.max_sequences, clock=clock)
+
+
+def _speculator(
+    runner: CausalLMRunner, draft_runner: CausalLMRunner | None, options: EngineOptions, clock: Callable[[], float]
+) -> Speculator:
+    if draft_runner is None:
+        return Speculator(runner.vocab_size)
+    draft_model = DraftModel(draft_runner, clock, max_batched_tokens=options.max_batched_tokens)
+    return Speculator(runner.vocab_size, draft_model)
 
 
 def _is_runner(runtime: CausalLMRunner | TextBackend) -> TypeGuard[CausalLMRunner]:

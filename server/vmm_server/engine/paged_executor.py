@@ -160,6 +160,8 @@ class PagedExecutor:
     def close(self) -> None:
         """See `Executor.close`."""
         self._runner.close()
+        if self._speculator is not None:
+            self._speculator.close()
 
     def _no_number(self, sequence: Sequence) -> VMMError:
         """A grammar that turns out too complex is the request's own fault, and would be again."""

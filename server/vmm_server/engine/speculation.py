@@ -9,19 +9,24 @@ is what the rejection sampling of Leviathan et al. (2023) and Chen et al. (2023,
 Decoding with Speculative Sampling") comes to: a draft x is accepted with the probability p(x) that the model gives it,
 and a token in its place comes from p without x, normalised.
 
-Drafts are, in this order: what a grammar forces, and what followed the same tokens before (`ngrams`). How many are
-worth it is `drafting`'s to say.
+Drafts are what a grammar forces, what followed the same tokens before (`ngrams`), or, where that is less likely to be
+right, what a smaller model says (`draft_model`). How many are worth it is `drafting`'s to say.
 """
 
+import logging
 from collections.abc import Iterable
 from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from vmm_adapters.errors import AdapterError
+from vmm_server.engine.draft_model import DraftModel
 from vmm_server.engine.drafting import MAX_DRAFTS, Chance, DraftPlanner, DraftRecord, Evidence, StepCosts
 from vmm_server.engine.ngrams import MAX_MATCH, NGramProposer
 from vmm_server.engine.sampler import SamplingState
 from vmm_server.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 
 class Proposal(NamedTuple):
@@ -43,11 +48,17 @@ class _Speculation:
     proposal: Proposal | None = None
     """For the step under way, drafted or not."""
 
+    def chance(self, evidence: Evidence, num_tokens: int) -> Chance:
+        """What so many tokens on such evidence could bring."""
+        return Chance(num_tokens, self.record.probability(evidence), self.record.credit)
+
 
 class Speculator:
     """Drafts for the sequences of one engine. Knows no clock: it is told what steps took."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocab_size: int, draft_model: DraftModel | None = None) -> None:
+        self._vocab_size = vocab_size
+        self._draft_model = draft_model
         self._costs = StepCosts()
         self._planner = DraftPlanner(self._costs)
         self._sequences: dict[Sequence, _Speculation] = {}
@@ -61,18 +72,28 @@ class Speculator:
     def forget(self, sequence: Sequence) -> None:
         """It is over. Idempotent."""
         self._sequences.pop(sequence, None)
+        if self._draft_model is not None:
+            self._draft_model.forget(sequence)
+
+    def close(self) -> None:
+        """Close the draft model. Idempotent."""
+        if self._draft_model is not None:
+            self._draft_model.close()
 
     def draft(self, sequences: List[Sequence], budget: int) -> dict[Sequence, list[int]]:
         """See `scheduler.Drafter`."""
+        for sequence in sequences:
+            kept = self._sequences[sequence]
+            kept.proposal = _propose(kept, min(MAX_DRAFTS, sequence.num_draftable_tokens))
+        if self._draft_model is not None:
+            self._ask(self._draft_model, sequences)
         chosen: list[tuple[Sequence, list[int]]] = []
         chances: list[Chance] = []
         for sequence in sequences:
             kept = self._sequences[sequence]
-            kept.proposal = proposal = _propose(kept, min(MAX_DRAFTS, sequence.num_draftable_tokens))
-            if proposal is not None:
+            if (proposal := kept.proposal) is not None:
                 chosen.append((sequence, proposal.token_ids))
-                probability = kept.record.probability(proposal.evidence)
-                chances.append(Chance(len(proposal.token_ids), probability, kept.record.credit))
+                chances.append(kept.chance(proposal.evidence, len(proposal.token_ids)))
         counts = self._planner.plan(chances, len(sequences), budget) if chances else []
         return {sequence: ids[:count] for (sequence, ids), count in zip(chosen, counts, strict=True) if count}
 
@@ -96,6 +117,37 @@ class Speculator:
             num_tried = min(num_right + 1, len(proposal.token_ids), len(drawn))
             kept.record.note(proposal.evidence, num_right, num_tried)
         kept.record.book(len(drawn), self._price * num_drafts)
+
+    def _ask(self, draft_model: DraftModel, sequences: List[Sequence]) -> None:
+        """Let the draft model propose where it is likelier to be right. One that fails is not asked again."""
+        asking = [each for each in sequences if self._prefers_model(draft_model, each)]
+        chances = [self._sequences[each].chance(Evidence.MODEL, each.num_draftable_tokens) for each in asking]
+        draft_s = draft_model.step_s(len(asking))
+        depth, chosen = self._planner.depth(chances, len(sequences), draft_s)
+        if not depth:
+            return
+        asking = [asking[index] for index in chosen]
+        try:
+            drafts = draft_model.draft(asking, depth, self._vocab_size)
+        except AdapterError:
+            logger.exception("the draft model failed and is given up")
+            draft_model.close()
+            self._draft_model = None
+            return
+        plain_s = self._costs.plain_s(len(sequences))
+        price = depth * (draft_s or 0.0) / plain_s * len(sequences) / len(asking)
+        for sequence, token_ids in drafts.items():
+            kept = self._sequences[sequence]
+            kept.record.pay(price)
+            if plausible := kept.sampling.plausible(token_ids):
+                kept.proposal = Proposal(plausible, Evidence.MODEL)
+
+    def _prefers_model(self, draft_model: DraftModel, sequence: Sequence) -> bool:
+        if not (sequence.num_draftable_tokens and draft_model.is_at_hand(sequence)):
+            return False
+        record, proposal = self._sequences[sequence].record, self._sequences[sequence].proposal
+        by_lookup = 0.0 if proposal is None else record.probability(proposal.evidence)
+        return by_lookup < record.probability(Evidence.MODEL)
 
 
 def _propose(kept: _Speculation, count: int) -> Proposal | None:
