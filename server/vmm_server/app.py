@@ -127,7 +127,7 @@ def create_app(
 ) -> App:
     """Build the app. `load` stands in for `load_model`, `machine` for the one it runs on, `placer` for what it offers.
     Raises `SettingsError` before anything listens."""
-    parts = build_parts(settings, load or partial(load_model, settings=settings), machine, placer)
+    parts = build_parts(settings, load, machine, placer)
     return App(
         Guard(settings, machine_name=socket.gethostname()),
         route_handlers=[
@@ -150,15 +150,19 @@ def create_app(
 
 
 def build_parts(
-    settings: Settings, load: ModelLoader, machine: MachineReader | None = None, placer: Placer | None = None
+    settings: Settings,
+    load: ModelLoader | None = None,
+    machine: MachineReader | None = None,
+    placer: Placer | None = None,
 ) -> Parts:
     """The parts, wired to each other."""
     store = Store(settings.store_dir)
     registry = Registry(store, read_cards(settings.card_dirs))
+    load_any = load or partial(load_model, settings=settings, resolve=registry.resolve)
 
     def load_checked(model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> Ready:
         store.check_files(model, placement.variant)  # a folder used in place may have changed since it was installed
-        return load(model, placement, kv_cache_bytes)
+        return load_any(model, placement, kv_cache_bytes)
 
     loads = CountedLoads(load_checked)
     machine = machine or MachineReader(kept=settings.cache_dir / "machine.json", boot=read_boot_id())

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     """Model that `vmm serve` pulls and loads before it says ready; empty loads none."""
     device: str = "auto"
     """Device to run on: auto, or one that `vmm devices` lists, such as CPU, GPU or CUDA.0."""
-    backend: Literal["auto", "openvino", "onnxruntime-genai", "openvino-genai", "onnxruntime"] = "auto"
+    backend: Literal["auto", "cpu", "openvino", "onnxruntime-genai", "openvino-genai", "onnxruntime"] = "auto"
     """Runtime to use: auto measures which one is the fastest."""
     calibrate: Literal["auto", "off"] = "auto"
     """Whether models are measured where they can run, while nobody asks for anything: auto or off."""
@@ -111,6 +111,8 @@ class Settings(BaseSettings):
     """Generations that may wait for one model before new ones get a 503."""
     speculation: Literal["auto", "off"] = "auto"
     """Whether tokens that were said before are guessed and checked several at a time, where that pays: auto or off."""
+    draft_model: str = ""
+    """Model that guesses for larger ones of the same vocabulary, where nothing was said before; empty for none."""
     max_loaded_models: Annotated[int, Field(ge=0)] = 0
     """Models in memory at the same time; 0 lets the memory budget decide."""
     keep_alive: Annotated[KeepAlive, NoDecode, BeforeValidator(_keep_alive)] = KeepAlive(300.0)

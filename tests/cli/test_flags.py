@@ -49,6 +49,8 @@ VALUES = {
     "max_batched_tokens": "64",
     "max_sequences": "5",
     "max_queue": "6",
+    "speculation": "off",
+    "draft_model": "small",
     "max_loaded_models": "7",
     "keep_alive": "2m",
     "load_timeout_s": "70",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -14,6 +14,7 @@ from vmm_adapters.types import RunnerOptions
 from vmm_server.engine.engine import Engine, EngineOptions
 from vmm_server.errors import ModelLoadFailed
 from vmm_server.models.compiled import compiled_dir
+from vmm_server.models.draft_models import Resolve, load_draft_runner
 from vmm_server.models.encoders import load_encoder
 from vmm_server.models.ready import Ready, warm
 from vmm_server.models.router import Load, Placement
@@ -80,19 +81,30 @@ ModelLoader = Callable[[InstalledModel, Placement, int], Ready]
 """`(model, where, bytes for KV blocks) -> Ready`; blocks, may take seconds, raises `ModelLoadFailed`."""
 
 
-def load_model(model: InstalledModel, placement: Placement, kv_cache_bytes: int, settings: Settings) -> Ready:
-    """Load a model of any kind on a placement, and warm it up. Raises `ModelLoadFailed`."""
+def load_model(
+    model: InstalledModel,
+    placement: Placement,
+    kv_cache_bytes: int,
+    settings: Settings,
+    resolve: Resolve | None = None,
+) -> Ready:
+    """Load a model of any kind on a placement, and warm it up; `resolve` finds the one that drafts for it.
+
+    Raises `ModelLoadFailed`.
+    """
     if placement.variant not in model.folders:
         raise ModelLoadFailed(f"{model.name!r} has no variant {placement.variant} any more")
     try:
         if model.generates:
-            return _load_text(model, placement, kv_cache_bytes, settings)
+            return _load_text(model, placement, kv_cache_bytes, settings, resolve)
         return load_encoder(model, placement, settings)
     except AdapterError as error:
         raise ModelLoadFailed(f"cannot load {model.name!r} on {placement}: {error.message}", hint=error.hint) from error
 
 
-def _load_text(model: InstalledModel, placement: Placement, kv_cache_bytes: int, settings: Settings) -> ReadyModel:
+def _load_text(
+    model: InstalledModel, placement: Placement, kv_cache_bytes: int, settings: Settings, resolve: Resolve | None
+) -> ReadyModel:
     tokenizer = read_tokenizer(model)
     template = read_chat_template(model.folder)
     spell = Spelling(tokenizer)
@@ -106,9 +118,15 @@ def _load_text(model: InstalledModel, placement: Placement, kv_cache_bytes: int,
         cache_dir=compiled_dir(settings.cache_dir, model, placement.variant),
         allow_fallback=False,  # the pool goes on to the next placement, and says which one it is
     )
-    load = catalog.load_causal_lm if placement.adapter in catalog.CAUSAL_LM else catalog.load_text_backend
-    runner: CausalLMRunner | TextBackend = load(placement.adapter, model.folders[placement.variant], options)
-    warm(runner)
+    draft_runner = load_draft_runner(model, tokenizer, placement, options, settings, resolve)
+    draft_bytes = 0 if draft_runner is None else draft_runner.memory_bytes
+    options = replace(options, kv_cache_bytes=options.kv_cache_bytes - draft_bytes)
+    try:
+        runner = _load_runner(placement, model.folders[placement.variant], options)
+    except BaseException:
+        if draft_runner is not None:
+            draft_runner.close()
+        raise
     limit = min(runner.context_length, model.context_length, settings.context_length or runner.context_length)
     engine = Engine(
         runner,
@@ -121,6 +139,7 @@ def _load_text(model: InstalledModel, placement: Placement, kv_cache_bytes: int,
             speculation=settings.speculation == "auto",
         ),
         context_length=limit,
+        draft_runner=draft_runner,
     )
     return ReadyModel(
         engine=engine,
@@ -132,9 +151,17 @@ def _load_text(model: InstalledModel, placement: Placement, kv_cache_bytes: int,
         placement=placement,
         context_length=limit,
         vocab_size=runner.vocab_size,
-        memory_bytes=runner.memory_bytes,
+        memory_bytes=runner.memory_bytes + draft_bytes,
         templates=TemplateReader(**read_token_texts(model.folder)),
     )
+
+
+def _load_runner(placement: Placement, folder: Path, options: RunnerOptions) -> CausalLMRunner | TextBackend:
+    """Loaded and warm."""
+    load = catalog.load_causal_lm if placement.adapter in catalog.CAUSAL_LM else catalog.load_text_backend
+    runner: CausalLMRunner | TextBackend = load(placement.adapter, folder, options)
+    warm(runner)
+    return runner
 
 
 def model_format(model: InstalledModel, template: ChatTemplate | None, spell: Spelling) -> ChatFormat:
