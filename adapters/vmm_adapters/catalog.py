@@ -20,6 +20,7 @@ from vmm_adapters.errors import RuntimeMissing
 from vmm_adapters.types import EncoderOptions, RunnerOptions, SessionOptions
 
 CAUSAL_LM: dict[str, str] = {
+    "cpu": "vmm_adapters.cpu.runner:load_runner",
     "echo": "vmm_adapters.echo:load_runner",
     "openvino": "vmm_adapters.openvino.runner:load_runner",
 }
@@ -61,9 +62,11 @@ class Runs:
 
 
 _ALL_KINDS = frozenset(DeviceKind)
+_CPU = frozenset((DeviceKind.CPU,))
 _CPU_AND_GPU = frozenset((DeviceKind.CPU, DeviceKind.GPU))
 
 RUNS: dict[str, Runs] = {
+    "cpu": Runs(frozenset(("text",)), frozenset(("onnx",)), _CPU),
     "openvino": Runs(frozenset(("text", "encode")), frozenset(("onnx", "openvino")), _CPU_AND_GPU),
     "onnxruntime-genai": Runs(frozenset(("text",)), frozenset(("onnx",)), _ALL_KINDS),
     "onnxruntime": Runs(frozenset(("encode",)), frozenset(("onnx",)), _ALL_KINDS),

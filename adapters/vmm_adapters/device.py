@@ -22,7 +22,7 @@ class AdapterUse:
     """Whether an adapter can use a device."""
 
     adapter: str
-    """`openvino`, `onnxruntime-genai`, `openvino-genai`, `onnxruntime`."""
+    """`cpu`, `openvino`, `onnxruntime-genai`, `openvino-genai`, `onnxruntime`."""
     spelling: str | None = None
     """The device in the words of the adapter's runtime; `None`: it cannot use it. ONNX Runtime has no words for
     devices, only providers and their options: there it is the device's `name`."""
@@ -30,6 +30,8 @@ class AdapterUse:
     """ONNX Runtime's execution providers for it that are here, best first."""
     reason: str | None = None
     """Why it cannot, in words that say what would mend it."""
+    is_slow: bool = False
+    """It works, but without the instructions that make it fast: others are tried before it."""
 
 
 @dataclass(frozen=True, slots=True)

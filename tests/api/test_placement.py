@@ -157,7 +157,7 @@ def test_a_model_runs_in_several_places_at_once(idle: LiveServer, stream: bool) 
         ({}, {"device": " "}, "device", "must not be empty"),
         ({}, {"options": {"backend": ""}}, "options.backend", "must not be empty"),
         ({"x-vmm-variant": ""}, {}, "x-vmm-variant", "must not be empty"),
-        ({"x-vmm-backend": "vllm"}, {}, "x-vmm-backend", "'vllm' is none of openvino, onnxruntime-genai"),
+        ({"x-vmm-backend": "vllm"}, {}, "x-vmm-backend", "'vllm' is none of cpu, openvino, onnxruntime-genai"),
         ({}, {"backend": "echo"}, "backend", "'echo' is none of"),
         ({}, {"options": {"backend": "cuda"}}, "options.backend", "'cuda' is none of"),
         ({"x-vmm-device": "CPU"}, {"device": "GPU"}, "device", "'GPU' is asked for, and 'CPU' in x-vmm-device"),

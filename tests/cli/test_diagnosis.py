@@ -9,7 +9,7 @@ from vmm_server.cli.diagnosis import Finding, Installation, Setup, Severity, dia
 
 CPU = Device("CPU", DeviceKind.CPU, "Intel", "A CPU", 16 << 30, 8 << 30, uses=(AdapterUse("openvino", "CPU"),))
 MACHINE = Machine((CPU,), {"openvino": "2026.4.1"})
-SETUP = Setup(models_dir="/m", home="/h", free_disk_bytes=10**12)
+SETUP = Setup(models_dir="/m", home="/h", cache_dir="/h/cache", free_disk_bytes=10**12)
 INSTALLED = {
     "numpy": "2.4.6",
     "openvino": "2026.4.1",
@@ -141,6 +141,12 @@ SETTINGS: list[tuple[Setup, Severity, str, str]] = [
         Severity.BROKEN,
         "in /m: Permission denied",
         "VMM_MODELS_DIR",
+    ),
+    (
+        replace(SETUP, cache_dir_error="Permission denied"),
+        Severity.WARNING,
+        "nothing can be kept in /h/cache: Permission denied; kernels are compiled at every start",
+        "VMM_HOME",
     ),
     (replace(SETUP, free_disk_bytes=10**9), Severity.WARNING, "the disk that holds /m has 1.0 GB left", "vmm rm MODEL"),
     (replace(SETUP, address_error="port 11434 is taken"), Severity.BROKEN, "port 11434 is taken", "VMM_PORT"),

@@ -241,5 +241,7 @@ def test_the_key_changes_with_what_changes_measurements_and_with_nothing_else() 
 def test_a_machine_is_described_in_plain_values() -> None:
     shown = json.loads(json.dumps(describe(MACHINE)))
     assert shown["devices"][0]["kind"] == "cpu"
-    assert shown["devices"][0]["uses"] == [{"adapter": "openvino", "spelling": "CPU", "providers": [], "reason": None}]
+    assert shown["devices"][0]["uses"] == [
+        {"adapter": "openvino", "spelling": "CPU", "providers": [], "reason": None, "is_slow": False}
+    ]
     assert shown["machine_key"] == machine_key(MACHINE)

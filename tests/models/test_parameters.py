@@ -84,7 +84,7 @@ def test_a_random_seed_and_no_limit_take_the_parents_away() -> None:
         ("device", 0, "must be a name"),
         ("device", ["CPU"], "must be a name"),
         ("device", "GPU\n.0", "must be a name"),
-        ("backend", "cuda", "must be one of openvino, onnxruntime-genai, .* or auto"),
+        ("backend", "cuda", "must be one of cpu, openvino, onnxruntime-genai, .* or auto"),
     ],
 )
 def test_what_is_wrong_is_named(name: str, value: object, message: str) -> None:

@@ -27,6 +27,7 @@ from vmm_server.requests import ANYWHERE, Wanted
 MB = 1 << 20
 SMALL, LARGE = 100 * MB, 4000 * MB
 CPU, GPU, SECOND_GPU, NPU = (Placement("openvino", name) for name in ("CPU", "GPU.0", "GPU.1", "NPU"))
+KERNELS = Placement("cpu", "CPU")
 GENAI_CPU, CUDA = Placement("onnxruntime-genai", "CPU"), Placement("onnxruntime-genai", "CUDA.0")
 KINDS = {"CPU": DeviceKind.CPU, "NPU": DeviceKind.NPU}
 
@@ -46,7 +47,7 @@ def device(name: str, *adapters: str) -> Device:
 
 
 MACHINE = (
-    device("CPU", "openvino", "onnxruntime-genai", "onnxruntime", "openvino-genai"),
+    device("CPU", "cpu", "openvino", "onnxruntime-genai", "onnxruntime", "openvino-genai"),
     device("GPU.0", "openvino", "openvino-genai"),
     device("CUDA.0", "onnxruntime-genai", "onnxruntime"),
     device("NPU", "openvino", "openvino-genai"),
@@ -60,6 +61,7 @@ def places(*args: object) -> set[str]:
 def test_candidates_are_what_reads_the_form_on_what_it_can_use() -> None:
     onnx = [VariantFiles("", SMALL, "onnx")]
     assert places("text", onnx, MACHINE) == {
+        "cpu/CPU",
         "openvino/CPU",
         "openvino/GPU.0",
         "onnxruntime-genai/CPU",
@@ -93,6 +95,21 @@ def test_without_measurements_small_goes_to_the_cpu_and_large_or_many_to_a_gpu(
     assert tried[0] == first
     assert NPU not in tried
     assert set(tried) == {GENAI_CPU, CPU, GPU, SECOND_GPU, CUDA}
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_our_own_kernels_go_first_on_a_cpu_that_they_are_fast_on(is_slow: bool) -> None:
+    own = AdapterUse("cpu", spelling="CPU", is_slow=is_slow)
+    machine = [replace(MACHINE[0], uses=(own, *MACHINE[0].uses[1:])), *MACHINE[1:]]
+    onnx = [VariantFiles("", SMALL, "onnx"), VariantFiles("int4", SMALL // 2, "onnx")]
+    tried = order(candidates("text", onnx, machine), {}, ANYWHERE, Work())
+    on_cpu = [each for each in tried if each.device == "CPU"]
+    assert on_cpu[:3] == ([CPU, GENAI_CPU, KERNELS] if is_slow else [KERNELS, CPU, GENAI_CPU])
+    assert {each.variant for each in on_cpu[3:]} == {"int4"}
+    many = order(candidates("text", onnx, machine), {}, ANYWHERE, Work(num_streams=16))
+    assert many[0] == GPU
+    ir = [VariantFiles("", SMALL, "openvino")]
+    assert order(candidates("text", ir, machine), {}, ANYWHERE, Work())[0] == CPU
 
 
 def test_the_model_as_installed_goes_before_its_variants() -> None:

@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm_adapters.catalog import RUNS
-from vmm_adapters.device import Device, DeviceKind
+from vmm_adapters.device import AdapterUse, Device, DeviceKind
 from vmm_adapters.probing.findings import (
     Accelerator,
+    Finding,
     Findings,
+    KernelCompiler,
     NvidiaDriver,
     OnnxRuntime,
     OnnxRuntimeGenAI,
@@ -31,6 +33,7 @@ ALL_INSTALLED = Findings(
     openvino_genai=OpenVINOGenAI("2026.4"),
     onnxruntime=OnnxRuntime(("CPUExecutionProvider",)),
     genai=OnnxRuntimeGenAI(()),
+    compiler=KernelCompiler("0.68.1", "AVX2", True),
 )
 
 
@@ -175,6 +178,21 @@ def test_what_is_not_installed_or_broken_is_the_reason_for_every_device() -> Non
     cpu, _ = merge(replace(ALL_INSTALLED, openvino_genai=None, system=on_bus(gpu("Intel"))))
     assert cpu.use("openvino") is not None
     assert reason(cpu, "openvino-genai") == "openvino-genai is not installed: pip install openvino-genai"
+
+
+def test_our_own_kernels_need_their_compiler_and_are_slow_without_vectors() -> None:
+    cpu, device = merge(replace(ALL_INSTALLED, system=on_bus(gpu("Intel"))))
+    assert cpu.use("cpu") == AdapterUse("cpu", "CPU")
+    assert reason(device, "cpu") == "its kernels are for CPUs only"
+    portable = replace(ALL_INSTALLED, compiler=KernelCompiler("0.68.1", "PORTABLE", False))
+    assert merge(portable)[0].use("cpu") == AdapterUse("cpu", "CPU", is_slow=True)
+    (cpu,) = merge(replace(ALL_INSTALLED, compiler=None))
+    assert reason(cpu, "cpu") == "numba is not installed: pip install numba"
+    problems: dict[type[Finding], str] = {
+        KernelCompiler: "numba failed with exit code 1: Numba needs NumPy 2.4 or less"
+    }
+    (cpu,) = merge(replace(ALL_INSTALLED, compiler=None, problems=problems))
+    assert reason(cpu, "cpu") == problems[KernelCompiler]
 
 
 ADDRESSES = st.sampled_from([None, "0000:00:02.0", "0000:01:00.0", "0000:02:00.0"])

@@ -18,6 +18,7 @@ from vmm_adapters.probing.findings import (
     Accelerator,
     Finding,
     Findings,
+    KernelCompiler,
     NvidiaDriver,
     OnnxRuntime,
     OnnxRuntimeGenAI,
@@ -41,6 +42,7 @@ _RUNTIMES: tuple[tuple[str, str, type[Finding]], ...] = (
     ("openvino_genai", "openvino_genai", OpenVINOGenAI),
     ("onnxruntime", "onnxruntime", OnnxRuntime),
     ("onnxruntime_genai", "genai", OnnxRuntimeGenAI),
+    ("numba", "kernel_compiler", KernelCompiler),
 )
 """Module, probe, and what it finds."""
 
@@ -71,6 +73,7 @@ def probe(
         openvino_genai=_first(outcomes, OpenVINOGenAI),
         onnxruntime=onnxruntime,
         genai=_first(outcomes, OnnxRuntimeGenAI),
+        compiler=_first(outcomes, KernelCompiler),
         trials=tuple(_trial(provider, outcome) for provider, outcome in zip(providers, trials, strict=True)),
         plug_ins=tuple(each.finding for each in outcomes if isinstance(each.finding, PlugIn)),
         problems={each.probe.finding: each.problem for each in outcomes if each.problem},

@@ -112,6 +112,17 @@ class OpenVINOGenAI:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class KernelCompiler:
+    """Numba and LLVM can be loaded."""
+
+    version: str
+    instruction_set: str
+    """That our kernels would use, as `vmm_adapters.cpu.isa` names it: `AVX2`, `PORTABLE`, …"""
+    is_fast: bool
+    """Whether that is one that they are written for."""
+
+
 Finding = (
     Processor
     | SystemAccelerators
@@ -122,6 +133,7 @@ Finding = (
     | PlugIn
     | OnnxRuntimeGenAI
     | OpenVINOGenAI
+    | KernelCompiler
 )
 
 
@@ -136,6 +148,7 @@ class Findings:
     openvino_genai: OpenVINOGenAI | None = None
     onnxruntime: OnnxRuntime | None = None
     genai: OnnxRuntimeGenAI | None = None
+    compiler: KernelCompiler | None = None
     trials: tuple[ProviderTrial, ...] = ()
     plug_ins: tuple[PlugIn, ...] = ()
     problems: Mapping[type[Finding], str] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from importlib.metadata import Distribution, distributions
 
 _FAMILIES = ("openvino", "onnxruntime", "nvidia-", "tensorrt")
-_SINGLE = ("numpy", "vmm-server")
+_SINGLE = ("llvmlite", "numba", "numpy", "vmm-server")
 NOT_PLUG_INS = ("onnxruntime", "onnxruntime_genai", "onnxruntime_extensions")
 """Modules of packages whose names begin with `onnxruntime` that plug nothing in."""
 

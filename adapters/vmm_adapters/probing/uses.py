@@ -10,6 +10,7 @@ from vmm_adapters.probing.findings import (
     Accelerator,
     Finding,
     Findings,
+    KernelCompiler,
     OnnxRuntime,
     OnnxRuntimeGenAI,
     OpenVINOCore,
@@ -81,6 +82,7 @@ def cpu_uses(findings: Findings) -> tuple[AdapterUse, ...]:
     genai = tuple(each for each in providers if _is_in_genai(each, findings))
     listed = "CPU" if findings.openvino and findings.openvino.has_cpu else None
     return (
+        _kernels(findings),
         _openvino("openvino", listed, lambda: "OpenVINO lists no CPU: reinstall openvino", findings),
         _onnxruntime("onnxruntime-genai", "CPU", genai, "", findings),
         _openvino("openvino-genai", listed, lambda: "OpenVINO lists no CPU: reinstall openvino", findings),
@@ -103,11 +105,19 @@ def uses(name: str, hardware: Hardware, findings: Findings) -> tuple[AdapterUse,
         return f"OpenVINO does not list it: {mend}"
 
     return (
+        AdapterUse("cpu", reason="its kernels are for CPUs only"),
         _openvino("openvino", listed, unlisted, findings),
         _onnxruntime("onnxruntime-genai", name, genai, _no_provider(hardware, findings, genai=True), findings),
         _openvino("openvino-genai", listed, unlisted, findings),
         _onnxruntime("onnxruntime", name, providers, _no_provider(hardware, findings, genai=False), findings),
     )
+
+
+def _kernels(findings: Findings) -> AdapterUse:
+    compiler = findings.compiler
+    if compiler is None:
+        return AdapterUse("cpu", reason=_absent("numba", KernelCompiler, findings))
+    return AdapterUse("cpu", "CPU", is_slow=not compiler.is_fast)
 
 
 def _openvino(adapter: str, listed: str | None, unlisted: Callable[[], str], findings: Findings) -> AdapterUse:

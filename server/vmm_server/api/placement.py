@@ -34,7 +34,7 @@ class PlacementFields(Wire):
     device: str | None = None
     """One that `/api/vmm/devices` lists, or all of a kind: `CPU`, `GPU`, `GPU.1`."""
     backend: str | None = None
-    """A runtime: `openvino`, `onnxruntime-genai`, `openvino-genai` or `onnxruntime`."""
+    """A runtime: `cpu`, `openvino`, `onnxruntime-genai`, `openvino-genai` or `onnxruntime`."""
     variant: str | None = None
     """A precision of the model, by its name; `original` is the model as it was installed."""
 

@@ -69,6 +69,8 @@ class Setup:
     """On the disk that holds it."""
     home: str = ""
     home_error: str | None = None
+    cache_dir: str = ""
+    cache_dir_error: str | None = None
     address_error: str | None = None
     """Why a server could not listen; `None` also when one of ours does already."""
     without_effect: tuple[str, ...] = ()
@@ -183,6 +185,12 @@ def _settings(setup: Setup, machine: Machine) -> Iterator[Finding]:
             Severity.BROKEN,
             f"no model can be stored in {setup.models_dir}: {setup.models_dir_error}",
             "check who owns that folder, or set VMM_MODELS_DIR to one you can write to",
+        )
+    if setup.cache_dir_error and setup.cache_dir_error != setup.home_error:
+        yield Finding(
+            Severity.WARNING,
+            f"nothing can be kept in {setup.cache_dir}: {setup.cache_dir_error}; kernels are compiled at every start",
+            "check who owns that folder, or set VMM_HOME to one you can write to",
         )
     if setup.free_disk_bytes is not None and setup.free_disk_bytes < _LEAST_FREE_DISK_BYTES:
         yield Finding(

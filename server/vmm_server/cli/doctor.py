@@ -74,6 +74,8 @@ def find_setup(settings: Settings) -> Setup:
         free_disk_bytes=free_bytes(_nearest(settings.store_dir)),
         home=str(settings.home),
         home_error=write_error(settings.home),
+        cache_dir=str(settings.cache_dir),
+        cache_dir_error=write_error(settings.cache_dir),
         address_error=_address_error(settings),
         without_effect=tuple(without_effect(os.environ)),
     )

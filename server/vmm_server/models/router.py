@@ -90,6 +90,8 @@ class Candidate:
     size_bytes: int
     fits: bool = True
     """Whether there would be room for it in the device's memory, if nothing else were there."""
+    is_slow: bool = False
+    """Whether the adapter lacks on this device what it is fast with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +153,12 @@ def candidates(task: Task, variants: Sequence[VariantFiles], devices: Sequence[D
     Of a model too large for the memory of each GPU, the last one is all that OpenVINO has, together.
     """
     alone = tuple(
-        Candidate(Placement(adapter, device.name, variant.name), device.kind, variant.size_bytes)
+        Candidate(Placement(adapter, device.name, variant.name), device.kind, variant.size_bytes, is_slow=use.is_slow)
         for variant in variants
         for adapter, runs in RUNS.items()
         if task in runs.tasks and variant.form in runs.forms
         for device in devices
-        if device.kind in runs.kinds and device.use(adapter) is not None
+        if device.kind in runs.kinds and (use := device.use(adapter)) is not None
     )
     return alone + tuple(_together(task, variants, devices))
 
@@ -228,11 +230,12 @@ def _sorted(found: list[Candidate], profiles: Mapping[Placement, Profile], work:
     return tuple(each.placement for each in found)
 
 
-def _rank(candidate: Candidate, work: Work) -> tuple[bool, bool, int]:
+def _rank(candidate: Candidate, work: Work) -> tuple[bool, bool, bool, int]:
     """The rule of thumb; lower is better. The model as installed goes before its variants: it is what was asked for."""
     prefers_gpu = candidate.size_bytes >= LARGE_MODEL_BYTES or work.num_streams >= MANY_STREAMS
     is_second = (candidate.kind is DeviceKind.GPU) != prefers_gpu
-    return is_second, candidate.placement.variant != "", list(RUNS).index(candidate.placement.adapter)
+    adapter = list(RUNS).index(candidate.placement.adapter)
+    return is_second, candidate.placement.variant != "", candidate.is_slow, adapter
 
 
 def finish_s(profile: Profile, load: Load, work: Work) -> float:

@@ -22,6 +22,7 @@ MACHINE = Machine(
             num_numa_nodes=1,
             features=("avx2", "avx512f", "avx512_vnni", "amx_int8", "amx_bf16"),
             uses=(
+                AdapterUse("cpu", "CPU"),
                 AdapterUse("openvino", "CPU"),
                 AdapterUse("onnxruntime-genai", "CPU", ("CPUExecutionProvider",)),
                 AdapterUse("openvino-genai", "CPU"),
@@ -37,6 +38,7 @@ MACHINE = Machine(
             memory_free_bytes=22500 << 20,
             driver="580.95.05",
             uses=(
+                AdapterUse("cpu", reason="its kernels are for CPUs only"),
                 AdapterUse("openvino", reason=_LISTED),
                 AdapterUse("onnxruntime-genai", reason=_NO_GENAI),
                 AdapterUse("openvino-genai", reason=_LISTED),
@@ -44,7 +46,13 @@ MACHINE = Machine(
             ),
         ),
     ),
-    packages={"numpy": "2.4.6", "onnxruntime-gpu": "1.31.1", "onnxruntime-genai": "0.18.0", "openvino": "2026.4.1"},
+    packages={
+        "numba": "0.68.1",
+        "numpy": "2.4.6",
+        "onnxruntime-gpu": "1.31.1",
+        "onnxruntime-genai": "0.18.0",
+        "openvino": "2026.4.1",
+    },
 )
 DEVICES = Example("A server with one GPU", describe(MACHINE))
 
