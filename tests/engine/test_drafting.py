@@ -121,7 +121,7 @@ def test_where_drafts_are_right_the_answer_is_faster(name: str, probability: flo
 
 @given(
     chances=st.lists(
-        st.builds(Chance, st.integers(0, 3), st.floats(0.05, 0.98), st.just(99.0)), min_size=1, max_size=3
+        st.builds(Chance, st.integers(0, 3), st.floats(0.35, 0.98), st.just(99.0)), min_size=1, max_size=3
     ),
     steps=st.lists(st.floats(0, 0.5), min_size=9, max_size=9),
     others=st.integers(0, 2),
@@ -227,4 +227,4 @@ def test_a_record_learns_from_what_was_not_drafted_too() -> None:
         record.note(Evidence.LONG, 0, 1)
     assert record.probability(Evidence.PAIR) > 0.85
     assert record.probability(Evidence.LONG) < 0.2
-    assert record.probability(Evidence.SHORT) == Evidence.SHORT.prior
+    assert record.probability(Evidence.SHORT) == Evidence.SHORT.value

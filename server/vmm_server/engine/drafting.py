@@ -33,7 +33,7 @@ _MIN_GAIN = 0.02  # of the logarithm of the mean pace: what is less is noise
 
 _PRIOR_SLOPE = 0.45  # of a step's time, for each token beyond the first: a processor that computes at its limit
 _NUM_SAMPLES = 9
-_MAX_AGE = 1024  # steps after which a measurement of drafts is too old to tell
+_MAX_AGE = 4096  # steps after which a measurement of drafts is too old to tell
 _PLAIN_EVERY = 32
 _PROBE_EVERY = 128
 _WORTH_LEARNING = 0.3
@@ -41,19 +41,14 @@ _MAX_DEPTH = 8
 
 
 class Evidence(Enum):
-    """What a proposal rests on: its rank, and how often such a one is right before anything is known."""
+    """What a proposal rests on, and how often its first token is right before anything is known: all differ."""
 
-    PAIR = (0, 0.4)
-    SHORT = (1, 0.6)
-    LONG = (2, 0.8)
-    LONGEST = (3, 0.9)
-    MODEL = (4, 0.6)
-    GRAMMAR = (5, 0.98)
-
-    @property
-    def prior(self) -> float:
-        """The probability that the next token is right."""
-        return float(self.value[1])
+    PAIR = 0.4
+    SHORT = 0.6
+    LONG = 0.8
+    LONGEST = 0.9
+    MODEL = 0.65
+    GRAMMAR = 0.98
 
 
 class DraftRecord:
@@ -72,7 +67,7 @@ class DraftRecord:
         """That a token proposed on such evidence is the next one, if those before it were right."""
         right, tried = self._counts.get(evidence, (0.0, 0.0))
         weight = self._PRIOR_WEIGHT
-        return min(0.98, (right + weight * evidence.prior) / (tried + weight))
+        return min(0.98, (right + weight * evidence.value) / (tried + weight))
 
     def note(self, evidence: Evidence, num_right: int, num_tried: int) -> None:
         """Proposed tokens that a step showed to be right, of those it showed to be either. Drafts or not: it is free
@@ -109,6 +104,7 @@ class StepCosts:
         """A step that did nothing but decode."""
         self._num_steps += 1
         num_tokens = num_sequences + num_drafts
+        num_drafts = _rounded(num_drafts)
         if num_tokens not in self._seen:
             self._seen.add(num_tokens)
         elif num_drafts == 0:
@@ -153,6 +149,12 @@ class StepCosts:
         """What a step without drafts takes; 0 before one was measured."""
         samples = self._plain.get(num_sequences)
         return median_low(samples) if samples else 0.0
+
+
+def _rounded(num_drafts: int) -> int:
+    """To 4 bits: costs of many drafts are alike, and there would be no end of them."""
+    shift = max(0, num_drafts.bit_length() - 4)
+    return (num_drafts + (1 << shift >> 1)) >> shift << shift
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +266,10 @@ def _best(chances: Sequence[Chance], most: Sequence[int], ratios: Sequence[float
         expected, share = 1.0, 1.0
         for _ in range(most[index]):
             share *= chance.probability
-            gains.append((log((expected + share) / expected), index))
+            gain = log((expected + share) / expected)
+            if gain < _MIN_GAIN:
+                break
+            gains.append((gain, index))
             expected += share
     gains.sort(key=lambda gain: -gain[0])
     best, best_total, total = _MIN_GAIN * num_sequences, 0, 0.0
