@@ -6,21 +6,20 @@ Where there are too few tiles for the threads, the spans of a tile are computed 
 afterwards, in the same order: the result is the same to the bit.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vmm_adapters.cpu.compiled import compiled
 from vmm_adapters.cpu.floats import WIDTH
 from vmm_adapters.cpu.kernels import FOLD, SIZES, SPANS
-from vmm_adapters.cpu.memory import call_kernel, read_f32, write_f32, write_i32
-from vmm_adapters.cpu.share import NUM_CHUNKS, NUM_SPANS, NUM_TILES, TASKS_A_THREAD
+from vmm_adapters.cpu.memory import call_kernel, read_f32, read_i32, write_f32, write_i32
+from vmm_adapters.cpu.share import TASKS_A_THREAD
 from vmm_adapters.cpu.spans import BLOCK_SIZE, TILE
-from vmm_adapters.cpu.team import take_task
+from vmm_adapters.cpu.team import finish, take_task
 
 TILE_COLUMNS = 5
-CHUNK, FIRST_ROW, ROWS, HEAD, FIRST_PARTIAL = range(TILE_COLUMNS)
-"""What is listed of a tile; partial results lie from `FIRST_PARTIAL` on, one a span."""
+"""What is listed of a tile: the chunk, its first row and the number of them, the head, the first partial result."""
 SPAN = 512
 """Positions that are summed up by themselves."""
 _ZERO = np.float32(0)
@@ -53,161 +52,194 @@ def block_bytes(num_heads: int, head: int, is_narrow: bool) -> int:
     return num_heads * head * WIDTH * 2
 
 
+class _Tile(NamedTuple):
+    """Rows that are computed together: those from `first_row` on of a chunk, for one head of keys and values."""
+
+    first_row: int
+    num_rows: int
+    head: int
+    first_partial: int
+    """Where the results of its spans go, if several threads compute them."""
+    begin: int
+    """The chunk's first token, in the step."""
+    position: int
+    """Of that token, in its sequence."""
+    nearest: int
+    """The position of the first row's token."""
+    furthest: int
+    """And of the last row's."""
+    table: int
+    """The address of the sequence's block table."""
+
+
 @compiled  # type: ignore[untyped-decorator]
-def cut_tiles(share: Any, layer: Any) -> None:
-    """List attention's tiles, and say whether their spans go to several threads."""
-    buffers, num_threads = share.buffers, share.num_threads
-    counts, tiles = buffers.counts, buffers.tiles
+def cut_tiles(step: Any, layer: Any, num_threads: int) -> None:
+    """List the tiles of a step, and say whether their spans go to several threads."""
     group = layer.num_heads // layer.num_kv_heads
     found = partials = longest = 0
-    for chunk in range(counts[NUM_CHUNKS]):
-        num_tokens = buffers.chunk_begins[chunk + 1] - buffers.chunk_begins[chunk]
-        num_rows = num_tokens * group
+    for chunk in range(step.num_chunks):
+        begin, end = read_i32(step.chunk_begins + 4 * chunk), read_i32(step.chunk_begins + 4 * (chunk + 1))
+        past = read_i32(step.past_lengths + 4 * chunk)
+        num_rows = (end - begin) * group
         # the last rows see the most: longest tasks first
         for tile in range((num_rows + TILE - 1) // TILE - 1, -1, -1):
+            first_row, last_row = tile * TILE, min(num_rows, (tile + 1) * TILE) - 1
+            num_spans = (past + last_row // group) // SPAN + 1
             for head in range(layer.num_kv_heads):
-                tiles[found, CHUNK], tiles[found, FIRST_ROW], tiles[found, HEAD] = chunk, tile * TILE, head
-                tiles[found, ROWS] = min(TILE, num_rows - tile * TILE)
-                last = tile * TILE + tiles[found, ROWS] - 1
-                num_spans = (buffers.past_lengths[chunk] + last // group) // SPAN + 1
-                tiles[found, FIRST_PARTIAL] = partials
+                at = step.tiles + 4 * TILE_COLUMNS * found
+                write_i32(at, chunk)
+                write_i32(at + 4, first_row)
+                write_i32(at + 8, last_row - first_row + 1)
+                write_i32(at + 12, head)
+                write_i32(at + 16, partials)
                 partials += num_spans
                 longest = max(longest, num_spans)
                 found += 1
-    counts[NUM_TILES] = found
-    is_cut = found < TASKS_A_THREAD * num_threads and num_threads > 1 and partials <= len(buffers.partials)
-    counts[NUM_SPANS] = longest if is_cut else 1
+    step.num_tiles = found
+    is_cut = num_threads > 1 and found < TASKS_A_THREAD * num_threads and partials <= step.max_partials
+    step.num_spans = longest if is_cut else 1
 
 
 @compiled  # type: ignore[untyped-decorator]
-def attend(share: Any, layer: Any) -> None:
+def _read_tile(step: Any, number: int, group: int) -> _Tile:
+    at = step.tiles + 4 * TILE_COLUMNS * number
+    chunk, first_row, num_rows = read_i32(at), np.int64(read_i32(at + 4)), np.int64(read_i32(at + 8))
+    position = np.int64(read_i32(step.past_lengths + 4 * chunk))
+    return _Tile(
+        first_row,
+        num_rows,
+        np.int64(read_i32(at + 12)),
+        np.int64(read_i32(at + 16)),
+        np.int64(read_i32(step.chunk_begins + 4 * chunk)),
+        position,
+        position + first_row // group,
+        position + (first_row + num_rows - 1) // group,
+        step.block_tables + 4 * np.int64(read_i32(step.table_begins + 4 * chunk)),
+    )
+
+
+@compiled  # type: ignore[untyped-decorator]
+def _spans(layer: Any, tile: _Tile) -> Any:
+    """The spans, from the first to before the last, that a tile's rows see."""
+    first = 0
+    if layer.window > 0:
+        first = max(0, tile.nearest - layer.window + 1) // SPAN
+    return first, tile.furthest // SPAN + 1
+
+
+@compiled  # type: ignore[untyped-decorator]
+def _padded(layer: Any) -> int:
+    """The head size, in whole 32s."""
+    return (layer.head_size + WIDTH - 1) // WIDTH * WIDTH
+
+
+@compiled  # type: ignore[untyped-decorator]
+def attend(share: Any, phase: int, layer: Any) -> None:
     """Sum up every tile; whole, or its spans one by one."""
-    kernels, buffers, model = share.kernels, share.buffers, share.model
-    counts, tiles = buffers.counts, buffers.tiles
-    num_spans = counts[NUM_SPANS]
-    head, group = layer.head_size, layer.num_heads // layer.num_kv_heads
-    padded = (head + WIDTH - 1) // WIDTH * WIDTH
-    stride, out_stride = 4 * buffers.projected.shape[1], 4 * buffers.attended.shape[1]
-    work = buffers.works[share.thread].ctypes.data
-    sums = work + 4 * TILE * (padded + 2)
+    step, num_spans = share.step, share.step.num_spans
+    group, padded = layer.num_heads // layer.num_kv_heads, _padded(layer)
+    work = step.works + share.thread * step.work_stride
+    total = work + 4 * TILE * (padded + 2)
+    num_tasks, num_done = step.num_tiles * num_spans, 0
     while True:
-        task = take_task(share.state)
-        if task >= counts[NUM_TILES] * num_spans:
-            return
-        tile, only = tiles[task // num_spans], task % num_spans
-        chunk, first_row, num_rows, index = tile[CHUNK], tile[FIRST_ROW], tile[ROWS], tile[HEAD]
-        begin, position = np.int64(buffers.chunk_begins[chunk]), np.int64(buffers.past_lengths[chunk])
-        nearest, furthest = position + first_row // group, position + (first_row + num_rows - 1) // group
-        first, last = _spans(layer, nearest, furthest)
+        task = take_task(share, phase, num_tasks)
+        if task < 0:
+            break
+        num_done += 1
+        tile, only = _read_tile(step, task // num_spans, group), task % num_spans
+        first, last = _spans(layer, tile)
         if num_spans > 1:
             if only < first or only >= last:
                 continue
             first, last = only, only + 1
-        queries = buffers.projected.ctypes.data + begin * stride + 4 * (layer.query_at + index * group * head)
-        _load_tile(work, queries, 4 * head, group, stride, first_row, num_rows, position, layer.window, head, padded)
-        table = buffers.block_tables.ctypes.data + 4 * np.int64(buffers.table_begins[chunk])
+        _load_queries(step, layer, tile, work + 8 * TILE * (padded + 2), group, padded)
         for span in range(first, last):
-            _attend_span(kernels, work, num_rows, nearest, furthest, span, layer, table, index, padded, model.is_narrow)
+            _attend_span(share, layer, tile, span, work, padded)
             if num_spans > 1:
-                _copy_result(buffers.partials[tile[FIRST_PARTIAL] + span].ctypes.data, work, padded)
+                _copy_result(step.partials + (tile.first_partial + span) * step.partial_stride, work, padded)
             elif span == first:
-                _copy_result(sums, work, padded)
+                _copy_result(total, work, padded)
             else:
-                _fold(kernels, sums, work, num_rows, padded)
+                _fold(share, total, work, tile.num_rows, padded)
         if num_spans == 1:
-            out = buffers.attended.ctypes.data + begin * out_stride + 4 * index * group * head
-            _write_result(sums, out, 4 * head, group, out_stride, first_row, num_rows, head, padded)
+            _write_result(step, layer, tile, total, group, padded)
+    finish(share, phase, num_tasks, num_done)
 
 
 @compiled  # type: ignore[untyped-decorator]
-def _spans(layer: Any, nearest: int, furthest: int) -> Any:
-    """The spans, from the first to before the last, that a tile's rows see."""
-    first = 0
-    if layer.window > 0:
-        first = max(0, nearest - layer.window + 1) // SPAN
-    return first, furthest // SPAN + 1
-
-
-@compiled  # type: ignore[untyped-decorator]
-def fold_spans(share: Any, layer: Any) -> None:
+def fold_spans(share: Any, phase: int, layer: Any) -> None:
     """Put the spans of each tile together."""
-    kernels, buffers = share.kernels, share.buffers
-    tiles = buffers.tiles
-    head, group = layer.head_size, layer.num_heads // layer.num_kv_heads
-    padded = (head + WIDTH - 1) // WIDTH * WIDTH
-    out_stride = 4 * buffers.attended.shape[1]
-    total = buffers.works[share.thread].ctypes.data
+    step = share.step
+    group, padded = layer.num_heads // layer.num_kv_heads, _padded(layer)
+    total = step.works + share.thread * step.work_stride
+    num_done = 0
     while True:
-        task = take_task(share.state)
-        if task >= buffers.counts[NUM_TILES]:
-            return
-        tile = tiles[task]
-        chunk, first_row, num_rows, index = tile[CHUNK], tile[FIRST_ROW], tile[ROWS], tile[HEAD]
-        position = np.int64(buffers.past_lengths[chunk])
-        first, last = _spans(layer, position + first_row // group, position + (first_row + num_rows - 1) // group)
-        partials = tile[FIRST_PARTIAL]
-        _copy_result(total, buffers.partials[partials + first].ctypes.data, padded)
+        task = take_task(share, phase, step.num_tiles)
+        if task < 0:
+            break
+        num_done += 1
+        tile = _read_tile(step, task, group)
+        first, last = _spans(layer, tile)
+        partials = step.partials + tile.first_partial * step.partial_stride
+        _copy_result(total, partials + first * step.partial_stride, padded)
         for span in range(first + 1, last):
-            _fold(kernels, total, buffers.partials[partials + span].ctypes.data, num_rows, padded)
-        out = buffers.attended.ctypes.data + buffers.chunk_begins[chunk] * out_stride + 4 * index * group * head
-        _write_result(total, out, 4 * head, group, out_stride, first_row, num_rows, head, padded)
+            _fold(share, total, partials + span * step.partial_stride, tile.num_rows, padded)
+        _write_result(step, layer, tile, total, group, padded)
+    finish(share, phase, step.num_tiles, num_done)
 
 
 @compiled  # type: ignore[untyped-decorator]
-def _load_tile(
-    work: int, queries: int, row_stride: int, group: int, token_stride: int, first_row: int, num_rows: int,
-    position: int, window: int, head: int, padded: int
-) -> None:  # fmt: skip
-    """Gather a tile's queries, and what each of its rows sees. The chunk's first token is at `position`."""
-    tile = work + 8 * TILE * (padded + 2)
-    limits = tile + 4 * TILE * padded
-    for r in range(num_rows):
-        token, member = (first_row + r) // group, (first_row + r) % group
-        source, target = queries + token * token_stride + member * row_stride, tile + 4 * r * padded
+def _load_queries(step: Any, layer: Any, tile: _Tile, queries: int, group: int, padded: int) -> None:
+    """Gather a tile's queries, and behind them what each of its rows sees."""
+    limits = queries + 4 * TILE * padded
+    head = layer.head_size
+    first = step.projected + tile.begin * step.projected_stride + 4 * (layer.query_at + tile.head * group * head)
+    for r in range(tile.num_rows):
+        token, member = (tile.first_row + r) // group, (tile.first_row + r) % group
+        source, target = first + token * step.projected_stride + 4 * member * head, queries + 4 * r * padded
         for d in range(head):
             write_f32(target + 4 * d, read_f32(source + 4 * d))
-        last = position + token
+        last = tile.position + token
         write_i32(limits + 4 * r, last)
-        write_i32(limits + 4 * (TILE + r), last - window if window > 0 else _NO_LIMIT)
+        write_i32(limits + 4 * (TILE + r), last - layer.window if layer.window > 0 else _NO_LIMIT)
 
 
 @compiled  # type: ignore[untyped-decorator]
-def _attend_span(
-    kernels: Any, work: int, num_rows: int, nearest: int, furthest: int, span: int, layer: Any, table: int, index: int,
-    padded: int, is_narrow: bool
-) -> None:  # fmt: skip
-    """Sum up one span for a loaded tile of one head, whose rows' tokens are at `nearest` to `furthest`.
-
-    The result lies at the start of `work`. `table`: the address of the sequence's block table.
-    """
-    heads, head = layer.num_kv_heads, layer.head_size
+def _attend_span(share: Any, layer: Any, tile: _Tile, span: int, work: int, padded: int) -> None:
+    """Sum up one span for a tile whose queries are loaded. The result lies at the start of `work`."""
+    heads, head, is_narrow = layer.num_kv_heads, layer.head_size, share.model.is_narrow
     size = 1 if is_narrow else 2
     first = span * SPAN
     if layer.window > 0:
-        first = max(first, (nearest - layer.window + 1) // BLOCK_SIZE * BLOCK_SIZE)
-    num_positions = min(furthest + 1, (span + 1) * SPAN) - first
+        first = max(first, (tile.nearest - layer.window + 1) // BLOCK_SIZE * BLOCK_SIZE)
+    num_positions = min(tile.furthest + 1, (span + 1) * SPAN) - first
     num_blocks = (num_positions + BLOCK_SIZE - 1) // BLOCK_SIZE
-    kind = 2 * is_narrow + (layer.softcap > _ZERO)
     queries = work + 8 * TILE * (padded + 2)
-    limits = queries + 4 * TILE * padded
-    peaks = work + 4 * TILE * padded
-    tile = (queries, work, peaks, peaks + 4 * TILE, limits, limits + 8 * TILE, padded, head)
+    limits, peaks = queries + 4 * TILE * padded, work + 4 * TILE * padded
+    places = (queries, work, peaks, peaks + 4 * TILE, limits, limits + 8 * TILE, padded, head)
     blocks = (
-        layer.keys + index * head * WIDTH * size, layer.values + index * padded * WIDTH * size,
-        block_bytes(heads, head, is_narrow), block_bytes(heads, padded, is_narrow),
-        layer.keys + heads * head * WIDTH + index * FACTORS, layer.values + heads * padded * WIDTH + index * FACTORS,
-        table + 4 * (first // BLOCK_SIZE), first, num_blocks, num_positions,
-    )  # fmt: skip
-    call_kernel(kernels[SPANS + len(SIZES) * kind + size_class(num_rows)], (*tile, *blocks), layer.softcap)
+        layer.keys + tile.head * head * WIDTH * size,
+        layer.values + tile.head * padded * WIDTH * size,
+        block_bytes(heads, head, is_narrow),
+        block_bytes(heads, padded, is_narrow),
+        layer.keys + heads * head * WIDTH + tile.head * FACTORS,
+        layer.values + heads * padded * WIDTH + tile.head * FACTORS,
+        tile.table + 4 * (first // BLOCK_SIZE),
+        first,
+        num_blocks,
+        num_positions,
+    )
+    kind = 2 * is_narrow + (layer.softcap > _ZERO)
+    call_kernel(share.kernels, SPANS + len(SIZES) * kind + size_class(tile.num_rows), (*places, *blocks), layer.softcap)
 
 
 @compiled  # type: ignore[untyped-decorator]
-def _fold(kernels: Any, total: int, part: int, num_rows: int, padded: int) -> None:
+def _fold(share: Any, total: int, part: int, num_rows: int, padded: int) -> None:
     """Add a span's result to that of those before it."""
     peaks = 4 * TILE * padded
     sums = peaks + 4 * TILE
     words = (total, total + peaks, total + sums, part, part + peaks, part + sums, num_rows, padded)
-    call_kernel(kernels[FOLD], words, _ZERO)
+    call_kernel(share.kernels, FOLD, words, _ZERO)
 
 
 @compiled  # type: ignore[untyped-decorator]
@@ -218,14 +250,13 @@ def _copy_result(target: int, source: int, padded: int) -> None:
 
 
 @compiled  # type: ignore[untyped-decorator]
-def _write_result(
-    total: int, out: int, row_stride: int, group: int, token_stride: int, first_row: int, num_rows: int, head: int,
-    padded: int
-) -> None:  # fmt: skip
+def _write_result(step: Any, layer: Any, tile: _Tile, total: int, group: int, padded: int) -> None:
     """Write the rows' results where they belong."""
-    for r in range(num_rows):
-        row = first_row + r
-        target = out + row // group * token_stride + row % group * row_stride
+    head = layer.head_size
+    first = step.attended + tile.begin * step.attended_stride + 4 * tile.head * group * head
+    for r in range(tile.num_rows):
+        token, member = (tile.first_row + r) // group, (tile.first_row + r) % group
+        target = first + token * step.attended_stride + 4 * member * head
         share = np.float32(1) / read_f32(total + 4 * (TILE * padded + TILE + r))
         for d in range(head):
             write_f32(target + 4 * d, read_f32(total + 4 * (r * padded + d)) * share)

@@ -1,51 +1,93 @@
-"""Room for a step."""
+"""Room for a step, allocated once; pages that no step touches take no memory."""
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmm_adapters.batching import IntArray
 from vmm_adapters.cpu.attention import SPAN, TILE_COLUMNS, result_floats, work_floats
+from vmm_adapters.cpu.kernels import SIZES
 from vmm_adapters.cpu.layout import Decoder, round_up
 from vmm_adapters.cpu.panels import BLOCK, PANEL
-from vmm_adapters.cpu.share import NUM_COUNTS, TASKS_A_THREAD, Buffers
+from vmm_adapters.cpu.share import STEP, TASKS_A_THREAD
 from vmm_adapters.cpu.spans import BLOCK_SIZE, TILE
+from vmm_adapters.errors import RuntimeFailed
 from vmm_adapters.types import RunnerOptions
 
+_INPUTS = {
+    "token_ids": "input_ids",
+    "positions": "position_ids",
+    "past_lengths": "past_lens",
+    "chunk_begins": "subsequence_begins",
+    "block_tables": "block_indices",
+    "table_begins": "block_indices_begins",
+    "sampled": "sampled_tokens_indices",
+}
+"""Ours, and `batching.pack`'s."""
 
-def allocate(decoder: Decoder, options: RunnerOptions, context_length: int, num_threads: int) -> Buffers:
-    """Room for the largest step of these options. Pages that no step touches take no memory."""
-    tokens = round_up(options.max_batched_tokens, PANEL)
-    sequences = min(options.max_sequences, options.max_batched_tokens)
-    widths, layers = decoder.widths, decoder.layers
-    columns = max(round_up(int(width)) for width in decoder.matrices["columns"])
-    has_floats = bool(decoder.matrices["is_dense"].any())
-    padded = max(round_up(int(head)) for head in layers["head_size"])
-    heads = int(layers["num_kv_heads"][0])
-    group = int(layers["num_heads"][0]) // heads
-    spans = TASKS_A_THREAD * num_threads * (context_length // SPAN + 1) if num_threads > 1 else 0
 
-    def floats(width: int) -> NDArray[np.float32]:
-        return np.zeros((tokens, width), np.float32)
+class StepBuffers:
+    """A `STEP` record and the arrays that its addresses are of."""
 
-    return Buffers(
-        counts=np.zeros(NUM_COUNTS, np.int64),
-        token_ids=np.zeros(tokens, np.int64),
-        positions=np.zeros(tokens, np.int64),
-        token_chunks=np.zeros(tokens, np.int32),
-        past_lengths=np.zeros(sequences, np.int32),
-        chunk_begins=np.zeros(sequences + 1, np.int32),
-        block_tables=np.zeros(sequences * -(-context_length // BLOCK_SIZE), np.int32),
-        table_begins=np.zeros(sequences + 1, np.int32),
-        sampled=np.zeros(tokens, np.int64),
-        tiles=np.zeros(((tokens * group // TILE + sequences) * heads, TILE_COLUMNS), np.int32),
-        hidden=floats(widths.residual),
-        delta=floats(widths.residual),
-        projected=floats(widths.projected),
-        attended=floats(widths.attended),
-        mlp=floats(widths.mlp),
-        quantized=np.zeros(tokens * columns, np.int8),
-        scales=np.zeros(tokens * columns // BLOCK, np.float32),
-        sums=np.zeros(tokens * columns // BLOCK, np.float32),
-        floats=floats(columns if has_floats else 0),
-        works=np.zeros((num_threads, work_floats(padded)), np.float32),
-        partials=np.zeros((spans, result_floats(padded)), np.float32),
-    )
+    def __init__(self, decoder: Decoder, options: RunnerOptions, context_length: int, num_threads: int) -> None:
+        """For the largest step of these options."""
+        self.record = np.zeros(1, STEP)
+        self._arrays: dict[str, NDArray[np.generic]] = {}
+        self._logits_width = decoder.widths.logits
+        self.logits = np.zeros((0, 0), np.float32)
+        self._max_tokens = options.max_batched_tokens
+        tokens = round_up(options.max_batched_tokens, PANEL)
+        sequences = min(options.max_sequences, options.max_batched_tokens)
+        for name in ("token_ids", "positions", "sampled"):
+            self._add(name, (tokens,), np.int64)
+        self._add("token_chunks", (tokens,), np.int32)
+        self._add("past_lengths", (sequences,), np.int32)
+        for name in ("chunk_begins", "table_begins"):
+            self._add(name, (sequences + 1,), np.int32)
+        self._add("block_tables", (sequences * -(-context_length // BLOCK_SIZE),), np.int32)
+        self._add_rows(decoder, tokens)
+        layers = decoder.layers
+        heads, padded = int(layers["num_kv_heads"][0]), round_up(int(layers["head_size"][0]))
+        group = int(layers["num_heads"][0]) // heads
+        self._add("tiles", ((tokens * group // TILE + sequences) * heads, TILE_COLUMNS), np.int32)
+        self._add("works", (num_threads, work_floats(padded)), np.float32, "work_stride")
+        spans = TASKS_A_THREAD * num_threads * (context_length // SPAN + 1) if num_threads > 1 else 0
+        self._add("partials", (spans, result_floats(padded)), np.float32, "partial_stride")
+        self.record["max_partials"] = spans
+
+    def _add_rows(self, decoder: Decoder, tokens: int) -> None:
+        widths, matrices = decoder.widths, decoder.matrices
+        columns = max(round_up(int(width)) for width in matrices["columns"])
+        self._add("hidden", (tokens, widths.residual), np.float32, "hidden_stride")
+        self._add("delta", (tokens, widths.residual), np.float32)
+        self._add("projected", (tokens, widths.projected), np.float32, "projected_stride")
+        self._add("attended", (tokens, widths.attended), np.float32, "attended_stride")
+        self._add("mlp", (tokens, widths.mlp), np.float32, "mlp_stride")
+        self._add("floats", (tokens, columns if matrices["is_dense"].any() else 0), np.float32, "floats_stride")
+        self._add("quantized", (tokens * columns,), np.int8)
+        for name in ("scales", "sums"):
+            self._add(name, (tokens * columns // BLOCK,), np.float32)
+
+    def _add(self, name: str, shape: tuple[int, ...], dtype: type[np.generic], stride: str | None = None) -> None:
+        array = self._arrays[name] = np.zeros(shape, dtype)
+        self.record[name] = array.ctypes.data
+        if stride is not None:
+            self.record[stride] = array.strides[0]
+
+    def write(self, arrays: dict[str, IntArray], num_logits: int) -> None:
+        """Describe a step, as `batching.pack` gives it. Raises `RuntimeFailed` for one that there is no room for."""
+        num_tokens, num_chunks = len(arrays["input_ids"]), len(arrays["past_lens"])
+        if num_tokens > self._max_tokens or num_chunks > len(self._arrays["past_lengths"]):
+            raise RuntimeFailed(
+                f"a step of {num_tokens} tokens in {num_chunks} chunks is more than max_batched_tokens "
+                f"({self._max_tokens}) or max_sequences ({len(self._arrays['past_lengths'])})"
+            )
+        for name, packed in _INPUTS.items():
+            self._arrays[name][: len(arrays[packed])] = arrays[packed]
+        lengths = np.diff(arrays["subsequence_begins"])
+        self._arrays["token_chunks"][:num_tokens] = np.repeat(np.arange(num_chunks), lengths)
+        rows = round_up(num_logits, SIZES[-1])
+        if rows > len(self.logits):
+            self.logits = np.zeros((rows, self._logits_width), np.float32)
+        record = self.record
+        record["num_tokens"], record["num_chunks"], record["num_logits"] = num_tokens, num_chunks, num_logits
+        record["logits"], record["logits_stride"] = self.logits.ctypes.data, self.logits.strides[0]

@@ -6,10 +6,9 @@ import numpy as np
 
 from vmm_adapters.cpu.compiled import compiled
 from vmm_adapters.cpu.floats import WIDTH, Element
-from vmm_adapters.cpu.memory import from_bfloat16, from_half, read_f32, read_u8, read_u16
+from vmm_adapters.cpu.memory import from_bfloat16, from_half, read_f32, read_i64, read_u8, read_u16, write_f32
 from vmm_adapters.cpu.panels import BLOCK, FORMS, PANEL
-from vmm_adapters.cpu.share import NUM_TOKENS
-from vmm_adapters.cpu.team import take_task
+from vmm_adapters.cpu.team import finish, take_task
 
 _BITS, _FACTORS = (np.array(numbers) for numbers in zip(*((f.bits, f.num_factors) for f in FORMS), strict=True))
 _IS_WIDE = np.array([form.has_wide_factors for form in FORMS])
@@ -18,21 +17,23 @@ _F32, _F16 = int(Element.F32), int(Element.F16)
 
 
 @compiled  # type: ignore[untyped-decorator]
-def embed(share: Any, matrix: Any) -> None:
+def embed(share: Any, phase: int, matrix: Any) -> None:
     """Rows of the matrix, widened, into the residual stream."""
-    buffers, scale = share.buffers, share.model.embedding_scale
-    hidden = buffers.hidden
+    step, scale = share.step, share.model.embedding_scale
+    num_done = 0
     while True:
-        token = take_task(share.state)
-        if token >= buffers.counts[NUM_TOKENS]:
-            return
-        row = buffers.token_ids[token]
+        token = take_task(share, phase, step.num_tokens)
+        if token < 0:
+            break
+        num_done += 1
+        row, out = read_i64(step.token_ids + 8 * token), step.hidden + token * step.hidden_stride
         if matrix.is_dense:
             at = matrix.levels + row // WIDTH * matrix.panel_bytes
             for k in range(matrix.columns):
-                hidden[token, k] = _dense(matrix.form, at, k * WIDTH + row % WIDTH) * scale
+                write_f32(out + 4 * k, _dense(matrix.form, at, k * WIDTH + row % WIDTH) * scale)
         else:
-            _embed_blocks(matrix, row, hidden[token], scale)
+            _embed_blocks(matrix, row, out, scale)
+    finish(share, phase, step.num_tokens, num_done)
 
 
 @compiled  # type: ignore[untyped-decorator]
@@ -45,7 +46,7 @@ def _dense(element: int, at: int, index: int) -> Any:
 
 
 @compiled  # type: ignore[untyped-decorator]
-def _embed_blocks(matrix: Any, row: int, out: Any, scale: Any) -> None:
+def _embed_blocks(matrix: Any, row: int, out: int, scale: Any) -> None:
     bits, num_factors = _BITS[matrix.form], _FACTORS[matrix.form]
     is_wide, is_biased = _IS_WIDE[matrix.form], _IS_BIASED[matrix.form]
     panel, lane = row // PANEL, row % PANEL
@@ -62,6 +63,6 @@ def _embed_blocks(matrix: Any, row: int, out: Any, scale: Any) -> None:
         factor = read_f32(factors + 4 * place) if is_wide else from_half(read_u16(factors + 2 * place))
         if is_biased:
             bias = read_f32(biases + 4 * place) if is_wide else from_half(read_u16(biases + 2 * place))
-            out[k] = (factor * np.float32(level) + bias) * scale
+            write_f32(out + 4 * k, (factor * np.float32(level) + bias) * scale)
         else:
-            out[k] = factor * np.float32(level - (1 << (bits - 1))) * scale
+            write_f32(out + 4 * k, factor * np.float32(level - (1 << (bits - 1))) * scale)

@@ -34,6 +34,7 @@ read_f32 = intrinsic(_reader(F32, types.float32))
 read_u8 = intrinsic(_reader(I8, types.uint8))
 read_u16 = intrinsic(_reader(I16, types.uint16))
 read_i32 = intrinsic(_reader(I32, types.int32))
+read_i64 = intrinsic(_reader(I64, types.int64))
 write_f32 = intrinsic(_writer(F32, types.float32))
 write_i32 = intrinsic(_writer(I32, types.int32))
 write_u8 = intrinsic(_writer(I8, types.uint8))
@@ -41,19 +42,21 @@ write_u16 = intrinsic(_writer(I16, types.uint16))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def call_kernel(typingctx: Any, address: Any, words: Any, number: Any) -> Any:
-    """Call the kernel at an address (see `kernels`) with a tuple of integers and a float32."""
+def call_kernel(typingctx: Any, table: Any, place: Any, words: Any, number: Any) -> Any:
+    """Call a kernel of the table at an address (see `kernels`) with a tuple of integers and a float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         values = [
-            context.cast(builder, builder.extract_value(arguments[1], index), kind, types.int64)
-            for index, kind in enumerate(signature.args[1].types)
+            context.cast(builder, builder.extract_value(arguments[2], index), kind, types.int64)
+            for index, kind in enumerate(signature.args[2].types)
         ]
         kind = ir.FunctionType(ir.VoidType(), [*[I64] * len(values), F32])
-        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [*values, arguments[2]])
+        at = builder.add(arguments[0], builder.mul(arguments[1], ir.Constant(I64, 8)))
+        address = builder.load(builder.inttoptr(at, I64.as_pointer()))
+        builder.call(builder.inttoptr(address, kind.as_pointer()), [*values, arguments[3]])
         return context.get_dummy_value()
 
-    return types.void(types.int64, words, types.float32), generate
+    return types.void(types.int64, types.int64, words, types.float32), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

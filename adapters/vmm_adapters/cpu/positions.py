@@ -7,40 +7,41 @@ import numpy as np
 from vmm_adapters.cpu.attention import FACTORS, block_bytes
 from vmm_adapters.cpu.compiled import compiled
 from vmm_adapters.cpu.floats import WIDTH
-from vmm_adapters.cpu.memory import read_f32, to_half, write_f32, write_u8, write_u16
-from vmm_adapters.cpu.share import NUM_TOKENS
+from vmm_adapters.cpu.memory import read_f32, read_i32, read_i64, to_half, write_f32, write_u8, write_u16
 from vmm_adapters.cpu.spans import BLOCK_SIZE
-from vmm_adapters.cpu.team import take_task
+from vmm_adapters.cpu.team import finish, take_task
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @compiled  # type: ignore[untyped-decorator]
-def rotate_and_store(share: Any, layer: Any) -> None:
+def rotate_and_store(share: Any, phase: int, layer: Any) -> None:
     """Queries and keys get their norms and positions, keys and values go to their blocks."""
-    buffers, model = share.buffers, share.model
-    num_tokens, heads, head = buffers.counts[NUM_TOKENS], layer.num_kv_heads, layer.head_size
+    step, model = share.step, share.model
+    num_tokens, heads, head = step.num_tokens, layer.num_kv_heads, layer.head_size
     group = layer.num_heads // heads
     padded = (head + WIDTH - 1) // WIDTH * WIDTH
     key_bytes, value_bytes = block_bytes(heads, head, model.is_narrow), block_bytes(heads, padded, model.is_narrow)
     # a norm over all heads needs all of them as they were
     is_whole = layer.query_norm_size > head or layer.key_norm_size > head
     pieces = 1 if is_whole else heads
-    stride = 4 * buffers.projected.shape[1]
+    num_done = 0
     while True:
-        task = take_task(share.state)
-        if task >= num_tokens * pieces:
-            return
+        task = take_task(share, phase, num_tokens * pieces)
+        if task < 0:
+            break
+        num_done += 1
         token, piece = task // pieces, task % pieces
-        row = buffers.projected.ctypes.data + token * stride
+        row = step.projected + token * step.projected_stride
         queries, keys = row + 4 * layer.query_at, row + 4 * layer.key_at
         if is_whole:
             if layer.query_norm:
                 _normalize(queries, layer.num_heads * head, layer.query_norm, model.epsilon)
             if layer.key_norm:
                 _normalize(keys, heads * head, layer.key_norm, model.epsilon)
-        chunk, position = buffers.token_chunks[token], buffers.positions[token]
-        block = np.int64(buffers.block_tables[buffers.table_begins[chunk] + position // BLOCK_SIZE])
+        chunk, position = read_i32(step.token_chunks + 4 * token), read_i64(step.positions + 8 * token)
+        entry = np.int64(read_i32(step.table_begins + 4 * chunk)) + position // BLOCK_SIZE
+        block = np.int64(read_i32(step.block_tables + 4 * entry))
         key_block, value_block = layer.keys + block * key_bytes, layer.values + block * value_bytes
         first, last = (0, heads) if is_whole else (piece, piece + 1)
         for index in range(first, last):
@@ -59,6 +60,7 @@ def rotate_and_store(share: Any, layer: Any) -> None:
             _store_key(key_block, index, heads, head, place, at, model.is_narrow)
             value = row + 4 * (layer.value_at + index * head)
             _store_value(value_block, index, heads, head, padded, place, value, model.is_narrow)
+    finish(share, phase, num_tokens * pieces, num_done)
 
 
 @compiled  # type: ignore[untyped-decorator]

@@ -2,19 +2,20 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmm_adapters.batching import pack
 from vmm_adapters.cpu.attention import block_bytes
-from vmm_adapters.cpu.buffers import allocate
+from vmm_adapters.cpu.buffers import StepBuffers
 from vmm_adapters.cpu.isa import InstructionSet, supported
-from vmm_adapters.cpu.kernels import SIZES, Kernels
+from vmm_adapters.cpu.kernels import Kernels
 from vmm_adapters.cpu.layout import Decoder, round_up
 from vmm_adapters.cpu.matching import read_plan
 from vmm_adapters.cpu.plan import DecoderPlan
-from vmm_adapters.cpu.share import LOGITS, LOGITS_STRIDE, NUM_CHUNKS, NUM_LOGITS, NUM_TOKENS, Model
+from vmm_adapters.cpu.share import MODEL
 from vmm_adapters.cpu.spans import BLOCK_SIZE
 from vmm_adapters.cpu.threads import Team
 from vmm_adapters.decoder_folder import read_model_folder
@@ -44,18 +45,18 @@ class CPURunner:
         for layer, (keys, values) in zip(layers, self._blocks, strict=True):
             layer["keys"], layer["values"] = keys.ctypes.data, values.ctypes.data
         self.memory_bytes = self._decoder.num_bytes + sum(each.nbytes for pair in self._blocks for each in pair)
-        model = Model(
-            plan.width, np.float32(plan.epsilon), np.float32(plan.embedding_scale),
-            np.float32(plan.logit_scale), np.float32(plan.logit_softcap or 0), self._decoder.final_norm, is_narrow,
-        )  # fmt: skip
+        model = np.zeros(1, MODEL)
+        model["width"], model["final_norm"], model["is_narrow"] = plan.width, self._decoder.final_norm, is_narrow
+        for name in ("epsilon", "embedding_scale", "logit_scale"):
+            model[name] = getattr(plan, name)
+        model["logit_softcap"] = plan.logit_softcap or 0
         matrices = self._decoder.matrices
         forms = matrices["form"][matrices["is_dense"] == 0]
         kernels = Kernels(isa or supported()[0], forms, options.cache_dir)
         num_threads = options.num_threads or os.cpu_count() or 1
-        self._buffers = allocate(self._decoder, options, plan.context_length, num_threads)
-        self._logits = np.zeros((0, 0), np.float32)
+        self._buffers = StepBuffers(self._decoder, options, plan.context_length, num_threads)
         self._team: Team | None = Team(
-            kernels, num_threads, options.cache_dir, model, layers, self._decoder.matrices, self._buffers
+            kernels, num_threads, options.cache_dir, model, layers, matrices, self._buffers.record
         )
 
     def execute(self, batch: Batch) -> NDArray[np.float32]:
@@ -64,11 +65,6 @@ class CPURunner:
             raise RuntimeFailed("the runner is closed")
         if not batch.chunks:
             return np.empty((0, self.vocab_size), np.float32)
-        self._write(batch)
-        self._team.compute()
-        return self._logits[: batch.num_logits, : self.vocab_size]
-
-    def _write(self, batch: Batch) -> None:
         arrays = pack(
             batch,
             block_size=BLOCK_SIZE,
@@ -76,29 +72,9 @@ class CPURunner:
             vocab_size=self.vocab_size,
             context_length=self.context_length,
         )
-        buffers, num_chunks = self._buffers, len(batch.chunks)
-        num_tokens, num_logits = len(arrays["input_ids"]), batch.num_logits
-        for name, buffer in (
-            ("input_ids", buffers.token_ids),
-            ("position_ids", buffers.positions),
-            ("past_lens", buffers.past_lengths),
-            ("subsequence_begins", buffers.chunk_begins),
-            ("block_indices", buffers.block_tables),
-            ("block_indices_begins", buffers.table_begins),
-            ("sampled_tokens_indices", buffers.sampled),
-        ):
-            array = arrays[name]
-            if len(array) > len(buffer):
-                raise RuntimeFailed(f"the step has {len(array)} {name}; {len(buffer)} were allocated for")
-            buffer[: len(array)] = array
-        buffers.token_chunks[:num_tokens] = np.repeat(np.arange(num_chunks), np.diff(arrays["subsequence_begins"]))
-        rows = round_up(num_logits, SIZES[-1])
-        if rows > len(self._logits):
-            assert self._decoder is not None
-            self._logits = np.zeros((rows, self._decoder.widths.logits), np.float32)
-        counts = buffers.counts
-        counts[NUM_TOKENS], counts[NUM_CHUNKS], counts[NUM_LOGITS] = num_tokens, num_chunks, num_logits
-        counts[LOGITS], counts[LOGITS_STRIDE] = self._logits.ctypes.data, self._logits.strides[0]
+        self._buffers.write(arrays, batch.num_logits)
+        self._team.compute()
+        return self._buffers.logits[: batch.num_logits, : self.vocab_size]
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See `CausalLMRunner.copy_blocks`."""

@@ -1,70 +1,88 @@
-"""What the threads of a step share: the model, the buffers they work in, and where they take tasks from."""
+"""What the threads of a step share: the model, the step, the buffers they work in, and where they take tasks from.
+
+Compiled code gets records of numbers and addresses, no arrays: those would be counted whenever they are passed on.
+"""
 
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 TASKS_A_THREAD = 4
 """Few enough that taking them costs nothing, enough that threads end together."""
-NUM_TOKENS, NUM_CHUNKS, NUM_LOGITS, NUM_TILES, NUM_SPANS, LOGITS, LOGITS_STRIDE = range(7)
-"""Places in `Buffers.counts`. `NUM_SPANS`: the most that a tile is cut into, 1 where none is; `LOGITS`: an address."""
-NUM_COUNTS = 8
 
 
-class Model(NamedTuple):
-    """What is the same in all layers."""
-
-    width: int
-    epsilon: np.float32
-    embedding_scale: np.float32
-    logit_scale: np.float32
-    logit_softcap: np.float32
-    final_norm: int
-    is_narrow: bool
-    """KV blocks are uint8."""
+def _record(integers: tuple[str, ...], floats: tuple[str, ...] = ()) -> np.dtype[np.void]:
+    return np.dtype([(name, np.int64) for name in integers] + [(name, np.float32) for name in floats])
 
 
-class Buffers(NamedTuple):
-    """What a step reads and writes; allocated once. Rows are tokens, in whole tiles of 16."""
+MODEL = _record(
+    (
+        "width",
+        "final_norm",  # address
+        "is_narrow",  # KV blocks are uint8
+    ),
+    ("epsilon", "embedding_scale", "logit_scale", "logit_softcap"),
+)
+"""What is the same in all layers."""
 
-    counts: NDArray[np.int64]
-    token_ids: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    token_chunks: NDArray[np.int32]
-    past_lengths: NDArray[np.int32]
-    chunk_begins: NDArray[np.int32]
-    block_tables: NDArray[np.int32]
-    table_begins: NDArray[np.int32]
-    sampled: NDArray[np.int64]
-    tiles: NDArray[np.int32]
-    """`[tiles, TILE_COLUMNS]`: of attention."""
-    hidden: NDArray[np.float32]
-    delta: NDArray[np.float32]
-    """What attention or the MLP gives, where a norm comes before it is added."""
-    projected: NDArray[np.float32]
-    attended: NDArray[np.float32]
-    mlp: NDArray[np.float32]
-    quantized: NDArray[np.int8]
-    """Inputs of products, in tiles: see `panels`."""
-    scales: NDArray[np.float32]
-    sums: NDArray[np.float32]
-    floats: NDArray[np.float32]
-    """Inputs of products with floats."""
-    works: NDArray[np.float32]
-    """`[threads, numbers]`: see `attention.work_floats`."""
-    partials: NDArray[np.float32]
-    """`[spans, numbers]`: results of spans that several threads compute."""
+STEP = _record(
+    (
+        "num_tokens",
+        "num_chunks",
+        "num_logits",
+        "num_tiles",
+        "num_spans",  # the most that a tile of attention is cut into; 1 where none is
+        "max_partials",
+        # addresses of what is computed: int64 by token, but for chunks and tables, which are int32
+        "token_ids",
+        "positions",
+        "sampled",
+        "token_chunks",
+        "past_lengths",
+        "chunk_begins",
+        "block_tables",
+        "table_begins",
+        "tiles",  # int32 [tiles, TILE_COLUMNS]
+        # of float32, a row a token, and the bytes of a row
+        "hidden",
+        "hidden_stride",
+        "delta",  # what attention or the MLP gives, where a norm comes before it is added
+        "projected",
+        "projected_stride",
+        "attended",
+        "attended_stride",
+        "mlp",
+        "mlp_stride",
+        "floats",  # inputs of products with floats
+        "floats_stride",
+        "logits",
+        "logits_stride",
+        # inputs of products in tiles of 16 (see `panels`): int8, float32, float32
+        "quantized",
+        "scales",
+        "sums",
+        # float32, and the bytes of one
+        "works",  # a thread
+        "work_stride",
+        "partials",  # a span that several threads compute
+        "partial_stride",
+    )
+)
+"""One step, and the buffers for it."""
 
 
 class Share(NamedTuple):
     """One thread's share of a step, as every phase takes it."""
 
-    kernels: Any
-    """Addresses, by place: see `kernels`."""
+    kernels: int
+    """The address of the table: see `kernels`."""
     state: int
     """Of the team: see `team`."""
+    first_phase: int
+    """Of the step."""
     num_threads: int
     thread: int
-    model: Model
-    buffers: Buffers
+    model: Any
+    """A `MODEL`."""
+    step: Any
+    """A `STEP`."""

@@ -1,10 +1,14 @@
-"""Threads that compute a step together: each runs the same compiled function, and they meet at barriers.
+"""Threads that compute a step together: each runs the same compiled function.
 
-Between steps all but the caller's sleep on a lock of the interpreter's own (PyThread_*, which need no GIL); while they
-compute they take tasks from a shared counter and wait for one another by looking at a number. Each engine has threads of
-its own: several at a time are safe, and only slower.
+A step is a row of phases, a phase a number of tasks that threads take from a shared counter. A phase is over when its tasks are
+done, whoever did them: nobody waits for a thread that the system keeps from running, unless it has a task. One that
+comes late finds the phases over that it missed, and goes on to the one that is not.
 
-State is one int64 array, a cache line for each number that is written often.
+Between steps all but the caller's sleep on a lock of the interpreter's own (PyThread_*, which need no GIL). Each engine has
+threads of its own: several at a time are safe, and only slower.
+
+The state is one int64 array; numbers that are written often have a cache line each. The counter holds the phase and the next
+task in one number, the phase in the upper bits, an odd one once it is over: what is compared is how far it is ahead.
 """
 
 import sys
@@ -17,10 +21,12 @@ from numba.extending import intrinsic
 from vmm_adapters.cpu.compiled import compiled
 from vmm_adapters.cpu.emitter import I32, I64
 
-ARRIVED, PASSED, NEXT_TASK, STOP, NUM_THREADS, LOCKS = 0, 8, 16, 24, 32, 40
-"""Places in the state: threads at the barrier, barriers passed, the counter of tasks, whether to end, threads, locks."""
+COUNTER, DONE, STOP, STEP_NUMBER, NUM_THREADS, LOCKS = 0, 8, 16, 24, 32, 40
+"""Places in the state: phase and next task, tasks done, whether to end, the step, the number of threads, their locks."""
 SPINS = 4000
-"""Looks before a waiting thread lets others run: longer than any barrier takes while all threads have a core."""
+"""Looks before a waiting thread lets others run: longer than a task takes while all threads have a core."""
+_PHASE = 1 << 20
+"""More tasks than a phase has."""
 
 _POINTER = ir.IntType(8).as_pointer()
 _YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
@@ -118,26 +124,45 @@ def acquire_lock(typingctx: Any, lock: Any) -> Any:
     return types.void(types.int64), generate
 
 
-@compiled  # type: ignore[untyped-decorator]
-def take_task(state: Any) -> Any:
-    """The number of the next task that nobody has taken since the last barrier."""
-    return add_atomic(state, NEXT_TASK, 1)
+@intrinsic  # type: ignore[untyped-decorator]
+def swap_atomic(typingctx: Any, state: Any, index: Any, before: Any, after: Any) -> Any:
+    """Replace a number of the state, if it still is `before`; whether it was."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        at = _address(context, builder, *arguments[:2])
+        found = builder.cmpxchg(at, arguments[2], arguments[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64, types.int64), generate
 
 
 @compiled  # type: ignore[untyped-decorator]
-def meet(state: Any, num_threads: Any) -> None:
-    """Wait until every thread is here. The last one sets the tasks back."""
-    if num_threads == 1:
-        store_atomic(state, NEXT_TASK, 0)
+def take_task(share: Any, phase: int, total: int) -> Any:
+    """The next of the phase's tasks, 0 to `total - 1`; -1 if there is none left."""
+    mine = (share.first_phase + phase) * 2 * _PHASE
+    while True:
+        counter = load_atomic(share.state, COUNTER)
+        ahead = counter - mine
+        if ahead >= total:
+            return -1
+        if ahead < 0:  # the phase before is over, and nobody has begun this one
+            swap_atomic(share.state, COUNTER, counter, mine)
+        elif swap_atomic(share.state, COUNTER, counter, counter + 1):
+            return ahead
+
+
+@compiled  # type: ignore[untyped-decorator]
+def finish(share: Any, phase: int, total: int, num_done: int) -> None:
+    """Say how many of the phase's tasks this thread did, and wait until all are done."""
+    mine = (share.first_phase + phase) * 2 * _PHASE
+    if total == 0:
         return
-    passed = load_atomic(state, PASSED)
-    if add_atomic(state, ARRIVED, 1) == num_threads - 1:
-        store_atomic(state, ARRIVED, 0)
-        store_atomic(state, NEXT_TASK, 0)
-        store_atomic(state, PASSED, passed + 1)
+    if num_done > 0 and add_atomic(share.state, DONE, num_done) + num_done == total:
+        store_atomic(share.state, DONE, 0)
+        store_atomic(share.state, COUNTER, mine + _PHASE)
         return
     spins = 0
-    while load_atomic(state, PASSED) == passed:
+    while load_atomic(share.state, COUNTER) - mine < _PHASE:
         relax()
         spins += 1
         if spins >= SPINS:

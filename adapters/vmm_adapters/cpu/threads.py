@@ -7,26 +7,41 @@ from typing import Any
 
 import numpy as np
 
+from vmm_adapters.cpu.attention import cut_tiles
 from vmm_adapters.cpu.compiled import compile_kept, compiled
 from vmm_adapters.cpu.kernels import Kernels
 from vmm_adapters.cpu.share import Share
-from vmm_adapters.cpu.step import run_step
-from vmm_adapters.cpu.team import LOCKS, NUM_THREADS, STOP, acquire_lock, load_atomic, release_lock, store_atomic
+from vmm_adapters.cpu.step import PHASES_A_LAYER, run_step
+from vmm_adapters.cpu.team import (
+    LOCKS,
+    NUM_THREADS,
+    STEP_NUMBER,
+    STOP,
+    acquire_lock,
+    load_atomic,
+    release_lock,
+    store_atomic,
+)
 
 
 @compiled  # type: ignore[untyped-decorator]
-def take_part(kernels: Any, thread: int, state: Any, model: Any, layers: Any, matrices: Any, buffers: Any) -> None:
+def take_part(kernels: Any, thread: int, state: Any, model: Any, layers: Any, matrices: Any, step: Any) -> None:
     """Thread 0 wakes the others and computes one step with them; the others take part in every one until the end."""
     at, num_threads = state.ctypes.data, state[NUM_THREADS]
+    num_phases = PHASES_A_LAYER * (len(layers) + 1)
+    if thread == 0:
+        cut_tiles(step[0], layers[0], num_threads)
+        store_atomic(at, STEP_NUMBER, state[STEP_NUMBER] + 1)
+        for other in range(1, num_threads):
+            release_lock(state[LOCKS + other])
     while True:
-        if thread == 0:
-            for other in range(1, num_threads):
-                release_lock(state[LOCKS + other])
-        else:
+        if thread != 0:
             acquire_lock(state[LOCKS + thread])
             if load_atomic(at, STOP):
                 return
-        run_step(Share(kernels, at, num_threads, thread, model, buffers), layers, matrices)
+        first_phase = load_atomic(at, STEP_NUMBER) * num_phases
+        share = Share(kernels.ctypes.data, at, first_phase, num_threads, thread, model[0], step[0])
+        run_step(share, layers, matrices)
         if thread == 0:
             return
 
