@@ -103,18 +103,18 @@ def cut_tiles(step: Any, layer: Any, num_threads: int) -> None:
 @compiled  # type: ignore[untyped-decorator]
 def _read_tile(step: Any, number: int, group: int) -> _Tile:
     at = step.tiles + 4 * TILE_COLUMNS * number
-    chunk, first_row, num_rows = read_i32(at), np.int64(read_i32(at + 4)), np.int64(read_i32(at + 8))
-    position = np.int64(read_i32(step.past_lengths + 4 * chunk))
+    chunk, first_row, num_rows = read_i32(at), read_i32(at + 4), read_i32(at + 8)
+    position = read_i32(step.past_lengths + 4 * chunk)
     return _Tile(
         first_row,
         num_rows,
-        np.int64(read_i32(at + 12)),
-        np.int64(read_i32(at + 16)),
-        np.int64(read_i32(step.chunk_begins + 4 * chunk)),
+        read_i32(at + 12),
+        read_i32(at + 16),
+        read_i32(step.chunk_begins + 4 * chunk),
         position,
         position + first_row // group,
         position + (first_row + num_rows - 1) // group,
-        step.block_tables + 4 * np.int64(read_i32(step.table_begins + 4 * chunk)),
+        step.block_tables + 4 * read_i32(step.table_begins + 4 * chunk),
     )
 
 
@@ -128,7 +128,7 @@ def _spans(layer: Any, tile: _Tile) -> Any:
 
 
 @compiled  # type: ignore[untyped-decorator]
-def _padded(layer: Any) -> int:
+def _padded(layer: Any) -> Any:
     """The head size, in whole 32s."""
     return (layer.head_size + WIDTH - 1) // WIDTH * WIDTH
 

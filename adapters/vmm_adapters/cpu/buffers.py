@@ -67,6 +67,11 @@ class StepBuffers:
         for name in ("scales", "sums"):
             self._add(name, (tokens * columns // BLOCK,), np.float32)
 
+    @property
+    def num_bytes(self) -> int:
+        """At most: of pages that no step touches there is no memory."""
+        return sum(array.nbytes for array in self._arrays.values())
+
     def _add(self, name: str, shape: tuple[int, ...], dtype: type[np.generic], stride: str | None = None) -> None:
         array = self._arrays[name] = np.zeros(shape, dtype)
         self.record[name] = array.ctypes.data

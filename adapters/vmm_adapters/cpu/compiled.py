@@ -1,13 +1,19 @@
 """How functions of this package are compiled by Numba, and kept."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
+from time import perf_counter
 from typing import Any
 
 import numba
 from numba import config, njit, typeof
+from numba.core.event import Event, Listener, install_listener
+
+logger = logging.getLogger(__name__)
 
 compiled = njit(nogil=True, error_model="numpy")
 """Without the interpreter's lock, and without checks that would raise: a thread that ends is waited for in vain."""
@@ -28,7 +34,37 @@ def compile_kept(function: Any, arguments: Iterable[Any], folder: Path | None) -
                 function.enable_caching()
             finally:
                 config.CACHE_DIR = before
-        function.compile(tuple(typeof(argument) for argument in arguments))
+        with install_listener("numba:compile", _Announcer()):
+            function.compile(tuple(typeof(argument) for argument in arguments))
+
+
+@contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Say that something is being compiled, and how long it took."""
+    logger.info("compiling %s for this machine, once", what)
+    started = perf_counter()
+    yield
+    logger.info("compiled %s in %.1f s", what, perf_counter() - started)
+
+
+class _Announcer(Listener):  # type: ignore[misc]
+    """The same of what Numba compiles, as functions call one another; what it finds in its cache is no event."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._announced = announced("the steps of decoders")
+
+    def on_start(self, event: Event) -> None:
+        """A function is compiled, perhaps for another one."""
+        if not self._depth:
+            self._announced.__enter__()
+        self._depth += 1
+
+    def on_end(self, event: Event) -> None:
+        """It is compiled, or was not."""
+        self._depth -= 1
+        if not self._depth:
+            self._announced.__exit__(None, None, None)
 
 
 def fingerprint() -> str:

@@ -16,7 +16,7 @@ from llvmlite import binding, ir
 from numpy.typing import NDArray
 
 from vmm_adapters.cpu import numerics, panels, spans
-from vmm_adapters.cpu.compiled import fingerprint
+from vmm_adapters.cpu.compiled import announced, fingerprint
 from vmm_adapters.cpu.emitter import F32, I64, Emitter, Value
 from vmm_adapters.cpu.floats import Element, emit_floats
 from vmm_adapters.cpu.isa import InstructionSet
@@ -156,6 +156,11 @@ def _machine_name() -> str:
 
 def _compile(isa: InstructionSet, kernels: dict[int, _Kernel]) -> bytes:
     """An object file with a function for each."""
+    with announced(f"{len(kernels)} kernels with {isa.name}"):
+        return _emit(isa, kernels)
+
+
+def _emit(isa: InstructionSet, kernels: dict[int, _Kernel]) -> bytes:
     module = ir.Module("kernels")
     module.triple = binding.get_default_triple()
     for place, kernel in kernels.items():

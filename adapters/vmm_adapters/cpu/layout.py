@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmm_adapters.cpu.packing import PackedMatrix, pack_matrix
+from vmm_adapters.cpu.packing import PackedMatrix, pack_matrix, release_pages
 from vmm_adapters.cpu.panels import BLOCK, FORMS
-from vmm_adapters.cpu.plan import DecoderPlan, Layer, Linear, slice_rows
+from vmm_adapters.cpu.plan import DecoderPlan, Layer, Linear, Matrix, slice_rows
 
 MATRIX = np.dtype(
     [
@@ -94,7 +94,7 @@ class Decoder:
         self.layers = np.zeros(len(plan.layers), LAYER)
         self.matrices = np.zeros(MATRICES_A_LAYER * len(plan.layers) + 2, MATRIX)
         self._kept: list[object] = []
-        self._packed: dict[int, PackedMatrix] = {}
+        self._packed: dict[int, tuple[Matrix, PackedMatrix]] = {}
         for index, layer in enumerate(plan.layers):
             self._add_layer(index, layer)
         self._add_matrix(-2, Linear(plan.embedding), 0)
@@ -128,6 +128,7 @@ class Decoder:
             weights = getattr(attention, name)
             record[name], record[f"{name}_size"] = self._vector(weights), 0 if weights is None else len(weights)
         if attention.rotary is not None:
+            # mapped, as they are
             record["cosines"] = self._keep(np.ascontiguousarray(attention.rotary.cosines, np.float32))
             record["sines"] = self._keep(np.ascontiguousarray(attention.rotary.sines, np.float32))
             record["rotary_half"] = attention.rotary.cosines.shape[1]
@@ -138,11 +139,13 @@ class Decoder:
 
     def _add_matrix(self, index: int, linear: Linear, out_at: int) -> None:
         matrix, record = linear.matrix, self.matrices[index]
-        packed = self._packed.get(id(matrix))
+        packed = self._packed.get(id(matrix), (matrix, None))[1]
         if packed is None:
-            packed = self._packed[id(matrix)] = pack_matrix(matrix)
-            self._kept.append((packed, matrix))  # the matrix too: its id must not become another's
+            packed = pack_matrix(matrix)
+            self._packed[id(matrix)] = matrix, packed  # the matrix too: its id must not become another's meanwhile
+            self._kept.append(packed)
             self.num_bytes += packed.num_bytes
+            release_pages(matrix)
         added = np.zeros(packed.num_panels * packed.panel_rows, np.float32)
         if linear.bias is not None:
             added[: len(linear.bias)] = linear.bias

@@ -33,8 +33,19 @@ def _writer(kind: Any, value: Any) -> Any:
 read_f32 = intrinsic(_reader(F32, types.float32))
 read_u8 = intrinsic(_reader(I8, types.uint8))
 read_u16 = intrinsic(_reader(I16, types.uint16))
-read_i32 = intrinsic(_reader(I32, types.int32))
 read_i64 = intrinsic(_reader(I64, types.int64))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def read_i32(typingctx: Any, address: Any) -> Any:
+    """An int32, as an int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.sext(builder.load(builder.inttoptr(arguments[0], I32.as_pointer())), I64)
+
+    return types.int64(types.int64), generate
+
+
 write_f32 = intrinsic(_writer(F32, types.float32))
 write_i32 = intrinsic(_writer(I32, types.int32))
 write_u8 = intrinsic(_writer(I8, types.uint8))

@@ -10,6 +10,8 @@ from vmm_adapters.cpu.plan import Activation
 
 LANES = 16
 ROW = vector(F32, LANES)
+_LEAST_PEAK = 2.0**-119
+"""Of a block that is not taken for zeros: 127 over it, and a 127th of it, are ordinary numbers."""
 
 PLAIN, NORMALIZED, GATED = 0, 1, 2
 NUM_SOURCES = GATED + len(Activation)
@@ -88,8 +90,9 @@ def _source(emit: Emitter, source: int, values: Value, second: Value, factor: Va
 def emit_quantize(emit: Emitter, source: int, words: list[Value], factor: Value) -> None:
     """Blocks `first` to `first + blocks` of one input as `panels` wants them: place 0 to 15 of a tile.
 
-    A block's greatest size becomes 127; a block of zeros has scale 0. `words`: the addresses of `values` and `second`,
-    first, blocks, place, and the addresses of the tile, its scales and sums (float32, of what was quantised).
+    A block's greatest size becomes 127; a block of zeros, or of what is as good as that, has scale 0. `words`: the
+    addresses of `values` and `second`, first, blocks, place, and the addresses of the tile, its scales and sums
+    (float32, of what was quantised).
     """
     values, second, first, blocks, place, tile, scales, sums = words
     builder, read = emit.builder, _source(emit, source, values, second, factor)
@@ -99,7 +102,8 @@ def emit_quantize(emit: Emitter, source: int, words: list[Value], factor: Value)
         parts = [read(emit.at(emit.word(64 * half), block, 4 * BLOCK)) for half in (0, 1)]
         sizes = [emit.call(f"llvm.fabs.v{LANES}f32", ROW, part) for part in parts]
         peak = emit.reduce(emit.maximum, emit.maximum(*sizes))
-        is_zero = builder.fcmp_ordered("==", peak, ir.Constant(F32, 0.0))
+        is_zero = builder.fcmp_ordered("<", peak, ir.Constant(F32, _LEAST_PEAK))
+        peak = builder.select(is_zero, ir.Constant(F32, 0.0), peak)
         inverse = builder.fdiv(ir.Constant(F32, 127.0), peak)
         inverse = emit.splat(builder.select(is_zero, ir.Constant(F32, 0.0), inverse), LANES)
         at = builder.add(builder.mul(block, emit.word(PANEL)), place)
@@ -119,7 +123,10 @@ def emit_quantize(emit: Emitter, source: int, words: list[Value], factor: Value)
 
 
 def emit_copy(emit: Emitter, source: int, words: list[Value], factor: Value) -> None:
-    """The same numbers as float32. `words`: the addresses of `values` and `second`, first, blocks, the target's address."""
+    """The same numbers as float32.
+
+    `words`: the addresses of `values` and `second`, first, blocks, the target's address.
+    """
     values, second, first, blocks, target = words
     builder, read = emit.builder, _source(emit, source, values, second, factor)
 

@@ -1,5 +1,6 @@
 """Matrices as the kernels read them: see `panels` for blocks; of floats, panels of 32 rows, `[columns, 32]`."""
 
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,16 @@ class PackedMatrix:
 def pack_matrix(matrix: Matrix) -> PackedMatrix:
     """Copy a matrix into panels, exactly. Raises `UnsupportedModel` for bits and blocks that there is no kernel for."""
     return _pack_floats(matrix) if isinstance(matrix, DenseMatrix) else _pack_blocks(matrix)
+
+
+def release_pages(matrix: Matrix) -> None:
+    """Let go what was read of the matrix's file: it would stay in memory beside the packed copy."""
+    array = matrix.values if isinstance(matrix, DenseMatrix) else matrix.levels
+    base: object = array
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _pack_floats(matrix: DenseMatrix) -> PackedMatrix:

@@ -40,8 +40,8 @@ def rotate_and_store(share: Any, phase: int, layer: Any) -> None:
             if layer.key_norm:
                 _normalize(keys, heads * head, layer.key_norm, model.epsilon)
         chunk, position = read_i32(step.token_chunks + 4 * token), read_i64(step.positions + 8 * token)
-        entry = np.int64(read_i32(step.table_begins + 4 * chunk)) + position // BLOCK_SIZE
-        block = np.int64(read_i32(step.block_tables + 4 * entry))
+        entry = read_i32(step.table_begins + 4 * chunk) + position // BLOCK_SIZE
+        block = read_i32(step.block_tables + 4 * entry)
         key_block, value_block = layer.keys + block * key_bytes, layer.values + block * value_bytes
         first, last = (0, heads) if is_whole else (piece, piece + 1)
         for index in range(first, last):

@@ -1,14 +1,17 @@
 """`CausalLMRunner` by kernels of our own: a decoder's whole step is one call of compiled code."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numba.core.errors import NumbaError
 from numpy.typing import NDArray
 
 from vmm_adapters.batching import pack
 from vmm_adapters.cpu.attention import block_bytes
+from vmm_adapters.cpu import cores
 from vmm_adapters.cpu.buffers import StepBuffers
 from vmm_adapters.cpu.isa import InstructionSet, supported
 from vmm_adapters.cpu.kernels import Kernels
@@ -19,8 +22,11 @@ from vmm_adapters.cpu.share import MODEL
 from vmm_adapters.cpu.spans import BLOCK_SIZE
 from vmm_adapters.cpu.threads import Team
 from vmm_adapters.decoder_folder import read_model_folder
-from vmm_adapters.errors import RuntimeFailed, UnsupportedModel
+from vmm_adapters.errors import OutOfMemory, RuntimeFailed, UnsupportedModel, runtime_errors
+from vmm_adapters.heap import trim_heap
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
+
+logger = logging.getLogger(__name__)
 
 DEVICE = "CPU"
 
@@ -31,20 +37,18 @@ class CPURunner:
     block_size = BLOCK_SIZE
     device = DEVICE
 
-    def __init__(
-        self, plan: DecoderPlan, options: RunnerOptions, *, isa: InstructionSet | None = None, is_narrow: bool = False
-    ) -> None:
+    def __init__(self, plan: DecoderPlan, options: RunnerOptions, *, isa: InstructionSet | None = None) -> None:
+        """Raises `OutOfMemory`, and `RuntimeFailed` for what Numba and LLVM cannot do here."""
         self.vocab_size, self.context_length = plan.vocab_size, plan.context_length
         self._options = options
         self._decoder: Decoder | None = Decoder(plan)
         layers = self._decoder.layers
+        is_narrow = options.kv_cache_type == "u8"
         sizes = [_layer_bytes(layer, is_narrow) for layer in layers]
-        wanted = options.max_sequences * -(-plan.context_length // BLOCK_SIZE)
-        self.num_blocks = max(1, min(options.kv_cache_bytes // sum(map(sum, sizes)), wanted))
+        self.num_blocks = _count_blocks(sum(map(sum, sizes)), options, plan.context_length)
         self._blocks = [[np.zeros((self.num_blocks, size), np.uint8) for size in pair] for pair in sizes]
         for layer, (keys, values) in zip(layers, self._blocks, strict=True):
             layer["keys"], layer["values"] = keys.ctypes.data, values.ctypes.data
-        self.memory_bytes = self._decoder.num_bytes + sum(each.nbytes for pair in self._blocks for each in pair)
         model = np.zeros(1, MODEL)
         model["width"], model["final_norm"], model["is_narrow"] = plan.width, self._decoder.final_norm, is_narrow
         for name in ("epsilon", "embedding_scale", "logit_scale"):
@@ -52,12 +56,16 @@ class CPURunner:
         model["logit_softcap"] = plan.logit_softcap or 0
         matrices = self._decoder.matrices
         forms = matrices["form"][matrices["is_dense"] == 0]
-        kernels = Kernels(isa or supported()[0], forms, options.cache_dir)
-        num_threads = options.num_threads or os.cpu_count() or 1
+        num_threads = options.num_threads or cores.num_threads()
         self._buffers = StepBuffers(self._decoder, options, plan.context_length, num_threads)
-        self._team: Team | None = Team(
-            kernels, num_threads, options.cache_dir, model, layers, matrices, self._buffers.record
-        )
+        cache_dir = _writable(options.shared_cache_dir)
+        with runtime_errors("compiling kernels", RuntimeError, NumbaError, OSError):
+            kernels = Kernels(isa or supported()[0], forms, cache_dir)
+            self._team: Team | None = Team(
+                kernels, num_threads, cache_dir, model, layers, matrices, self._buffers.record
+            )
+        blocks = sum(each.nbytes for pair in self._blocks for each in pair)
+        self.memory_bytes = self._decoder.num_bytes + self._buffers.num_bytes + blocks
 
     def execute(self, batch: Batch) -> NDArray[np.float32]:
         """See `CausalLMRunner.execute`."""
@@ -88,8 +96,9 @@ class CPURunner:
                     blocks[target] = blocks[source]
 
     def warm_up(self) -> None:
-        """See `CausalLMRunner.warm_up`. Compiles what is not in the cache."""
+        """See `CausalLMRunner.warm_up`. Everything was compiled when it was loaded; what that took is given back."""
         self.execute(Batch((Chunk([0], 0, [0]),)))
+        trim_heap()
 
     def close(self) -> None:
         """See `CausalLMRunner.close`."""
@@ -97,11 +106,39 @@ class CPURunner:
             self._team.close()
         self._team = self._decoder = None
         self._blocks = []
+        trim_heap()
 
 
 def _layer_bytes(layer: np.void, is_narrow: bool) -> tuple[int, int]:
     heads, head = int(layer["num_kv_heads"]), int(layer["head_size"])
     return block_bytes(heads, head, is_narrow), block_bytes(heads, round_up(head), is_narrow)
+
+
+def _count_blocks(block_bytes: int, options: RunnerOptions, context_length: int) -> int:
+    """Blocks that fit the budget, but no more than so many full sequences need. None of their pages is touched yet."""
+    wanted = options.max_sequences * -(-context_length // BLOCK_SIZE)
+    num_blocks = min(options.kv_cache_bytes // block_bytes, wanted)
+    if num_blocks < 1:
+        raise OutOfMemory(
+            f"kv_cache_bytes={options.kv_cache_bytes} holds no KV block; one takes {block_bytes} bytes",
+            hint="raise memory_budget",
+        )
+    return num_blocks
+
+
+def _writable(folder: Path | None) -> Path | None:
+    """The folder, made if need be; `None`, and a warning, where nothing can be kept in it."""
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("compiled kernels are not kept: %s", error)
+        return None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        logger.warning("compiled kernels are not kept: nothing can be written to %s", folder)
+        return None
+    return folder
 
 
 def load_runner(folder: Path, options: RunnerOptions, *, isa: InstructionSet | None = None) -> CPURunner:

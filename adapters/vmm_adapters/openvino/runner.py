@@ -13,7 +13,7 @@ from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
 from vmm_adapters.batching import pack
 from vmm_adapters.openvino.devices import HETERO, check_device
 from vmm_adapters.openvino.graph import PagedModel, read_paged_model
-from vmm_adapters.openvino.heap import trim_heap
+from vmm_adapters.heap import trim_heap
 from vmm_adapters.openvino.kv_cache import KVCache, count_blocks, read_layout
 from vmm_adapters.decoder_folder import read_model_folder
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
@@ -125,8 +125,10 @@ def _homes(core: Any, paged: PagedModel, device: str, properties: Mapping[str, A
 
 
 def _properties(options: RunnerOptions) -> dict[str, Any]:
-    """Measured in docs/openvino-runner.md. Precision and KV type stay the device's choice."""
+    """Measured in docs/openvino-runner.md. Precision stays the device's choice, and so does the KV type unasked."""
     chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if options.kv_cache_type is not None:
+        chosen["KV_CACHE_PRECISION"] = options.kv_cache_type
     if options.device.startswith("CPU"):
         # The event loop and the sampler share the cores: a pinned thread would wait for them at every operator.
         chosen["ENABLE_CPU_PINNING"] = False
