@@ -72,8 +72,11 @@ def main(arguments: Sequence[str]) -> None:
         home = Path(scratch)
         (home / "models").symlink_to(settings.store_dir.resolve())
         start = partial(vmm_server, home, model.name, cache_bytes)
+        plain = environment(chosen.backend, speculation=False)
+        with start(settings=plain):  # compiles what later starts find in the cache
+            pass
         with (
-            start(settings=environment(chosen.backend, speculation=False)) as ours,
+            start(settings=plain) as ours,
             llama_server(chosen.gguf, KV_TOKENS, max(WIDTHS)) as theirs,
         ):
             if theirs is None:
