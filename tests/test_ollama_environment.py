@@ -65,6 +65,7 @@ def test_each_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch, no_envi
         "OLLAMA_MAX_QUEUE": "7",
         "OLLAMA_MAX_LOADED_MODELS": "2",
         "OLLAMA_ORIGINS": '"https://a.example/, chrome-extension://*,,*.b.example"',
+        "OLLAMA_KV_CACHE_TYPE": "Q8_0",
         "OLLAMA_DEBUG": "1",
     }.items():
         monkeypatch.setenv(name, value)
@@ -72,7 +73,7 @@ def test_each_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch, no_envi
     assert (settings.host, settings.port, settings.context_length) == ("::", 8000, 4096)
     assert (settings.keep_alive, settings.max_queue, settings.max_loaded_models) == (KeepAlive(5400), 7, 2)
     assert settings.origins == ("https://a.example", "chrome-extension://*", "*.b.example")
-    assert settings.log_level == "debug"
+    assert (settings.kv_cache_type, settings.log_level) == ("q8_0", "debug")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,7 @@ def test_ours_win_and_the_file_loses(monkeypatch: pytest.MonkeyPatch, no_environ
     ("variable", "value", "words"),
     [
         ("OLLAMA_KEEP_ALIVE", "5x", "setting keep_alive (OLLAMA_KEEP_ALIVE): '5x' is not a duration"),
+        ("OLLAMA_KV_CACHE_TYPE", "q4_0", "setting kv_cache_type (OLLAMA_KV_CACHE_TYPE): Input should be 'auto', 'f16'"),
         ("OLLAMA_MAX_QUEUE", "many", "setting max_queue (OLLAMA_MAX_QUEUE): "),
         (
             "OLLAMA_ORIGINS",

@@ -147,6 +147,10 @@ class TextOutput:
     """This request failed and is forgotten; the others go on."""
 
 
+KVCacheType = Literal["f16", "u8"]
+"""What keys and values are kept in: halves, or bytes with a scale for each row of numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
     """What the pool decides for one load."""
@@ -155,6 +159,8 @@ class RunnerOptions:
     """A device name as the runtime spells it (`CPU`, `GPU.0`)."""
     kv_cache_bytes: int = 512 * 1024**2
     """Memory for KV blocks; the runner turns it into `num_blocks`."""
+    kv_cache_type: KVCacheType | None = None
+    """`None` leaves the choice to the adapter. One whose runtime has a type of its own says so in its log."""
     num_threads: int | None = None
     """Compute threads; `None` leaves the choice to the runtime."""
     max_batched_tokens: int = 512
@@ -163,6 +169,8 @@ class RunnerOptions:
     """The most sequences one step will hold."""
     cache_dir: Path | None = None
     """Where compiled models may be kept between starts; `None` keeps nothing."""
+    shared_cache_dir: Path | None = None
+    """The same, for what serves every model: compiled kernels."""
     allow_fallback: bool = True
     """Whether the CPU may take what the device cannot; `device` of what is loaded says what happened."""
 

@@ -19,6 +19,7 @@ VARIABLES: Mapping[str, str] = {
     "keep_alive": "OLLAMA_KEEP_ALIVE",
     "load_timeout_s": "OLLAMA_LOAD_TIMEOUT",
     "origins": "OLLAMA_ORIGINS",
+    "kv_cache_type": "OLLAMA_KV_CACHE_TYPE",
     "log_level": "OLLAMA_DEBUG",
 }
 """Setting → the variable that sets it where no `VMM_*` does."""
@@ -31,7 +32,6 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "OLLAMA_HOME": "VMM_HOME names the folder for everything",
     "OLLAMA_TMPDIR": "what is not finished lies in the folder that it will be in",
     "OLLAMA_NUM_PARALLEL": "requests of a model run together and share its memory; VMM_MAX_SEQUENCES bounds them",
-    "OLLAMA_KV_CACHE_TYPE": "the runtime chooses it for its device",
     "OLLAMA_FLASH_ATTENTION": "the runtime chooses the kernels for its device",
     "OLLAMA_NOPRUNE": "no file that a model needs is deleted but by vmm rm",
     "OLLAMA_SCHED_SPREAD": "a model runs on one device",

@@ -30,6 +30,10 @@ def _seconds(value: object) -> object:
     return parse_duration(value) if isinstance(value, str) else value
 
 
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _path_list(value: object) -> object:
     return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
@@ -101,6 +105,8 @@ class Settings(BaseSettings):
     """Memory for weights and KV blocks of all loaded models; unset is half of the machine's."""
     kv_cache_size: ByteSize | None = None
     """Memory for one model's KV blocks; unset is an eighth of the memory budget."""
+    kv_cache_type: Annotated[Literal["auto", "f16", "q8_0"], BeforeValidator(_lower)] = "auto"
+    """What keys and values are kept in: f16, q8_0 (8 bits, half the memory), or auto, which is the backend's choice."""
     context_length: Annotated[int, Field(ge=1)] | None = None
     """Limit on prompt plus answer, in tokens; unset is the model's own."""
     max_batched_tokens: Annotated[int, Field(ge=32)] = 512

@@ -10,8 +10,8 @@ from numba.core.errors import NumbaError
 from numpy.typing import NDArray
 
 from vmm_adapters.batching import pack
-from vmm_adapters.cpu.attention import block_bytes
 from vmm_adapters.cpu import cores
+from vmm_adapters.cpu.attention import block_bytes
 from vmm_adapters.cpu.buffers import StepBuffers
 from vmm_adapters.cpu.isa import InstructionSet, supported
 from vmm_adapters.cpu.kernels import Kernels

@@ -1,6 +1,7 @@
 """`TextBackend` on onnxruntime-genai: a thread of its own, to which the runtime is bound, and what loads a model."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,6 +21,8 @@ from vmm_adapters.onnxruntime_genai.providers import CPU, Candidate, candidates
 from vmm_adapters.onnxruntime_genai.sampling import LACKS, NO_GUIDANCE, NO_SEEDS
 from vmm_adapters.onnxruntime_genai.scheduler import Limits, Scheduler
 from vmm_adapters.types import RunnerOptions, TextOutput, TextRequest
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _KV_BYTES = {
@@ -161,6 +164,8 @@ def _load_model(folder: Path, described: ModelFolder, options: RunnerOptions) ->
 
 def _load_on(candidate: Candidate, folder: Path, described: ModelFolder, options: RunnerOptions) -> Any:
     provider = candidate.provider
+    if options.kv_cache_type is not None:
+        logger.warning("the KV cache is of the type that the model's file says, not %s", options.kv_cache_type)
     with runtime_errors(f"loading on {candidate.device} with {provider.name}", RuntimeError, ValueError):
         config = og.Config(str(folder))
         config.clear_providers()

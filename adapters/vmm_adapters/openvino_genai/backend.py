@@ -13,6 +13,7 @@ Images are RGB of any size: scaling and normalising them is the runtime's part, 
 The NPU's graphs have fixed shapes, and are compiled when the model is loaded; a `cache_dir` keeps them.
 """
 
+import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,8 @@ from vmm_adapters.openvino_genai.generation import LACKS, PASS_THROUGH, generati
 from vmm_adapters.openvino_genai.model_folder import ModelFolder, read_model_folder
 from vmm_adapters.openvino_genai.prompts import WARM_UP, WARM_UP_SEEING, Prompts, image_tensors
 from vmm_adapters.types import RunnerOptions, TextOutput, TextRequest
+
+logger = logging.getLogger(__name__)
 
 _KV_VALUE_BYTES = 2
 """Of a number in the KV cache, at most."""
@@ -128,8 +131,12 @@ def _load(folder: Path, described: ModelFolder, options: RunnerOptions, length: 
         properties.update(MAX_PROMPT_LEN=length, MIN_RESPONSE_LEN=_NPU_ANSWER)
         if options.cache_dir is not None:
             properties["CACHE_DIR"] = str(options.cache_dir)
+        if options.kv_cache_type is not None:
+            logger.warning("OpenVINO chooses the type of the KV cache on an NPU, not %s", options.kv_cache_type)
     else:
         properties["scheduler_config"] = _scheduler_config(length, options)
+        if options.kv_cache_type is not None:
+            properties["KV_CACHE_PRECISION"] = options.kv_cache_type
     if options.num_threads is not None and options.device == "CPU":
         properties["INFERENCE_NUM_THREADS"] = options.num_threads
     with runtime_errors(f"loading on {options.device}", RuntimeError, ValueError):

@@ -20,6 +20,11 @@ def compiled_dir(cache_dir: Path, model: InstalledModel, variant: str = "") -> P
     return folder if found is None else folder / f"variant-{found.digest[:16]}"
 
 
+def shared_compiled_dir(cache_dir: Path) -> Path:
+    """Where adapters may keep what they compiled for this machine, whatever the model."""
+    return cache_dir / "kernels"
+
+
 def delete_compiled(cache_dir: Path, *, keep: Iterable[InstalledModel]) -> None:
     """Delete what no model in `keep` uses. Raises `StoreError`."""
     kept = {model.weights for model in keep}

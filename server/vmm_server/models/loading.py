@@ -1,7 +1,7 @@
 """A model folder on disk → something warm that takes requests: the blocking half of a load, run in a thread."""
 
 import json
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from vmm_adapters import catalog
 from vmm_adapters.base import CausalLMRunner, TextBackend
 from vmm_adapters.errors import AdapterError
-from vmm_adapters.types import RunnerOptions
+from vmm_adapters.types import KVCacheType, RunnerOptions
 from vmm_server.engine.engine import Engine, EngineOptions
 from vmm_server.errors import ModelLoadFailed
-from vmm_server.models.compiled import compiled_dir
+from vmm_server.models.compiled import compiled_dir, shared_compiled_dir
 from vmm_server.models.draft_models import Resolve, load_draft_runner
 from vmm_server.models.encoders import load_encoder
 from vmm_server.models.ready import Ready, warm
@@ -27,6 +27,9 @@ from vmm_server.prompt.spelling import Spelling
 from vmm_server.prompt.templates import TemplateReader
 from vmm_server.prompt.token_bytes import TokenBytes
 from vmm_server.settings import Settings
+
+_KV_CACHE_TYPES: Mapping[str, KVCacheType | None] = {"auto": None, "f16": "f16", "q8_0": "u8"}
+"""The setting's words → the adapters'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +115,12 @@ def _load_text(
     options = RunnerOptions(
         device=placement.device,
         kv_cache_bytes=kv_cache_bytes,
+        kv_cache_type=_KV_CACHE_TYPES[settings.kv_cache_type],
         num_threads=settings.num_threads,
         max_batched_tokens=settings.max_batched_tokens,
         max_sequences=settings.max_sequences,
         cache_dir=compiled_dir(settings.cache_dir, model, placement.variant),
+        shared_cache_dir=shared_compiled_dir(settings.cache_dir),
         allow_fallback=False,  # the pool goes on to the next placement, and says which one it is
     )
     draft_runner = load_draft_runner(model, tokenizer, placement, options, settings, resolve)
