@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from string import ascii_letters, digits
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vmm_adapters.echo import VOCAB_SIZE, EchoRunner
+from vmm_adapters.echo import ASSISTANT, END, USER, VOCAB_SIZE, EchoRunner
 from vmm_adapters.errors import RuntimeFailed
 from vmm_adapters.types import Batch, SamplingParams
 from vmm_server.engine.draft_model import DraftModel
@@ -37,6 +38,7 @@ class Clock:
         self.now += 1 + batch.num_tokens / 10
 
     def pass_small(self, batch: Batch) -> None:
+        assert all(chunk.token_ids for chunk in batch.chunks)
         self.small.append(batch)
         self.now += 0.05 + batch.num_tokens / 200
 
@@ -96,6 +98,11 @@ def test_a_prompt_is_read_once_and_found_again() -> None:
     clock.small.clear()
     model.draft([second], 1, VOCAB_SIZE)
     assert sum(batch.num_tokens for batch in clock.small) == len(second.token_ids) - 20, "what fills blocks is shared"
+    model.forget(first)
+    assert model.num_free_blocks == 64 - 6
+    assert model.draft([second], 2, VOCAB_SIZE) == {second: list(b"xy")}
+    model.forget(second)
+    assert model.num_free_blocks == 64
 
 
 def test_nothing_is_drafted_without_room_or_beyond_the_vocabulary() -> None:
@@ -160,6 +167,26 @@ def test_answers_are_the_same_and_sooner(temperature: float) -> None:
     assert all(each.num_accepted_tokens for each in together)
     assert model.num_free_blocks == 64
     assert drafted.now < plain.now * (0.5 if temperature == 0 else 0.9)
+
+
+def test_it_is_not_asked_where_a_lookup_is_likelier_to_be_right() -> None:
+    clock = Clock()
+    executor = PagedExecutor(
+        EchoRunner(num_blocks=64, block_size=4, gate=clock.pass_large),
+        eos_token_ids=frozenset({END}),
+        max_batched_tokens=200,
+        max_sequences=4,
+        max_score_bytes=2**20,
+        clock=clock,
+        speculator=Speculator(VOCAB_SIZE, DraftModel(Counting(clock.pass_small), clock, max_batched_tokens=200)),
+    )
+    prompt = [USER, *ascii_letters.encode(), *digits.encode(), END, ASSISTANT]
+    executor.add(Sequence(prompt, GREEDY, max_length=200, eos_token_ids=frozenset({END})), None)
+    while executor.has_work:
+        list(executor.step())
+    long_before = [chunk.start for batch in clock.small for chunk in batch.chunks if chunk.start > len(prompt) + 12]
+    assert len(clock.small) > 0
+    assert long_before == []
 
 
 def test_a_draft_model_that_is_always_wrong_is_asked_a_few_times() -> None:

@@ -19,6 +19,7 @@ from vmm_server.engine.drafting import (
     Evidence,
     StepCosts,
     _best,
+    _rounded,
 )
 
 Cost = Callable[[int], float]
@@ -152,12 +153,19 @@ def measured(num_sequences: int, **seconds: float) -> StepCosts:
 
 
 def test_costs_lie_on_lines_between_measurements() -> None:
-    costs = measured(2, d0=1.0, d2=1.5, d4=3.0)
+    costs = measured(2, d0=2.0, d2=3.0, d4=6.0)
     assert costs.ratios(2, 6) == pytest.approx([1.0, 1.25, 1.5, 2.25, 3.0, 3.5, 4.0])
     assert costs.ratios(2, 6, at_most=True)[4:] == pytest.approx([3.0, 3.5, 4.0])
     assert measured(1, d0=1.0, d1=1.1).ratios(1, 3) == pytest.approx([1.0, 1.1, 1.2, 1.3])
     assert measured(1, d0=1.0, d1=1.1).ratios(1, 3, at_most=True) == pytest.approx([1.0, 1.1, 2.1, 3.1])
     assert costs.ratios(5, 0) == [1.0]
+
+
+def test_few_numbers_tell_what_any_number_of_drafts_costs() -> None:
+    assert [_rounded(count) for count in range(17)] == list(range(17))
+    assert all(abs(_rounded(count) - count) <= count / 16 for count in range(1, 1000))
+    assert len({_rounded(count) for count in range(1000)}) < 80
+    assert measured(1, d0=1.0, d200=3.0).ratios(1, 208)[_rounded(200)] == pytest.approx(3.0)
 
 
 def test_nothing_is_drafted_before_a_plain_step_was_measured() -> None:
