@@ -7,13 +7,14 @@ import numpy as np
 
 from vmm_adapters import catalog
 from vmm_adapters.base import CausalLMRunner
-from vmm_adapters.types import Batch, Chunk, RunnerOptions
+from vmm_adapters.types import Batch, Chunk, KVCacheType, RunnerOptions
 
 
-def kv_bytes(adapter: str, folder: Path, num_tokens: int) -> int:
+def kv_bytes(adapter: str, folder: Path, num_tokens: int, kv_cache_type: KVCacheType | None = None) -> int:
     """Bytes of the KV blocks that hold so many tokens, read off a small runner."""
     small = 8 * 1024**2
-    runner = catalog.load_causal_lm(adapter, folder, RunnerOptions(kv_cache_bytes=small, max_sequences=1))
+    options = RunnerOptions(kv_cache_bytes=small, kv_cache_type=kv_cache_type, max_sequences=1)
+    runner = catalog.load_causal_lm(adapter, folder, options)
     size = small // runner.num_blocks * -(-num_tokens // runner.block_size)
     runner.close()
     return size
