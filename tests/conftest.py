@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import hypothesis
+import numpy as np
 import pytest
+from filelock import FileLock
 
 from vmm_adapters.card import SamplingDefaults
+from vmm_adapters.cpu.plan import Activation, Attention, DecoderPlan, DenseMatrix, Layer, Linear
+from vmm_adapters.cpu.runner import CPURunner
 from vmm_adapters.echo import write_echo_model
+from vmm_adapters.types import RunnerOptions
 from vmm_server.app import Parts, build_parts
+from vmm_server.models.compiled import shared_compiled_dir
 from vmm_server.models.loading import load_model
 from vmm_server.models.pull import Puller
 from vmm_server.models.registry import Registry, read_cards
@@ -82,6 +88,21 @@ def smollm2() -> InstalledModel:
 
     asyncio.run(pull())
     return registry.resolve("smollm2:135m")  # compat_tests pull it as `smollm2` too
+
+
+@pytest.fixture(scope="session")
+def kernel_cache() -> Path:
+    """Where the CPU adapter's kernels are kept for all tests, and for later runs; who asks first compiles them."""
+    folder = shared_compiled_dir(CACHE / "cache")
+    folder.mkdir(parents=True, exist_ok=True)
+    square = Linear(DenseMatrix("square", 32, 32, np.eye(32, dtype=np.float32)))
+    attention = Attention((square, square, square), square, 1, 1, 32, 1.0, None)
+    layer = Layer(attention, (square, square), square, Activation.SILU, None, None, None, None)
+    norm = np.ones(32, np.float32)
+    plan = DecoderPlan(square.matrix, 1.0, (layer,), norm, square, 1.0, None, 1e-5, 32, ())
+    with FileLock(folder / "compiling.lock"):
+        CPURunner(plan, RunnerOptions(kv_cache_bytes=1 << 20, num_threads=1, shared_cache_dir=folder)).close()
+    return folder
 
 
 @pytest.fixture(scope="session")
