@@ -47,7 +47,7 @@ COSTS = {
 }
 
 
-def pace(cost: Cost, truth: Truth, *, num_sequences: int = 1, num_steps: int = 800, noise: float = 0.03) -> float:
+def pace(cost: Cost, truth: Truth, *, num_sequences: int = 1, num_steps: int = 500, noise: float = 0.03) -> float:
     """Of sequences that always have something to propose: how much faster they are than without drafts.
 
     Some drafts were made before.
@@ -91,14 +91,14 @@ def misleading(num_drafts: int) -> int:
     return 0 if num_drafts else MAX_DRAFTS
 
 
-@pytest.mark.parametrize("num_steps", [50, 200, 800])
+@pytest.mark.parametrize("num_steps", [50, 500])
 @pytest.mark.parametrize("num_sequences", [1, 4, 16])
 @pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
 def test_a_misleading_text_costs_less_than_three_percent(cost: Cost, num_sequences: int, num_steps: int) -> None:
     assert pace(cost, misleading, num_sequences=num_sequences, num_steps=num_steps) > 0.97
 
 
-@pytest.mark.parametrize("probability", [0.05, 0.3, 0.5, 0.7, 0.95])
+@pytest.mark.parametrize("probability", [0.05, 0.5, 0.95])
 @pytest.mark.parametrize("num_sequences", [1, 3, 16])
 @pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
 def test_no_chance_makes_it_slower(cost: Cost, num_sequences: int, probability: float) -> None:
