@@ -1,0 +1,189 @@
+"""The CPU adapter's kernels as functions of numpy arrays."""
+
+from collections.abc import Callable
+from ctypes import CFUNCTYPE, c_float, c_int64
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmm_adapters.cpu.floats import WIDTH, Element
+from vmm_adapters.cpu.isa import InstructionSet
+from vmm_adapters.cpu.kernels import (
+    CAP,
+    COPY,
+    FLOATS,
+    PANELS,
+    QUANTIZE,
+    SIZES,
+    SUM_OF_SQUARES,
+    Kernels,
+)
+from vmm_adapters.cpu.panels import BLOCK, FORMS, PANEL, Form
+
+Array = NDArray[Any]
+UNTOUCHED = np.float32(-12345.0)
+"""What lies beside results before, and must lie there afterwards."""
+EPSILON = 2.0**-24
+"""Half a unit in the last place of float32: the relative error of one operation."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Kernels under test, and where the buffers that they work in shall lie."""
+
+    isa: InstructionSet
+    kernels: Kernels
+    move: Callable[[Array], Array] = np.ascontiguousarray
+
+    def call(self, place: int, *words: Array | int, number: float = 0.0) -> None:
+        """Call a kernel with addresses of arrays, and counts."""
+        kind = CFUNCTYPE(None, *[c_int64] * len(words), c_float)
+        kind(int(self.kernels.table[place]))(*(w if isinstance(w, int) else w.ctypes.data for w in words), number)
+
+    def room(self, *shape: int) -> Array:
+        """A float32 buffer with nothing to rely on in it."""
+        return self.move(np.full(shape, UNTOUCHED, np.float32))
+
+
+@cache
+def subject(isa: InstructionSet) -> Subject:
+    """All kernels of an instruction set, compiled once a session."""
+    return Subject(isa, Kernels(isa, range(len(FORMS)), None))
+
+
+def size_index(rows: int) -> int:
+    """Of the kernel that computes so many rows, or more."""
+    return next(index for index, size in enumerate(SIZES) if size >= rows)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """16 rows of weights in blocks of 32 columns, and inputs in the same blocks."""
+
+    form: Form
+    levels: Array
+    """uint8 `[16, columns]`."""
+    factors: Array
+    """`[blocks, halves, 16]`, as the kernel reads them."""
+    biases: Array | None
+    inputs: Array
+    """int8 `[inputs, columns]`."""
+    steps: Array
+    """float32 `[inputs, blocks]`."""
+    added: Array
+    """float32 `[16]`."""
+
+    def packed_levels(self) -> Array:
+        """uint8 `[blocks, 4 or 8, 16, 4]`."""
+        groups = self.levels.reshape(PANEL, -1, BLOCK // 4, 4).transpose(1, 2, 0, 3)
+        return groups if self.form.bits == 8 else groups[:, 0::2] | groups[:, 1::2] << 4
+
+    def multiply(
+        self, subject: Subject, rows: slice, *, at: int = 0, scale: float = 1.0, before: Array | None = None
+    ) -> Array:
+        """Products of some of the inputs, float32 `[inputs, 16]`, added to `before` if there is something.
+
+        `at`: the place of the first one in the tile.
+        """
+        inputs, steps = self.inputs[rows], self.steps[rows]
+        num_inputs, num_blocks = steps.shape
+        computed = SIZES[size_index(num_inputs)]
+        tile = np.full((num_blocks, PANEL, BLOCK), 99, np.int8)
+        tile[:, at : at + num_inputs] = inputs.reshape(num_inputs, num_blocks, BLOCK).transpose(1, 0, 2)
+        scales = np.full((num_blocks, PANEL), np.nan, np.float32)
+        scales[:, at : at + num_inputs] = steps.T
+        with np.errstate(all="ignore"):
+            sums = scales * tile.sum(2, np.int32).astype(np.float32)
+        stride = PANEL + 5
+        # what a kernel computes beside the rows that were asked for may be anything, beside the columns nothing
+        out = np.full((computed, stride), UNTOUCHED, np.float32)
+        out[:num_inputs, :PANEL] = np.nan if before is None else before[rows]
+        out = subject.move(out.reshape(-1)[: computed * stride - 5])
+        tile, scales, sums = (subject.move(part) for part in (tile, scales, sums))
+        words: list[Array | int] = [subject.move(self.packed_levels()), subject.move(self.factors)]
+        words.append(0 if self.biases is None else subject.move(self.biases))
+        first: list[Array | int] = [tile[0, at:], scales[0, at:], sums[0, at:]]
+        target: list[Array | int] = [out, 4 * stride, subject.move(self.added), int(before is not None)]
+        place = PANELS + len(SIZES) * FORMS.index(self.form) + size_index(num_inputs)
+        subject.call(place, *words, *first, num_blocks, *target, number=scale)
+        lines = np.append(out, np.full(5, UNTOUCHED, np.float32)).reshape(computed, stride)
+        assert (lines[:, PANEL:] == UNTOUCHED).all()
+        return lines[:num_inputs, :PANEL].copy()
+
+    def expected(self) -> tuple[Array, Array]:
+        """Products in float64, and how far float32 may be off."""
+        num_inputs, num_blocks = self.steps.shape
+        halves = self.form.num_factors
+        factors = self.factors.astype(np.float64).transpose(2, 0, 1)
+        middle = 1 << (self.form.bits - 1)
+        biases = -middle * factors if self.biases is None else self.biases.astype(np.float64).transpose(2, 0, 1)
+        levels = self.levels.reshape(PANEL, num_blocks, halves, -1).astype(np.int64)
+        inputs = self.inputs.reshape(num_inputs, num_blocks, halves, -1).astype(np.int64)
+        dots = np.einsum("nbhk,ibhk->inbh", levels, inputs)
+        sums = inputs.sum(3)[:, None]
+        steps = self.steps.astype(np.float64)[:, None, :, None]
+        products, shifts = factors * steps * dots, biases * steps * sums
+        exact = (products + shifts).sum((2, 3)) + self.added
+        # a term is rounded at most twice before it is added, each addition rounds the sum, `added` and scale twice more
+        size = (np.abs(products) + np.abs(shifts)).sum((2, 3)) + np.abs(self.added)
+        return exact, (2 * num_blocks * halves + 5) * EPSILON * size
+
+
+def multiply_floats(subject: Subject, element: Element, a: Array, b: Array) -> Array:
+    """`a [rows, length] @ b [length, 32]`."""
+    rows, length = a.shape
+    computed = SIZES[size_index(rows)]
+    padded = np.full((computed, length + 3), np.nan, np.float32)
+    padded[:rows, :length] = a
+    mine = subject.move(padded.reshape(-1)[: computed * (length + 3) - 3])
+    stride = WIDTH + 4
+    out = subject.room(computed * stride - 4)
+    place = FLOATS + len(SIZES) * element + size_index(rows)
+    weights = subject.move(b)
+    subject.call(place, mine, 4 * (length + 3), weights, WIDTH * element.num_bytes, length, out, 4 * stride)
+    lines = np.append(out, np.full(4, UNTOUCHED, np.float32)).reshape(computed, stride)
+    assert (lines[:, WIDTH:] == UNTOUCHED).all()
+    return lines[:rows, :WIDTH].copy()
+
+
+def quantize(
+    subject: Subject, source: int, values: Array, second: Array, *, first: int, place: int, factor: float
+) -> tuple[Array, Array, Array]:
+    """Levels `[blocks, 32]`, scales and sums `[blocks]` of the blocks from `first` on."""
+    num_blocks = len(values) // BLOCK
+    tile = subject.move(np.full((num_blocks, PANEL, BLOCK), 99, np.int8))
+    scales, sums = subject.room(num_blocks, PANEL), subject.room(num_blocks, PANEL)
+    words = (subject.move(values), subject.move(second), first, num_blocks - first, place, tile, scales, sums)
+    subject.call(QUANTIZE + source, *words, number=factor)
+    others = np.ones((num_blocks, PANEL), bool)
+    others[first:, place] = False
+    assert (tile[others] == 99).all()
+    assert (scales[others] == UNTOUCHED).all()
+    assert (sums[others] == UNTOUCHED).all()
+    return tile[first:, place].copy(), scales[first:, place].copy(), sums[first:, place].copy()
+
+
+def copy(subject: Subject, source: int, values: Array, second: Array, *, first: int, factor: float) -> Array:
+    """The numbers of the blocks from `first` on, as float32."""
+    target = subject.room(len(values))
+    blocks = len(values) // BLOCK - first
+    subject.call(COPY + source, subject.move(values), subject.move(second), first, blocks, target, number=factor)
+    assert (target[: first * BLOCK] == UNTOUCHED).all()
+    return target[first * BLOCK :].copy()
+
+
+def sum_of_squares(subject: Subject, values: Array) -> float:
+    """Of a whole number of 16s."""
+    target = subject.room(1)
+    subject.call(SUM_OF_SQUARES, subject.move(values), len(values) // 16, target)
+    return float(target[0])
+
+
+def cap(subject: Subject, values: Array, limit: float) -> Array:
+    """`limit · tanh(values / limit)`."""
+    mine = subject.move(values.copy())
+    subject.call(CAP, mine, len(values) // 16, number=limit)
+    return mine.copy()
