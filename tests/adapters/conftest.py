@@ -8,8 +8,10 @@ import pytest
 
 from vmm_adapters import echo
 from vmm_adapters.base import CausalLMRunner
+from vmm_adapters.cpu.isa import InstructionSet, supported
 from vmm_adapters.types import RunnerOptions
 
+from . import cpu_kernels
 from .tiny_decoder import PRECISE, TinyDecoder, write_decoder
 
 OPTIONS = RunnerOptions(kv_cache_bytes=4 * 1024**2, max_batched_tokens=64, max_sequences=8)
@@ -53,3 +55,11 @@ def runner(subject: Subject) -> Iterator[CausalLMRunner]:
     loaded = subject.load()
     yield loaded
     loaded.close()
+
+
+@pytest.fixture(scope="session", params=InstructionSet, ids=lambda isa: isa.name)
+def cpu_subject(request: pytest.FixtureRequest) -> cpu_kernels.Subject:
+    """The CPU adapter's kernels of one instruction set."""
+    if request.param not in supported():
+        pytest.skip(f"this machine has no {request.param.name}")
+    return cpu_kernels.subject(request.param)
