@@ -1,8 +1,8 @@
 """Attention of a tile of rows over some blocks of a sequence: scores, online softmax and weighted sums in one pass.
 
-A row is a query of one head. Rows of a tile share what is read. A block of keys is `[head size, 32 positions]`, one of values
-`[32 positions, head size in whole 32s]`: both are read along the lanes. They are float16, or uint8 with a scale and a
-lowest number for each position, float32 `[2, 32]`.
+A row is a query of one head. Rows of a tile share what is read. A block of keys is `[head size, 32 positions]`, one of
+values `[32 positions, head size in whole 32s]`: both are read along the lanes. They are float16, or uint8 with a scale
+and a lowest number for each position, float32 `[2, 32]`.
 
 Online softmax: Milakov and Gimelshein, arXiv 1805.02867.
 """
@@ -68,7 +68,7 @@ NUM_WORDS = len(Tile._fields) + len(Blocks._fields)
 def emit_span(
     emit: Emitter, element: Element, num_rows: int, words: list[Value], softcap: Value, *, is_capped: bool
 ) -> None:
-    """Sum up the blocks for 1 to 8 rows. `words`: a `Tile`, `Blocks`. Scores are capped at ± `softcap` if `is_capped`."""
+    """Sum up the blocks for 1 to 8 rows. `words`: a `Tile`, `Blocks`. If `is_capped`, scores stay below ± `softcap`."""
     tile, blocks = Tile(*words[: len(Tile._fields)]), Blocks(*words[len(Tile._fields) :])
     _begin(emit, num_rows, tile, element)
     builder = emit.builder
@@ -204,11 +204,20 @@ def _weigh(
         emit.store(peak, emit.at(tile.peaks, row, 4))
         emit.store(emit.reduce(builder.fadd, builder.fadd(*weights)), emit.at(_weight_sums(emit, tile), row, 4))
         if element is Element.U8:
-            low = builder.fadd(*(builder.fmul(weight, each) for weight, each in zip(weights, lows, strict=True)))
-            emit.store(emit.reduce(builder.fadd, low), emit.at(_low_sums(emit, tile), row, 4))
+            parts = [
+                _where_seen(emit, score, builder.fmul(weight, low))
+                for score, weight, low in zip(mine, weights, lows, strict=True)
+            ]
+            emit.store(emit.reduce(builder.fadd, builder.fadd(*parts)), emit.at(_low_sums(emit, tile), row, 4))
             weights = [builder.fmul(weight, scale) for weight, scale in zip(weights, scales, strict=True)]
         for half, weight in enumerate(weights):
             emit.store(weight, emit.at(emit.at(tile.scratch, row, _LINE), half, 4 * LANES))
+
+
+def _where_seen(emit: Emitter, scores: Value, products: Value) -> Value:
+    """0 for other positions: what was never written there may be no number, and stays none times a weight of 0."""
+    is_seen = emit.builder.fcmp_ordered(">", scores, emit.floats(scores, NOTHING))
+    return emit.builder.select(is_seen, products, emit.floats(scores, 0.0))
 
 
 def _add_totals(emit: Emitter, tile: Tile) -> None:
