@@ -87,6 +87,8 @@ def _pack_blocks(matrix: QuantizedMatrix) -> PackedMatrix:
     scales = np.asarray(matrix.scales, np.float32)
     biases = _biases(matrix, scales)
     form = _form(matrix, scales, biases)
+    if biases is None and form.has_biases:
+        biases = scales * np.float32(-(1 << (matrix.bits - 1)))
     num_panels, num_blocks = -(-matrix.rows // PANEL), -(-matrix.columns // BLOCK)
     levels = _aligned((num_panels, num_blocks, matrix.bits, PANEL, 4), np.dtype(np.uint8))
     source = np.ascontiguousarray(matrix.levels).reshape(matrix.rows, -1)
