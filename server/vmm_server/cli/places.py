@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any, Protocol, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from vmm_server.cli.client import Client, server_url
 from vmm_server.cli.flags import variables
 from vmm_server.errors import ModelNotFound, UnsupportedParameter
-from vmm_server.models.compiled import compiled_dir, delete_compiled
+from vmm_server.models.compiled import compiled_dir, delete_compiled, shared_compiled_dir
 from vmm_server.models.create import CreateRequest, Creator
 from vmm_server.models.disk import delete_folder
 from vmm_server.models.facts import FactsReader
@@ -133,7 +134,8 @@ class StorePlace:
 
     def quantize(self, name: str, wish: Wish, report: Report, cancelled: Event) -> Made:
         """Make a variant. Raises as `Quantizer.quantize` does."""
-        quantizer = Quantizer(self._store, host_memory_bytes(self.settings), score_on_cpu)
+        score = partial(score_on_cpu, shared_cache_dir=shared_compiled_dir(self.settings.cache_dir))
+        quantizer = Quantizer(self._store, host_memory_bytes(self.settings), score)
         return quantizer.quantize(ModelName.parse(self.registry.resolve(name).name), wish, report, cancelled)
 
     def remove_variant(self, name: str, variant: str) -> None:

@@ -17,7 +17,8 @@ from threading import Event
 from typing import Literal
 
 from vmm_adapters import catalog
-from vmm_adapters.errors import AdapterError
+from vmm_adapters.base import CausalLMRunner
+from vmm_adapters.errors import AdapterError, UnsupportedModel
 from vmm_adapters.types import RunnerOptions
 from vmm_server.errors import InvalidRequest, ModelLoadFailed, ModelNotFound, RequestCancelled, UnsupportedCapability
 from vmm_server.models.building import DESCRIPTION_FILE
@@ -235,11 +236,20 @@ def change_of(before: float, after: float) -> str:
     return f"{100 * (after / before - 1):+.1f} %"
 
 
-def score_on_cpu(folder: Path, windows: Sequence[Sequence[int]], progress: Progress) -> tuple[float, int]:
-    """See `Score`: with OpenVINO, whose logits every sampler of ours is fed."""
-    options = RunnerOptions(kv_cache_bytes=_KV_BYTES)
+def score_on_cpu(
+    folder: Path, windows: Sequence[Sequence[int]], progress: Progress, *, shared_cache_dir: Path | None = None
+) -> tuple[float, int]:
+    """See `Score`: with OpenVINO or, where it cannot run the model, our own kernels, which `shared_cache_dir` keeps."""
+    options = RunnerOptions(kv_cache_bytes=_KV_BYTES, shared_cache_dir=shared_cache_dir)
     try:
-        with closing(catalog.load_causal_lm(ANY_ADAPTER, folder, options)) as runner:
+        with closing(_load_scored(folder, options)) as runner:
             return perplexity(runner, windows, progress)
     except AdapterError as error:
         raise ModelLoadFailed(f"cannot run {folder}: {error.message}", hint=error.hint) from error
+
+
+def _load_scored(folder: Path, options: RunnerOptions) -> CausalLMRunner:
+    try:
+        return catalog.load_causal_lm("openvino", folder, options)
+    except UnsupportedModel:
+        return catalog.load_causal_lm("cpu", folder, options)

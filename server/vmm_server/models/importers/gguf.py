@@ -16,7 +16,7 @@ from vmm_server.models.importers.gguf_config import DecoderConfig, read_config
 from vmm_server.models.importers.gguf_graph import build_decoder, max_positions
 from vmm_server.models.importers.gguf_reader import GGUFFile
 from vmm_server.models.importers.gguf_tokenizer import TokenizerInfo, write_tokenizer
-from vmm_server.models.importers.imported import ImportedModel, guess_capabilities, parameter_size, text_adapter
+from vmm_server.models.importers.imported import ImportedModel, guess_capabilities, parameter_size
 from vmm_server.models.importers.onnx_writer import MODEL_FILE, ModelWriter
 
 GENAI_TYPES = {"gemma3": "gemma3_text", "olmo2": "olmo"}
@@ -127,7 +127,6 @@ def _describe(file: GGUFFile, config: DecoderConfig, tokenizer: TokenizerInfo) -
         has_chat_template=tokenizer.chat_template is not None,
         license=_text(file, "general.license"),
         name=_text(file, "general.name"),
-        adapter=text_adapter(is_soft_capped=config.attention_softcap is not None),
     )
 
 

@@ -34,11 +34,6 @@ class ImportedModel:
     """What the folder says of how its encoder makes a vector; `None` where it is no encoder or does not say."""
 
 
-def text_adapter(*, is_soft_capped: bool) -> str:
-    """The adapter for a decoder: OpenVINO's attention cannot cap its scores, ONNX Runtime's can."""
-    return "onnxruntime-genai" if is_soft_capped else "openvino"
-
-
 def guess_capabilities(chat_template: str | None, tokens: Container[str] = ()) -> tuple[str, ...]:
     """What a chat template has places for, and what the vocabulary has tokens for."""
     format = find_format(chat_template, ())

@@ -14,7 +14,7 @@ from vmm_server.errors import StoreError
 from vmm_server.models.importers.gguf import write_genai_config
 from vmm_server.models.importers.gguf_graph import build_decoder, max_positions
 from vmm_server.models.importers.gguf_tokenizer import TokenizerInfo
-from vmm_server.models.importers.imported import ImportedModel, guess_capabilities, parameter_size, text_adapter
+from vmm_server.models.importers.imported import ImportedModel, guess_capabilities, parameter_size
 from vmm_server.models.importers.onnx_writer import ModelWriter
 from vmm_server.models.importers.quantization_mix import mix_name
 from vmm_server.models.importers.quantized_weights import QuantizedWeights
@@ -78,5 +78,4 @@ def _describe(
         has_chat_template=tokenizer.chat_template is not None,
         license=None,
         name=None,
-        adapter=text_adapter(is_soft_capped=config.decoder.attention_softcap is not None),
     )
