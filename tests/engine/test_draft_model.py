@@ -184,9 +184,8 @@ def test_it_is_not_asked_where_a_lookup_is_likelier_to_be_right() -> None:
     executor.add(Sequence(prompt, GREEDY, max_length=200, eos_token_ids=frozenset({END})), None)
     while executor.has_work:
         list(executor.step())
-    long_before = [chunk.start for batch in clock.small for chunk in batch.chunks if chunk.start > len(prompt) + 12]
-    assert len(clock.small) > 0
-    assert long_before == []
+    asked_late = [chunk.start for batch in clock.small for chunk in batch.chunks if chunk.start > len(prompt) + 12]
+    assert asked_late == []
 
 
 def test_a_draft_model_that_is_always_wrong_is_asked_a_few_times() -> None:
@@ -220,7 +219,7 @@ Plan = Callable[..., tuple[int, list[int]]]
 @pytest.fixture
 def depth() -> Plan:
     costs = StepCosts()
-    for num_drafts, seconds in ((0, 1.0), (1, 1.1), (4, 1.5), (8, 2.2)) * 3:
+    for num_drafts, seconds in ((0, 1.0), (1, 1.1), (4, 1.5), (8, 2.2)) * 4:
         costs.note(1, num_drafts, seconds)
     return DraftPlanner(costs).depth
 

@@ -53,7 +53,7 @@ def pace(cost: Cost, truth: Truth, *, num_sequences: int = 1, num_steps: int = 5
     Some drafts were made before.
     """
     random, costs = Random(1), StepCosts()
-    for num_drafts in (0, 1) * 3:
+    for num_drafts in (0, 1) * 5:
         costs.note(num_sequences, num_drafts, cost(num_sequences + num_drafts))
     planner = DraftPlanner(costs)
     records = [DraftRecord() for _ in range(num_sequences)]
@@ -144,21 +144,22 @@ def test_a_plan_is_the_best_of_all(chances: list[Chance], steps: list[float], ot
 
 
 def measured(num_sequences: int, **seconds: float) -> StepCosts:
-    """After three steps of each kind: `d2=…` is what one with two drafts takes."""
+    """After four steps of each kind: `d2=…` is what one with two drafts takes."""
     costs = StepCosts()
     for name, each in sorted(seconds.items()):
-        for _ in range(3):
+        for _ in range(4):
             costs.note(num_sequences, int(name[1:]), each)
     return costs
 
 
 def test_costs_lie_on_lines_between_measurements() -> None:
-    costs = measured(2, d0=2.0, d2=3.0, d4=6.0)
-    assert costs.ratios(2, 6) == pytest.approx([1.0, 1.25, 1.5, 2.25, 3.0, 3.5, 4.0])
-    assert costs.ratios(2, 6, at_most=True)[4:] == pytest.approx([3.0, 3.5, 4.0])
+    costs = measured(2, d0=2.0, d2=2.6, d4=4.0)
+    assert costs.ratios(2, 6) == pytest.approx([1.0, 1.15, 1.3, 1.65, 2.0, 2.25, 2.5])
+    assert costs.ratios(2, 6, at_most=True)[4:] == pytest.approx([2.0, 2.5, 3.0])
     assert measured(1, d0=1.0, d1=1.1).ratios(1, 3) == pytest.approx([1.0, 1.1, 1.2, 1.3])
     assert measured(1, d0=1.0, d1=1.1).ratios(1, 3, at_most=True) == pytest.approx([1.0, 1.1, 2.1, 3.1])
     assert costs.ratios(5, 0) == [1.0]
+    assert measured(2, d0=1.0, d2=9.0).ratios(2, 2) == pytest.approx([1.0, 1.5, 2.0]), "two sequences more cost as much"
 
 
 def test_few_numbers_tell_what_any_number_of_drafts_costs() -> None:
@@ -172,11 +173,11 @@ def test_nothing_is_drafted_before_a_plain_step_was_measured() -> None:
     costs = StepCosts()
     planner, sure = DraftPlanner(costs), [Chance(4, 0.98, 9.0)]
     assert planner.plan(sure, 1, 8) == [0]
-    costs.note(1, 0, 30.0)  # compiles kernels
-    assert planner.plan(sure, 1, 8) == [0]
-    costs.note(1, 0, 1.0)
+    for seconds in (30.0, 1.0, 5.0, 1.0):  # the first compiles kernels, another waits for other work
+        assert planner.plan(sure, 1, 8) == [0]
+        costs.note(1, 0, seconds)
     assert planner.plan([Chance(4, 0.2, 9.0)], 1, 8) == [0], "not worth finding out what a draft costs"
-    for seconds in (30.0, 1.1):
+    for seconds in (30.0, 1.1, 5.0, 1.1):
         assert planner.plan([Chance(4, 0.6, 0.0), Chance(4, 0.7, 0.0)], 1, 8) == [0, 1], "whatever its credit"
         costs.note(1, 1, seconds)
     assert planner.plan(sure, 1, 8) == [4]

@@ -11,8 +11,8 @@ Estimates can be wrong, and texts can mislead. So every sequence has a credit (`
 costs all sequences more than a plain one is paid by those that draft, each token that this brings is paid back, and
 what is saved is bounded. No credit falls below zero, so sequences are together at most `FIRST_CREDIT` plain steps each
 and the share `EARNING` of their time behind where they would be without drafts, whatever the texts say: 3 % of an
-answer of 50 tokens, and less of any longer one. Only what a draft costs at all has to be seen first, in two steps for
-each number of sequences that decode together.
+answer of 50 tokens, and less of any longer one. Only what a draft costs at all has to be seen first, in four steps with
+one draft for each number of sequences that decode together.
 """
 
 from collections import deque
@@ -33,6 +33,8 @@ _MIN_GAIN = 0.02  # of the logarithm of the mean pace: what is less is noise
 
 _PRIOR_SLOPE = 0.45  # of a step's time, for each token beyond the first: a processor that computes at its limit
 _NUM_SAMPLES = 9
+_NUM_PLAIN_SAMPLES = 5  # contexts grow and go, and plain steps are rare while drafts are good
+_MIN_SAMPLES = 3
 _MAX_AGE = 4096  # steps after which a measurement of drafts is too old to tell
 _PLAIN_EVERY = 32
 _PROBE_EVERY = 128
@@ -108,7 +110,7 @@ class StepCosts:
         if num_tokens not in self._seen:
             self._seen.add(num_tokens)
         elif num_drafts == 0:
-            self._plain.setdefault(num_sequences, deque(maxlen=_NUM_SAMPLES)).append(seconds)
+            self._plain.setdefault(num_sequences, deque(maxlen=_NUM_PLAIN_SAMPLES)).append(seconds)
             self._plain_at[num_sequences] = self._num_steps
         elif (plain := self.plain_s(num_sequences)) > 0:
             ratios = self._ratios.setdefault(num_sequences, {})
@@ -116,23 +118,28 @@ class StepCosts:
             self._drafted_at[num_sequences, num_drafts] = self._num_steps
 
     def is_known(self, num_sequences: int) -> bool:
-        """Whether a plain step of so many sequences was measured, and not too long ago."""
-        measured_at = self._plain_at.get(num_sequences, -_PLAIN_EVERY)
-        return self._num_steps - measured_at < _PLAIN_EVERY and self.plain_s(num_sequences) > 0
+        """Whether plain steps of so many sequences were measured, the last one not too long ago."""
+        if len(self._plain.get(num_sequences, ())) < _MIN_SAMPLES:
+            return False
+        return self._num_steps - self._plain_at[num_sequences] < _PLAIN_EVERY and self.plain_s(num_sequences) > 0
 
     def knows_drafts(self, num_sequences: int) -> bool:
-        """Whether a step with drafts was measured, and not too long ago."""
-        return any(self._is_fresh(num_sequences, num_drafts) for num_drafts in self._ratios.get(num_sequences, ()))
+        """Whether steps with drafts were measured, and not too long ago."""
+        ratios = self._ratios.get(num_sequences, {}).items()
+        fresh = [samples for num_drafts, samples in ratios if self._is_fresh(num_sequences, num_drafts)]
+        return sum(map(len, fresh)) >= _MIN_SAMPLES
 
     def ratios(self, num_sequences: int, most: int, *, at_most: bool = False) -> list[float]:
         """How many plain steps a step with 0, 1, … `most` drafts takes: measured, and on a line between measurements.
 
         Beyond them it goes on as steep as before or, `at_most`, so that drafts cost what as many sequences would.
+        Nothing is dearer than that: what was measured so was measured on a busy machine.
         """
         known = [(0, 1.0)]
         for num_drafts, samples in sorted(self._ratios.get(num_sequences, {}).items()):
             if self._is_fresh(num_sequences, num_drafts):
-                known.append((num_drafts, max(1.0, median_low(samples))))
+                dearest = known[-1][1] + (num_drafts - known[-1][0]) / num_sequences
+                known.append((num_drafts, min(dearest, max(1.0, median_low(samples)))))
         last, ratio = known[-1]
         slope = (ratio - 1) / last if last else _PRIOR_SLOPE / (1 + _PRIOR_SLOPE * (num_sequences - 1))
         slope = 1 / num_sequences if at_most else slope
@@ -181,7 +188,7 @@ class DraftPlanner:
         if budget <= 0 or not self._costs.is_known(num_sequences):
             return [0] * len(chances)
         if not self._costs.knows_drafts(num_sequences):
-            return _likeliest(chances, _WORTH_LEARNING)  # by steps that nobody need be able to pay for: two at most
+            return _likeliest(chances, _WORTH_LEARNING)  # by steps that nobody need be able to pay for
         ratios = self._costs.ratios(num_sequences, budget)
         most = [chance.num_tokens for chance in chances]
         counts = _best(chances, most, ratios, num_sequences)
