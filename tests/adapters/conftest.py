@@ -1,7 +1,8 @@
 """Runners that the contract is held to, each built once a module from a model written on the spot."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from vmm_adapters.types import RunnerOptions
 from . import cpu_kernels
 from .tiny_decoder import PRECISE, TinyDecoder, write_decoder
 
-OPTIONS = RunnerOptions(kv_cache_bytes=4 * 1024**2, max_batched_tokens=64, max_sequences=8)
+OPTIONS = RunnerOptions(kv_cache_bytes=4 * 1024**2, max_batched_tokens=96, max_sequences=8)
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,30 @@ class Subject:
     """How far logits may be apart; 0 is not at all."""
 
 
-def _echo(folder: Path) -> CausalLMRunner:
+def _echo(folder: Path, cache: Callable[[], Path]) -> CausalLMRunner:
     echo.write_echo_model(folder)
     return echo.load_runner(folder, OPTIONS)
 
 
-def _openvino(folder: Path) -> CausalLMRunner:
+def _openvino(folder: Path, cache: Callable[[], Path]) -> CausalLMRunner:
     from vmm_adapters.openvino.runner import load_runner
 
     write_decoder(folder, TinyDecoder(windows=(-1, 40), weight_bits=4))
     return load_runner(folder, OPTIONS, properties=PRECISE)
 
 
+def _cpu(folder: Path, cache: Callable[[], Path], **changes: object) -> CausalLMRunner:
+    from vmm_adapters.cpu.runner import load_runner
+
+    write_decoder(folder, TinyDecoder(windows=(-1, 40), weight_bits=4))
+    return load_runner(folder, replace(OPTIONS, shared_cache_dir=cache(), **changes))
+
+
 ADAPTERS = [
     pytest.param((_echo, 0.0), id="echo"),
+    pytest.param((_cpu, 0.0), id="cpu", marks=pytest.mark.runtime),
+    pytest.param((partial(_cpu, num_threads=3), 0.0), id="cpu-3-threads", marks=pytest.mark.runtime),
+    pytest.param((partial(_cpu, kv_cache_type="u8"), 0.0), id="cpu-u8", marks=pytest.mark.runtime),
     pytest.param((_openvino, 1e-4), id="openvino", marks=pytest.mark.runtime),
 ]
 
@@ -47,7 +58,8 @@ ADAPTERS = [
 @pytest.fixture(scope="module", params=ADAPTERS)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     build, tolerance = request.param
-    return Subject(lambda: build(tmp_path_factory.mktemp("model")), tolerance)
+    cache = partial(request.getfixturevalue, "kernel_cache")
+    return Subject(lambda: build(tmp_path_factory.mktemp("model"), cache), tolerance)
 
 
 @pytest.fixture(scope="module")
