@@ -5,7 +5,6 @@ from numpy.typing import NDArray
 
 from vmm_adapters.batching import IntArray
 from vmm_adapters.cpu.attention import SPAN, TILE_COLUMNS, result_floats, work_floats
-from vmm_adapters.cpu.kernels import SIZES
 from vmm_adapters.cpu.layout import Decoder, round_up
 from vmm_adapters.cpu.panels import BLOCK, PANEL
 from vmm_adapters.cpu.share import STEP, TASKS_A_THREAD
@@ -90,7 +89,7 @@ class StepBuffers:
             self._arrays[name][: len(arrays[packed])] = arrays[packed]
         lengths = np.diff(arrays["subsequence_begins"])
         self._arrays["token_chunks"][:num_tokens] = np.repeat(np.arange(num_chunks), lengths)
-        rows = round_up(num_logits, SIZES[-1])
+        rows = round_up(num_logits, PANEL)
         if rows > len(self.logits):
             self.logits = np.zeros((rows, self._logits_width), np.float32)
         record = self.record

@@ -117,6 +117,18 @@ class Emitter:
         builder.position_at_end(after)
         return list(following)
 
+    def finish_rows(
+        self, totals: Sequence[Value], out: Value, stride: Value, added: Value, adds: Value, scale: Value
+    ) -> None:
+        """Write `scale · (total + added)`, or add it to what is there, at `out` and every `stride` bytes from there."""
+        builder, kind = self.builder, totals[0].type
+        is_added = builder.icmp_unsigned("!=", adds, self.word(0))
+        bias = self.load(added, kind, 4)
+        for i, total in enumerate(totals):
+            address = self.at(out, i, stride)
+            before = builder.select(is_added, self.load(address, kind, 4), self.floats(total, 0.0))
+            self.store(self.fma(self.splat(scale, kind.count), builder.fadd(total, bias), before), address)
+
     def dot(self, levels: Sequence[Value], inputs: Value, start: Value, *, are_nibbles: bool) -> Value:
         """Sums of products: int32 `[lanes]`, lane n of `start` plus the products of row n.
 
@@ -163,8 +175,8 @@ class Emitter:
         return start
 
     def _dot_avx2(self, levels: Sequence[Value], groups: Sequence[Value], start: Value, *, are_nibbles: bool) -> Value:
-        """Pairs of products in 16 bits. Eight pairs of nibbles fit (8 · 2 · 15 · 127 = 30,480), one pair of bytes does not:
-        those go in two halves of 4 bits."""
+        """Pairs of products in 16 bits. Eight pairs of nibbles fit (8 · 2 · 15 · 127 = 30,480), one pair of bytes does
+        not: those go in two halves of 4 bits."""
         builder = self.builder
         short, narrow = vector(I16, 16), vector(I8, 32)
         ones = self.constants(I16, 16, 1)

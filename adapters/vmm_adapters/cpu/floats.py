@@ -8,7 +8,6 @@ for 1 to 8 rows at a time, which share what is read of b.
 from enum import IntEnum
 
 from vmm_adapters.cpu.emitter import F16, F32, I8, I16, I32, Emitter, Value, vector
-from vmm_adapters.cpu.isa import InstructionSet
 
 WIDTH = 32
 LANES = 16
@@ -31,7 +30,7 @@ class Element(IntEnum):
 
 def rows_at_a_time(emit: Emitter, num_rows: int) -> list[range]:
     """As many as there are registers for, with two vectors of sums each."""
-    size = 8 if emit.isa is InstructionSet.AVX512_VNNI else 2
+    size = 8 if emit.isa.vector_bytes == 64 else 2
     return [range(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
 
 

@@ -26,6 +26,11 @@ class InstructionSet(Enum):
         return self.value[1]
 
     @property
+    def num_registers(self) -> int:
+        """Of vectors."""
+        return 16 if self in (InstructionSet.AVX2, InstructionSet.AVX_VNNI, InstructionSet.PORTABLE) else 32
+
+    @property
     def lanes(self) -> int:
         """Numbers of 32 bits in a register."""
         return self.vector_bytes // 4

@@ -19,9 +19,10 @@ from vmm_adapters.cpu import numerics, panels, spans
 from vmm_adapters.cpu.compiled import announced, fingerprint
 from vmm_adapters.cpu.emitter import F32, I64, Emitter, Value
 from vmm_adapters.cpu.floats import Element, emit_floats
-from vmm_adapters.cpu.isa import InstructionSet
+from vmm_adapters.cpu.isa import InstructionSet, supported
 from vmm_adapters.cpu.numerics import NUM_SOURCES
 from vmm_adapters.cpu.panels import FORMS, emit_panel
+from vmm_adapters.errors import RuntimeFailed
 
 SIZES = (1, 2, 4, 8)
 """Rows that a kernel computes at a time; what lies between takes the next greater one."""
@@ -30,7 +31,7 @@ COPY = QUANTIZE + NUM_SOURCES
 FLOATS = COPY + NUM_SOURCES
 SPANS = FLOATS + len(Element) * len(SIZES)
 PANELS = SPANS + 4 * len(SIZES)
-"""Places in the table: of one kernel, or of the first of several, by source, by element and size, by KV type and cap and
+"""Places in the table: of one kernel, or of the first of several, by source, by element and size, by KV type, cap and
 size, by form and size."""
 NUM_KERNELS = PANELS + len(FORMS) * len(SIZES)
 
@@ -41,6 +42,8 @@ _EmitBySource = Callable[[Emitter, int, list[Value], Value], None]
 class _Kernel(NamedTuple):
     num_words: int
     emit: Callable[[Emitter, list[Value], Value], None]
+    form: int | None = None
+    """What it multiplies by; `None`: anything."""
 
 
 def _plain(emit: Callable[[Emitter, list[Value]], None]) -> Callable[[Emitter, list[Value], Value], None]:
@@ -94,10 +97,14 @@ class Kernels:
     """Compiled kernels; they live as long as this does."""
 
     def __init__(self, isa: InstructionSet, forms: Iterable[int], cache_dir: Path | None) -> None:
-        """Those of `forms`, indices of `FORMS`, and all that are not of a form."""
+        """Those of `forms`, indices of `FORMS`, and all that are not of a form. Raises `RuntimeFailed`."""
+        if isa not in supported():
+            raise RuntimeFailed(
+                f"this machine has no {isa.name}", hint=f"it has {', '.join(s.name for s in supported())}"
+            )
         kernels = _kernels()
         forms = frozenset(forms)
-        chosen = [place for place in kernels if place < PANELS or (place - PANELS) // len(SIZES) in forms]
+        chosen = [place for place, kernel in kernels.items() if kernel.form is None or kernel.form in forms]
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
         self._engine = binding.create_lljit_compiler(_machine(), use_jit_link=False)
@@ -105,10 +112,8 @@ class Kernels:
         """Addresses, by place; 0 for what was not compiled."""
         self._libraries = []
         # one object a form: another model adds what it lacks, and nothing is compiled twice
-        groups = {
-            form: [place for place in chosen if _form_of(place) == form] for form in {_form_of(p) for p in chosen}
-        }
-        for form, places in groups.items():
+        for form in {kernels[place].form for place in chosen}:
+            places = [place for place in chosen if kernels[place].form == form]
             compiled = _read_or_compile(isa, f"form{form}", {place: kernels[place] for place in places}, cache_dir)
             library = binding.JITLibraryBuilder().add_object_img(compiled).add_current_process()
             for place in places:
@@ -117,10 +122,6 @@ class Kernels:
             self._libraries.append(linked)
             for place in places:
                 self.table[place] = linked[_name(place)]
-
-
-def _form_of(place: int) -> int:
-    return (place - PANELS) // len(SIZES) if place >= PANELS else -1
 
 
 def _name(place: int) -> str:

@@ -1,24 +1,22 @@
 """Products of packed weights and quantised inputs: 16 rows of the weights at a time, a panel, by 1 to 16 inputs.
 
-Levels are unsigned; what they stand for is `factor · (level - middle) + bias` in each block of 32 columns. With the inputs
-quantised in the same blocks, x = d · q, a block adds
+Levels are unsigned; what they stand for is `factor · (level - middle) + bias` in each block of 32 columns. With the
+inputs quantised in the same blocks, x = d · q, a block adds
 
     factor · d · Σ level · q + (bias - middle · factor) · d · Σ q
 
 to a sum: integers, exact, up to the last step. Every input meets the same operations in the same
 order however many there are, so a row of the result never depends on its neighbours.
 
-A panel's levels, uint8: for each block 8 groups of 4 columns; a group is `[16 rows, 4 columns]`, 64 bytes. Of 4 bits two
-groups share bytes, the even one in the low halves. Factors and biases: `[blocks, 16 rows]`, or `[blocks, 2, 16 rows]`
-where each half of a block has its own. A tile of inputs: int8 `[blocks, 16 inputs, 32 columns]`, with scales d
+A panel's levels, uint8: for each block 8 groups of 4 columns; a group is `[16 rows, 4 columns]`, 64 bytes. Of 4 bits
+two groups share bytes, the even one in the low halves. Factors and biases: `[blocks, 16 rows]`, or `[blocks, 2, 16
+rows]` where each half of a block has its own. A tile of inputs: int8 `[blocks, 16 inputs, 32 columns]`, with scales d
 and sums d · Σ q, float32 `[blocks, 16 inputs]`.
 """
 
 from typing import NamedTuple
 
-from llvmlite import ir
-
-from vmm_adapters.cpu.emitter import F16, F32, I8, I32, I64, Emitter, Value, vector
+from vmm_adapters.cpu.emitter import F16, F32, I8, I32, Emitter, Value, vector
 from vmm_adapters.cpu.isa import InstructionSet
 
 PANEL = 16
@@ -98,32 +96,24 @@ def emit_panel(emit: Emitter, form: Form, num_inputs: int, words: list[Value], s
 
 
 def _emit_part(emit: Emitter, form: Form, part: int, inputs: range, places: _Places, scale: Value) -> None:
-    builder, lanes = emit.builder, emit.isa.lanes
+    lanes = emit.isa.lanes
     row = part * lanes
 
     def body(block: Value, totals: list[Value]) -> list[Value]:
-        levels = _levels(emit, form, emit.at(emit.at(places.levels, block, BLOCK * PANEL * form.bits // 8), row, 4))
+        levels = load_levels(emit, form, emit.at(emit.at(places.levels, block, BLOCK * PANEL * form.bits // 8), row, 4))
         parts = []
         for half in range(form.num_factors):
             place = emit.at(emit.word(half), block, form.num_factors)
-            factor = _factor(emit, form, emit.at(places.factors, place, PANEL * form.factor_bytes), row)
-            if form.has_biases:
-                bias = _factor(emit, form, emit.at(places.biases, place, PANEL * form.factor_bytes), row)
-            else:
-                bias = builder.fmul(factor, emit.constants(F32, lanes, -(1 << (form.bits - 1))))
-            parts.append((factor, bias))
+            factor = load_factor(emit, form, places.factors, place, row)
+            parts.append((factor, load_bias(emit, form, places.biases, place, row, factor)))
         return [
             _add_block(emit, form, places, block, i, levels, parts, total)
             for i, total in zip(inputs, totals, strict=True)
         ]
 
     totals = emit.loop(places.blocks, [emit.constants(F32, lanes, 0.0) for _ in inputs], body)
-    added = emit.load(emit.at(places.added, row, 4), vector(F32, lanes), 4)
-    adds = builder.icmp_unsigned("!=", places.adds, ir.Constant(I64, 0))
-    for total, i in zip(totals, inputs, strict=True):
-        address = emit.at(emit.at(places.out, i, places.out_stride), row, 4)
-        before = builder.select(adds, emit.load(address, vector(F32, lanes), 4), emit.constants(F32, lanes, 0.0))
-        emit.store(emit.fma(emit.splat(scale, lanes), builder.fadd(total, added), before), address)
+    out = emit.at(emit.at(places.out, inputs.start, places.out_stride), row, 4)
+    emit.finish_rows(totals, out, places.out_stride, emit.at(places.added, row, 4), places.adds, scale)
 
 
 def _add_block(
@@ -158,15 +148,24 @@ def _add_block(
     return total
 
 
-def _factor(emit: Emitter, form: Form, address: Value, row: int) -> Value:
+def load_factor(emit: Emitter, form: Form, base: Value, place: Value, row: int) -> Value:
+    """A block's factors, as float32, for as many rows as a register has lanes."""
     lanes = emit.isa.lanes
+    address = emit.at(emit.at(base, place, PANEL * form.factor_bytes), row, form.factor_bytes)
     if form.has_wide_factors:
-        return emit.load(emit.at(address, row, 4), vector(F32, lanes), 4)
-    return emit.widen(emit.load(emit.at(address, row, 2), vector(F16, lanes), 2))
+        return emit.load(address, vector(F32, lanes), 4)
+    return emit.widen(emit.load(address, vector(F16, lanes), 2))
 
 
-def _levels(emit: Emitter, form: Form, address: Value) -> list[Value]:
-    """The 8 groups of a block, of as many rows as a register holds."""
+def load_bias(emit: Emitter, form: Form, base: Value, place: Value, row: int, factor: Value) -> Value:
+    """A block's biases, less the middle by its factors."""
+    if form.has_biases:
+        return load_factor(emit, form, base, place, row)
+    return emit.builder.fmul(factor, emit.constants(F32, emit.isa.lanes, -(1 << (form.bits - 1))))
+
+
+def load_levels(emit: Emitter, form: Form, address: Value) -> list[Value]:
+    """The 8 groups of a block, a byte a level, for as many rows as a register holds."""
     kind = vector(I8, emit.isa.vector_bytes)
     found = []
     for chunk in range(_NUM_GROUPS * form.bits // 8):

@@ -1,14 +1,14 @@
 """Threads that compute a step together: each runs the same compiled function.
 
-A step is a row of phases, a phase a number of tasks that threads take from a shared counter. A phase is over when its tasks are
-done, whoever did them: nobody waits for a thread that the system keeps from running, unless it has a task. One that
-comes late finds the phases over that it missed, and goes on to the one that is not.
+A step is a row of phases, a phase a number of tasks that threads take from a shared counter. A phase is over when its
+tasks are done, whoever did them: nobody waits for a thread that the system keeps from running, unless it has a task. One
+that comes late finds the phases over that it missed, and goes on to the one that is not.
 
-Between steps all but the caller's sleep on a lock of the interpreter's own (PyThread_*, which need no GIL). Each engine has
-threads of its own: several at a time are safe, and only slower.
+Between steps all but the caller's sleep on a lock of the interpreter's own (PyThread_*, which need no GIL). Each engine
+has threads of its own: several at a time are safe, and only slower.
 
-The state is one int64 array; numbers that are written often have a cache line each. The counter holds the phase and the next
-task in one number, the phase in the upper bits, an odd one once it is over: what is compared is how far it is ahead.
+The state is one int64 array; numbers that are written often have a cache line each. The counter holds the phase and the
+next task in one number, the phase in the upper bits, an odd one once it is over; compared is how far it is ahead.
 """
 
 import sys
@@ -22,7 +22,7 @@ from vmm_adapters.cpu.compiled import compiled
 from vmm_adapters.cpu.emitter import I32, I64
 
 COUNTER, DONE, STOP, STEP_NUMBER, NUM_THREADS, LOCKS = 0, 8, 16, 24, 32, 40
-"""Places in the state: phase and next task, tasks done, whether to end, the step, the number of threads, their locks."""
+"""Places in the state: phase and next task, tasks done, whether to end, the step, the number of threads, locks."""
 SPINS = 4000
 """Looks before a waiting thread lets others run: longer than a task takes while all threads have a core."""
 _PHASE = 1 << 20
