@@ -105,6 +105,20 @@ def kernel_cache() -> Path:
     return folder
 
 
+@pytest.fixture
+def settings_with_kernels(settings: MakeSettings, kernel_cache: Path) -> MakeSettings:
+    """`settings` whose home has the compiled kernels already."""
+
+    def make(**changes: object) -> Settings:
+        configured = settings(**changes)
+        folder = shared_compiled_dir(configured.cache_dir)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(kernel_cache)
+        return configured
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def smollm2_gguf(smollm2: InstalledModel) -> Path:
     """The file that was fetched for it."""

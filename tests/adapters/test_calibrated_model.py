@@ -7,16 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.device import AdapterUse, Device, DeviceKind, Machine
 from vmm_server.app import build_parts
+from vmm_server.errors import ModelLoadFailed
 from vmm_server.models.calibration import Calibrated
+from vmm_server.models.compiled import shared_compiled_dir
 from vmm_server.models.loading import load_model
 from vmm_server.models.machine import MachineReader
-from vmm_server.models.router import NO_LOAD, Work, finish_s
+from vmm_server.models.router import NO_LOAD, Placement, Work, finish_s
 from vmm_server.models.store import InstalledModel, Store
+from vmm_server.requests import ANYWHERE, Wanted
 
 from .genai_folder import write_genai_folder
 from .tiny_decoder import TinyDecoder
@@ -24,12 +28,18 @@ from .tiny_decoder import TinyDecoder
 pytestmark = pytest.mark.runtime
 
 MB = 1 << 20
-ADAPTERS = ("openvino", "onnxruntime-genai")
+ADAPTERS = ("cpu", "openvino", "onnxruntime-genai")
 CPU = Device("CPU", DeviceKind.CPU, "a maker", "a CPU", uses=tuple(AdapterUse(adapter, "CPU") for adapter in ADAPTERS))
 
 
-def installed(store: Store, folder: Path) -> InstalledModel:
+def installed(
+    store: Store, folder: Path, change: Callable[[onnx.GraphProto], None] = lambda graph: None
+) -> InstalledModel:
     decoder = TinyDecoder(vocab_size=96, weight_bits=4)
+    write_genai_folder(folder, decoder)
+    written = onnx.load(folder / "model.onnx")
+    change(written.graph)
+    (folder / "model.onnx").write_bytes(written.SerializeToString())
     model = InstalledModel(
         name="tiny:latest",
         aliases=(),
@@ -37,7 +47,7 @@ def installed(store: Store, folder: Path) -> InstalledModel:
         size_bytes=MB,
         modified_at=datetime(2026, 1, 1, tzinfo=UTC),
         adapter="openvino",
-        folder=write_genai_folder(folder, decoder),
+        folder=folder,
         format="onnx",
         family="llama",
         parameter_size="1M",
@@ -54,10 +64,15 @@ def installed(store: Store, folder: Path) -> InstalledModel:
     return store.install(model)
 
 
-def test_a_model_is_measured_on_both_runtimes_and_goes_where_it_ends_first(
-    settings: Callable[..., Any], tmp_path: Path
+def _with_another_gate(graph: onnx.GraphProto) -> None:
+    """One that OpenVINO computes as any other."""
+    next(node for node in graph.node if node.op_type == "Sigmoid").op_type = "Softsign"
+
+
+def test_a_model_is_measured_on_each_runtime_and_goes_where_it_ends_first(
+    settings_with_kernels: Callable[..., Any], tmp_path: Path
 ) -> None:
-    configured = settings(kv_cache_size=16 * MB)
+    configured = settings_with_kernels(kv_cache_size=16 * MB)
     model = installed(Store(configured.store_dir), tmp_path / "tiny")
     machine = MachineReader(lambda: Machine((CPU,), {}))
     parts = build_parts(configured, partial(load_model, settings=configured), machine)
@@ -73,6 +88,34 @@ def test_a_model_is_measured_on_both_runtimes_and_goes_where_it_ends_first(
             best = min(profiles, key=lambda placement: finish_s(profiles[placement], NO_LOAD, Work(num_streams=4)))
             (await parts.pool.acquire(model, None)).release()
             assert [loaded.placement for loaded in parts.pool.loaded()] == [best]
+        finally:
+            await parts.pool.aclose()
+            await parts.response_store.aclose()
+
+    asyncio.run(body())
+
+
+def test_what_our_kernels_cannot_read_goes_on_to_the_next_runtime_at_once(
+    settings: Callable[..., Any], tmp_path: Path
+) -> None:
+    configured = settings(kv_cache_size=16 * MB)
+    model = installed(Store(configured.store_dir), tmp_path / "tiny", _with_another_gate)
+    parts = build_parts(
+        configured, partial(load_model, settings=configured), MachineReader(lambda: Machine((CPU,), {}))
+    )
+    first, second = (Placement(adapter, "CPU") for adapter in ADAPTERS[:2])
+
+    async def body() -> None:
+        try:
+            assert (await parts.placer.placements(model, ANYWHERE))[0] == first
+            (await parts.pool.acquire(model, None)).release()
+            assert [loaded.placement for loaded in parts.pool.loaded()] == [second]
+            failure = parts.placer.failure(model, first)
+            assert failure is not None
+            assert "an activation (SiLU or Gelu) is expected" in failure.reason
+            assert not shared_compiled_dir(configured.cache_dir).exists()
+            with pytest.raises(ModelLoadFailed, match=r"on cpu/CPU: Mul .*an activation"):
+                await parts.pool.acquire(model, None, wanted=Wanted(backend="cpu"))
         finally:
             await parts.pool.aclose()
             await parts.response_store.aclose()

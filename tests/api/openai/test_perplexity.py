@@ -43,7 +43,7 @@ def test_perplexity_through_the_route_is_the_runners_own(smollm2: InstalledModel
     text = (Path(__file__).parents[2] / "data" / "ppl.txt").read_text()
     tokens = Tokenizer.from_file(str(smollm2.folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
     chunks = [tokens[start : start + CHUNK] for start in range(0, NUM_CHUNKS * CHUNK, CHUNK)]
-    configured = settings(models_dir=MODELS, kv_cache_size=256 << 20)
+    configured = settings(models_dir=MODELS, kv_cache_size=256 << 20, backend="openvino")
     own = runners_own(smollm2.folder, chunks, compiled_dir(configured.cache_dir, smollm2))
 
     async def score() -> list[float]:
