@@ -4,6 +4,7 @@ from collections.abc import Callable
 from ctypes import CFUNCTYPE, c_float, c_int64
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,9 @@ class Subject:
 
 
 @cache
-def subject(isa: InstructionSet) -> Subject:
-    """All kernels of an instruction set, compiled once a session."""
-    return Subject(isa, Kernels(isa, range(len(FORMS)), None))
+def subject(isa: InstructionSet, folder: Path) -> Subject:
+    """All kernels of an instruction set, compiled once a session and kept in a folder."""
+    return Subject(isa, Kernels(isa, range(len(FORMS)), folder))
 
 
 def size_index(rows: int) -> int:
@@ -130,6 +131,50 @@ class Panel:
         # a term is rounded at most twice before it is added, each addition rounds the sum, `added` and scale twice more
         size = (np.abs(products) + np.abs(shifts)).sum((2, 3)) + np.abs(self.added)
         return exact, (2 * num_blocks * halves + 5) * EPSILON * size
+
+
+def _integers(rng: np.random.Generator, kind: str, low: int, high: int, shape: tuple[int, ...]) -> Array:
+    """All of a kind."""
+    if kind == "any":
+        return rng.integers(low, high, shape, endpoint=True)
+    if kind == "ends":
+        return rng.choice([low, high], shape)
+    return np.full(shape, {"zero": 0, "lowest": low, "highest": high}[kind])
+
+
+def _floats(rng: np.random.Generator, ends: tuple[float, float], shape: tuple[int, ...]) -> Array:
+    """Of every size between two, and of both signs."""
+    low, high = ends
+    sizes = np.exp(rng.uniform(np.log(low), np.log(high), shape)) if low else np.zeros(shape)
+    return np.asarray(sizes * rng.choice([-1, 1], shape))
+
+
+def make_panel(
+    form: Form,
+    seed: int,
+    num_blocks: int,
+    kinds: tuple[str, str],
+    steps: tuple[float, float],
+    ends: tuple[float, float],
+) -> Panel:
+    """8 inputs, and 16 rows of weights with some of another kind."""
+    rng = np.random.default_rng(seed)
+    columns = num_blocks * BLOCK
+    levels = _integers(rng, kinds[0], 0, (1 << form.bits) - 1, (PANEL, columns))
+    levels[rng.integers(PANEL)] = rng.integers(0, 1 << form.bits, columns)
+    inputs = _integers(rng, kinds[1], -127, 127, (8, columns))
+    inputs[rng.integers(8)] = rng.integers(-127, 128, columns)
+    dtype = np.float32 if form.has_wide_factors else np.float16
+    shape = (num_blocks, form.num_factors, PANEL)
+    return Panel(
+        form,
+        levels.astype(np.uint8),
+        _floats(rng, ends, shape).astype(dtype),
+        _floats(rng, ends, shape).astype(dtype) if form.has_biases else None,
+        inputs.astype(np.int8),
+        np.abs(_floats(rng, steps, (8, num_blocks))).astype(np.float32),
+        _floats(rng, (1e-3, 1e3), (PANEL,)).astype(np.float32),
+    )
 
 
 def multiply_floats(subject: Subject, element: Element, a: Array, b: Array) -> Array:

@@ -12,6 +12,7 @@ from .cpu_kernels import EPSILON, UNTOUCHED, Array, Subject, size_index
 
 EXPONENTIAL = 4 * EPSILON
 """Its relative error: 2 units in the last place."""
+NO_LIMIT = -1
 
 
 @dataclass(frozen=True)
@@ -146,3 +147,46 @@ class Span:
 
     def _seen_lines(self) -> Array:
         return (self.table[:, None] * WIDTH + np.arange(WIDTH)).reshape(-1)[: self.num_positions]
+
+
+def make_span(
+    seed: int,
+    rows: int,
+    head: int,
+    num_positions: int,
+    *,
+    is_narrow: bool,
+    softcap: float = 0.0,
+    position: int = 0,
+    apart: int = 4,
+    window: int | None = None,
+    size: float = 0.2,
+) -> Span:
+    """Rows that see up to one of the last positions, in blocks that lie in any order among others.
+
+    What no row sees is no number. `apart`: how far rows' positions may be; `size`: of the queries.
+    """
+    rng = np.random.default_rng(seed)
+    num_blocks = -(-num_positions // WIDTH)
+    table = rng.permutation(num_blocks + 2)[:num_blocks].astype(np.int32)
+    used = np.zeros((num_blocks + 2, WIDTH), bool)
+    used[table] = (np.arange(num_blocks * WIDTH) < num_positions).reshape(-1, WIDTH)
+    keys = _make_cache(rng, used, head, is_narrow=is_narrow)
+    values = _make_cache(rng, used, head, is_narrow=is_narrow)
+    padding = [(0, 0), (0, 0), (0, -head % WIDTH)]
+    keys = Cache(np.ascontiguousarray(keys.numbers.transpose(0, 2, 1)), keys.factors)
+    values = Cache(np.pad(values.numbers, padding, constant_values=255 if is_narrow else np.nan), values.factors)
+    last = position + num_positions - 1 - rng.integers(0, min(num_positions, apart), rows)
+    queries = rng.normal(0, size, (rows, head)).astype(np.float32)
+    before = np.full(rows, NO_LIMIT) if window is None else last - window
+    return Span(queries, keys, values, table, position, last, before, num_positions, softcap)
+
+
+def _make_cache(rng: np.random.Generator, used: Array, head: int, *, is_narrow: bool) -> Cache:
+    """Numbers around 0, `[blocks, 32, head]`."""
+    shape = (*used.shape, head)
+    numbers = rng.integers(0, 256, shape, np.uint8) if is_narrow else rng.normal(0, 1, shape).astype(np.float16)
+    numbers[~used] = 255 if is_narrow else np.nan
+    factors = np.stack([rng.uniform(1e-3, 2e-2, used.shape), rng.normal(-1, 0.5, used.shape)], 1)
+    factors = np.where(used[:, None], factors, np.nan)
+    return Cache(numbers, factors.astype(np.float32))

@@ -51,7 +51,9 @@ def quantized(draw: st.DrawFn) -> QuantizedMatrix:
     elif kind:
         zeros = rng.uniform(0, 1 << bits, (rows, groups)).astype({"f16": np.float16, "f32": np.float32}[kind])
     dtype = draw(st.sampled_from([None, np.float16, np.float32]))
-    offsets: Array | None = None if dtype is None else (scales * rng.normal(0, 3, (rows, groups))).astype(dtype)
+    offsets: Array | None = (
+        None if dtype is None else np.clip(scales * rng.normal(0, 3, (rows, groups)), -6e4, 6e4).astype(dtype)
+    )
     return QuantizedMatrix("w", rows, columns, bits, size, levels, scales, zeros, offsets)
 
 

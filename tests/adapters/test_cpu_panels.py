@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm_adapters.cpu.kernels import SIZES
-from vmm_adapters.cpu.panels import BLOCK, FORMS, PANEL, Form
+from vmm_adapters.cpu.panels import FORMS, PANEL, Form
 
-from .cpu_kernels import Array, Panel, Subject
+from .cpu_kernels import Panel, Subject, make_panel
 
 quick = settings(max_examples=8, deadline=None, database=None)
 # of those that a panel is made of: shape, numbers, and how extreme they are
@@ -16,50 +16,6 @@ LEVELS = ("any", "lowest", "highest", "ends")
 INPUTS = ("any", "zero", "lowest", "highest", "ends")
 STEPS = ((1e-3, 1.0), (0.0, 0.0), (1e-30, 1e-20), (1e10, 1e15))
 FACTORS = ((1e-4, 1e-1), (6e-8, 6e-5), (1e3, 6.5e4), (0.0, 0.0))
-
-
-def integers(rng: np.random.Generator, kind: str, low: int, high: int, shape: tuple[int, ...]) -> Array:
-    """All of a kind."""
-    if kind == "any":
-        return rng.integers(low, high, shape, endpoint=True)
-    if kind == "ends":
-        return rng.choice([low, high], shape)
-    return np.full(shape, {"zero": 0, "lowest": low, "highest": high}[kind])
-
-
-def floats(rng: np.random.Generator, ends: tuple[float, float], shape: tuple[int, ...]) -> Array:
-    """Of every size between two, and of both signs."""
-    low, high = ends
-    sizes = np.exp(rng.uniform(np.log(low), np.log(high), shape)) if low else np.zeros(shape)
-    return np.asarray(sizes * rng.choice([-1, 1], shape))
-
-
-def make_panel(
-    form: Form,
-    seed: int,
-    num_blocks: int,
-    kinds: tuple[str, str],
-    steps: tuple[float, float],
-    ends: tuple[float, float],
-) -> Panel:
-    """8 inputs, and 16 rows of weights with some of another kind."""
-    rng = np.random.default_rng(seed)
-    columns = num_blocks * BLOCK
-    levels = integers(rng, kinds[0], 0, (1 << form.bits) - 1, (PANEL, columns))
-    levels[rng.integers(PANEL)] = rng.integers(0, 1 << form.bits, columns)
-    inputs = integers(rng, kinds[1], -127, 127, (8, columns))
-    inputs[rng.integers(8)] = rng.integers(-127, 128, columns)
-    dtype = np.float32 if form.has_wide_factors else np.float16
-    shape = (num_blocks, form.num_factors, PANEL)
-    return Panel(
-        form,
-        levels.astype(np.uint8),
-        floats(rng, ends, shape).astype(dtype),
-        floats(rng, ends, shape).astype(dtype) if form.has_biases else None,
-        inputs.astype(np.int8),
-        np.abs(floats(rng, steps, (8, num_blocks))).astype(np.float32),
-        floats(rng, (1e-3, 1e3), (PANEL,)).astype(np.float32),
-    )
 
 
 def panels(form: Form) -> st.SearchStrategy[Panel]:

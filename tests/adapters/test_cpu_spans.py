@@ -10,54 +10,31 @@ from hypothesis import strategies as st
 from vmm_adapters.cpu.floats import WIDTH
 from vmm_adapters.cpu.spans import BLOCK_SIZE, NOTHING
 
-from .cpu_kernels import EPSILON, Array, Subject
-from .cpu_spans import EXPONENTIAL, Cache, Result, Span
+from .cpu_kernels import EPSILON, Subject
+from .cpu_spans import EXPONENTIAL, NO_LIMIT, Cache, Result, Span, make_span
 
 quick = settings(max_examples=12, deadline=None, database=None)
 HEADS = (32, 64, 80, 96, 128, 256)
-NO_LIMIT = -1
 is_narrow = pytest.mark.parametrize("is_narrow", [False, True], ids=["f16", "u8"])
 softcap = pytest.mark.parametrize("softcap", [0.0, 30.0], ids=["plain", "capped"])
 
 
-def make_cache(rng: np.random.Generator, shape: tuple[int, ...], *, is_narrow: bool) -> Cache:
-    """Blocks with numbers around 0."""
-    factors = np.stack([rng.uniform(1e-3, 2e-2, (shape[0], WIDTH)), rng.normal(-1, 0.5, (shape[0], WIDTH))], 1)
-    numbers = rng.integers(0, 256, shape, np.uint8) if is_narrow else rng.normal(0, 1, shape).astype(np.float16)
-    return Cache(numbers, factors.astype(np.float32))
-
-
-def spoil(cache: Cache, table: Array, num_positions: int, head: int, *, are_keys: bool) -> None:
-    """What no row sees is no number: other blocks, what comes after the last position, values beside the head."""
-    used = np.zeros((len(cache.numbers), WIDTH), bool)
-    used[table] = (np.arange(len(table) * WIDTH) < num_positions).reshape(-1, WIDTH)
-    garbage = np.nan if cache.numbers.dtype == np.float16 else 255
-    if are_keys:
-        cache.numbers[np.broadcast_to(~used[:, None], cache.numbers.shape)] = garbage
-    else:
-        cache.numbers[~used] = garbage
-        cache.numbers[:, :, head:] = garbage
-    cache.factors[np.broadcast_to(~used[:, None], cache.factors.shape)] = np.nan
-
-
 @st.composite
 def spans(draw: st.DrawFn, *, is_narrow: bool, softcap: float = 0.0) -> Span:
-    """Causal rows of neighbouring positions, at the end of the span or before it, with a window or without."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    rows, head, num_blocks = draw(st.integers(1, 8)), draw(st.sampled_from(HEADS)), draw(st.integers(1, 5))
-    num_positions = draw(st.integers((num_blocks - 1) * BLOCK_SIZE + 1, num_blocks * BLOCK_SIZE))
-    position = 512 * draw(st.integers(0, 3))
-    table = rng.permutation(num_blocks + 2)[:num_blocks].astype(np.int32)
-    shapes = (num_blocks + 2, head, WIDTH), (num_blocks + 2, WIDTH, -(-head // WIDTH) * WIDTH)
-    keys, values = (make_cache(rng, shape, is_narrow=is_narrow) for shape in shapes)
-    spoil(keys, table, num_positions, head, are_keys=True)
-    spoil(values, table, num_positions, head, are_keys=False)
-    furthest = min(num_positions, draw(st.sampled_from([1, 4, 1000])))
-    last = position + num_positions - 1 - rng.integers(0, furthest, rows)
-    window = draw(st.sampled_from([None, 1, 20, 64]))
-    queries = (rng.normal(0, draw(st.sampled_from([0.02, 0.2, 2.0])), (rows, head))).astype(np.float32)
-    before = np.full(rows, NO_LIMIT) if window is None else last - window
-    return Span(queries, keys, values, table, position, last, before, num_positions, softcap)
+    """Rows whose positions are neighbours or far apart, with a window or without."""
+    num_blocks = draw(st.integers(1, 5))
+    return make_span(
+        draw(st.integers(0, 2**32)),
+        draw(st.integers(1, 8)),
+        draw(st.sampled_from(HEADS)),
+        (num_blocks - 1) * BLOCK_SIZE + draw(st.integers(1, BLOCK_SIZE)),
+        is_narrow=is_narrow,
+        softcap=softcap,
+        position=512 * draw(st.integers(0, 3)),
+        apart=draw(st.sampled_from([1, 4, 1000])),
+        window=draw(st.sampled_from([None, 1, 20, 64])),
+        size=draw(st.sampled_from([0.02, 0.2, 2.0])),
+    )
 
 
 def check_attended(span: Span, result: Result) -> None:

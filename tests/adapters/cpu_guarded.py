@@ -1,0 +1,78 @@
+"""Every kernel once, each buffer between two pages that nobody may read or write: a process that dies says where.
+
+Run by `test_cpu_guards`: `main(instruction set, folder of compiled kernels, "start" or "end")`.
+"""
+
+import ctypes
+import mmap
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from vmm_adapters.cpu.floats import WIDTH, Element
+from vmm_adapters.cpu.isa import InstructionSet
+from vmm_adapters.cpu.kernels import SIZES
+from vmm_adapters.cpu.numerics import NUM_SOURCES
+from vmm_adapters.cpu.panels import FORMS
+
+from . import cpu_kernels
+from .cpu_kernels import Array, Subject, cap, copy, make_panel, multiply_floats, quantize, sum_of_squares
+from .cpu_spans import Result, make_span
+
+Check = Callable[[], object]
+
+
+def guarded(array: Array, *, at_end: bool) -> Array:
+    """A copy whose first byte follows a page without access, or whose last one comes right before such a page."""
+    num_pages = -(-max(array.nbytes, 1) // mmap.PAGESIZE)
+    pages = mmap.mmap(-1, (num_pages + 2) * mmap.PAGESIZE)
+    start = np.frombuffer(pages, np.uint8).ctypes.data
+    for page in (0, num_pages + 1):
+        address = ctypes.c_void_p(start + page * mmap.PAGESIZE)
+        if ctypes.CDLL(None, use_errno=True).mprotect(address, ctypes.c_size_t(mmap.PAGESIZE), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = (num_pages + 1) * mmap.PAGESIZE - array.nbytes if at_end else mmap.PAGESIZE
+    moved = np.frombuffer(pages, array.dtype, array.size, offset).reshape(array.shape)
+    moved[...] = array
+    return moved
+
+
+def checks(subject: Subject) -> Iterator[tuple[str, Check]]:
+    """Every kernel with the least and other sizes, and what it is called."""
+    rng = np.random.default_rng(1)
+    for form, num_blocks, rows, is_last in product(FORMS, (1, 3), SIZES, (False, True)):
+        panel = make_panel(form, 1, num_blocks, ("any", "any"), (1e-3, 1), (1e-3, 1))
+        at = 16 - rows if is_last else 0
+        yield f"panel {form} {rows}", partial(panel.multiply, subject, slice(rows), at=at)
+    for element, rows, length in product(Element, SIZES, (1, 9)):
+        a = rng.normal(0, 1, (rows, length)).astype(np.float32)
+        b = np.ones((length, WIDTH), f"u{element.num_bytes}")
+        yield f"floats {element} {rows}", partial(multiply_floats, subject, element, a, b)
+    values = rng.normal(0, 1, 96).astype(np.float32)
+    for source, (first, place) in product(range(NUM_SOURCES), ((0, 0), (2, 15))):
+        words = (subject, source, values, values)
+        yield f"quantize {source}", partial(quantize, *words, first=first, place=place, factor=1.0)
+        yield f"copy {source}", partial(copy, *words, first=first, factor=1.0)
+    for count in (16, 96):
+        yield "sum of squares", partial(sum_of_squares, subject, values[:count])
+        yield "cap", partial(cap, subject, values[:count], 3.0)
+    for is_narrow, softcap, rows, head in product((False, True), (0.0, 5.0), SIZES, (32, 80)):
+        span = make_span(1, rows, head, 70, is_narrow=is_narrow, softcap=softcap)
+        yield f"span {is_narrow} {softcap} {rows} {head}", partial(span.attend, subject)
+    for rows in (1, 5):
+        result = Result(*(np.ones(shape, np.float32) for shape in ((rows, 96), rows, rows)))
+        yield "fold", partial(result.fold, subject, result)
+
+
+def main(name: str, folder: str, where: str) -> None:
+    """Run them all, naming each before it runs."""
+    isa = InstructionSet[name]
+    kernels = cpu_kernels.subject(isa, Path(folder)).kernels
+    subject = Subject(isa, kernels, lambda array: guarded(array, at_end=where == "end"))
+    for called, check in checks(subject):
+        print(called, flush=True)  # noqa: T201
+        check()
+    print("done", flush=True)  # noqa: T201
