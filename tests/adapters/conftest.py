@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def _openvino(folder: Path, cache: Callable[[], Path]) -> CausalLMRunner:
     return load_runner(folder, OPTIONS, properties=PRECISE)
 
 
-def _cpu(folder: Path, cache: Callable[[], Path], **changes: object) -> CausalLMRunner:
+def _cpu(folder: Path, cache: Callable[[], Path], **changes: Any) -> CausalLMRunner:
     from vmm_adapters.cpu.runner import load_runner
 
     write_decoder(folder, TinyDecoder(windows=(-1, 40), weight_bits=4))
@@ -69,9 +70,15 @@ def runner(subject: Subject) -> Iterator[CausalLMRunner]:
     loaded.close()
 
 
+@pytest.fixture(scope="session")
+def cpu_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled kernels are kept."""
+    return tmp_path_factory.mktemp("kernels")
+
+
 @pytest.fixture(scope="session", params=InstructionSet, ids=lambda isa: isa.name)
-def cpu_subject(request: pytest.FixtureRequest) -> cpu_kernels.Subject:
+def cpu_subject(request: pytest.FixtureRequest, cpu_folder: Path) -> cpu_kernels.Subject:
     """The CPU adapter's kernels of one instruction set."""
     if request.param not in supported():
         pytest.skip(f"this machine has no {request.param.name}")
-    return cpu_kernels.subject(request.param)
+    return cpu_kernels.subject(request.param, cpu_folder)
