@@ -138,7 +138,7 @@ def _machine() -> binding.TargetMachine:
 def _read_or_compile(isa: InstructionSet, name: str, kernels: dict[int, _Kernel], cache_dir: Path | None) -> bytes:
     if cache_dir is None:
         return _compile(isa, kernels)
-    path = cache_dir / fingerprint() / f"{_machine_name()}-{isa.name}-{name}.o".lower()
+    path = cache_dir / fingerprint() / f"{machine_name()}-{isa.name}-{name}.o".lower()
     if path.is_file():
         return path.read_bytes()
     compiled = _compile(isa, kernels)
@@ -149,7 +149,7 @@ def _read_or_compile(isa: InstructionSet, name: str, kernels: dict[int, _Kernel]
     return compiled
 
 
-def _machine_name() -> str:
+def machine_name() -> str:
     """Of LLVM, and of what the machine can do."""
     features = binding.get_host_cpu_features().flatten()
     return sha256(repr((binding.llvm_version_info, binding.get_host_cpu_name(), features)).encode()).hexdigest()[:8]

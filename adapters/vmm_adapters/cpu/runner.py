@@ -18,12 +18,13 @@ from vmm_adapters.cpu.kernels import Kernels
 from vmm_adapters.cpu.layout import Decoder, round_up
 from vmm_adapters.cpu.matching import read_plan
 from vmm_adapters.cpu.plan import DecoderPlan
+from vmm_adapters.cpu.precompile import compile_apart
 from vmm_adapters.cpu.share import MODEL
 from vmm_adapters.cpu.spans import BLOCK_SIZE
 from vmm_adapters.cpu.threads import Team
 from vmm_adapters.decoder_folder import read_model_folder
 from vmm_adapters.errors import OutOfMemory, RuntimeFailed, UnsupportedModel, runtime_errors
-from vmm_adapters.heap import trim_heap
+from vmm_adapters.heap import let_go, trim_heap
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class CPURunner:
         self._buffers = StepBuffers(self._decoder, options, plan.context_length, num_threads)
         cache_dir = _writable(options.shared_cache_dir)
         with runtime_errors("compiling kernels", RuntimeError, NumbaError, OSError):
+            compile_apart(isa or supported()[0], forms, cache_dir)
             kernels = Kernels(isa or supported()[0], forms, cache_dir)
             self._team: Team | None = Team(
                 kernels, num_threads, cache_dir, model, layers, matrices, self._buffers.record
@@ -99,6 +101,7 @@ class CPURunner:
         """See `CausalLMRunner.warm_up`. Everything was compiled when it was loaded; what that took is given back."""
         self.execute(Batch((Chunk([0], 0, [0]),)))
         trim_heap()
+        let_go("libllvmlite.so")
 
     def close(self) -> None:
         """See `CausalLMRunner.close`."""

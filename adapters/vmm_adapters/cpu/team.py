@@ -1,8 +1,8 @@
 """Threads that compute a step together: each runs the same compiled function.
 
 A step is a row of phases, a phase a number of tasks that threads take from a shared counter. A phase is over when its
-tasks are done, whoever did them: nobody waits for a thread that the system keeps from running, unless it has a task. One
-that comes late finds the phases over that it missed, and goes on to the one that is not.
+tasks are done, whoever did them: nobody waits for a thread that the system keeps from running, unless it has a task.
+One that comes late finds the phases over that it missed, and goes on to the one that is not.
 
 Between steps all but the caller's sleep on a lock of the interpreter's own (PyThread_*, which need no GIL). Each engine
 has threads of its own: several at a time are safe, and only slower.

@@ -16,8 +16,8 @@ from openvino import opset13 as op
 
 from vmm_adapters.encoding import INPUTS, WARM_LENGTHS, find_graph, pack_inputs, read_pad_id
 from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
-from vmm_adapters.openvino.devices import check_device
 from vmm_adapters.heap import trim_heap
+from vmm_adapters.openvino.devices import check_device
 from vmm_adapters.types import EncoderInput, EncoderOptions, Pooling
 
 

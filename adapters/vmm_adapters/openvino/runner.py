@@ -9,13 +9,13 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.properties import hint as hints
 
-from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
 from vmm_adapters.batching import pack
+from vmm_adapters.decoder_folder import read_model_folder
+from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
+from vmm_adapters.heap import trim_heap
 from vmm_adapters.openvino.devices import HETERO, check_device
 from vmm_adapters.openvino.graph import PagedModel, read_paged_model
-from vmm_adapters.heap import trim_heap
 from vmm_adapters.openvino.kv_cache import KVCache, count_blocks, read_layout
-from vmm_adapters.decoder_folder import read_model_folder
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 
 WARM_PROMPT = 32

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
 from vmm_adapters.feeds import check_feeds
-from vmm_adapters.openvino.devices import check_device
 from vmm_adapters.heap import trim_heap
+from vmm_adapters.openvino.devices import check_device
 from vmm_adapters.types import SessionOptions, TensorSpec
 
 
