@@ -41,7 +41,8 @@ class CPURunner:
     def __init__(self, plan: DecoderPlan, options: RunnerOptions, *, isa: InstructionSet | None = None) -> None:
         """Raises `OutOfMemory`, and `RuntimeFailed` for what Numba and LLVM cannot do here."""
         self.vocab_size, self.context_length = plan.vocab_size, plan.context_length
-        self._options = options
+        num_sequences = min(options.max_sequences, options.max_batched_tokens)
+        self._max_entries = num_sequences * -(-plan.context_length // BLOCK_SIZE)
         self._decoder: Decoder | None = Decoder(plan)
         layers = self._decoder.layers
         is_narrow = options.kv_cache_type == "u8"
@@ -82,6 +83,8 @@ class CPURunner:
             vocab_size=self.vocab_size,
             context_length=self.context_length,
         )
+        if (num_entries := len(arrays["block_indices"])) > self._max_entries:
+            raise RuntimeFailed(f"the step's tables have {num_entries} blocks, more than {self._max_entries}")
         self._buffers.write(arrays, batch.num_logits)
         self._team.compute()
         return self._buffers.logits[: batch.num_logits, : self.vocab_size]
