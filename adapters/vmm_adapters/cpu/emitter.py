@@ -8,11 +8,14 @@ from typing import Any
 
 from llvmlite import ir
 
+from vmm_adapters.cpu.halves import halves_to_floats
 from vmm_adapters.cpu.isa import InstructionSet
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-F16, F32 = ir.HalfType(), ir.FloatType()
+F32 = ir.FloatType()
 Value = Any
+_ROUNDING = 1.5 * 2.0**23
+"""From here on float32 holds whole numbers only."""
 
 
 def vector(element: Any, count: int) -> Any:
@@ -21,11 +24,12 @@ def vector(element: Any, count: int) -> Any:
 
 
 class Emitter:
-    """Emits into `builder`, for one instruction set."""
+    """Emits into `builder`, for one instruction set; `has_float_instructions` as in `Target`."""
 
-    def __init__(self, builder: Any, isa: InstructionSet) -> None:
+    def __init__(self, builder: Any, isa: InstructionSet, *, has_float_instructions: bool) -> None:
         self.builder = builder
         self.isa = isa
+        self._has_float_instructions = has_float_instructions
 
     def word(self, number: int) -> Value:
         """A constant address or count."""
@@ -65,14 +69,24 @@ class Emitter:
         return self.builder.call(function, arguments)
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        """`a * b + c`, rounded once."""
+        """`a * b + c`, rounded once; twice where that is no instruction."""
+        if not self._has_float_instructions:
+            return self.builder.fadd(self.builder.fmul(a, b), c)
         kind = a.type
         count = kind.count if isinstance(kind, ir.VectorType) else 0
         return self.call(f"llvm.fma.v{count}f32" if count else "llvm.fma.f32", kind, a, b, c)
 
-    def widen(self, halves: Value) -> Value:
-        """float16 → float32."""
-        return self.builder.fpext(halves, vector(F32, halves.type.count))
+    def nearest(self, x: Value) -> Value:
+        """Vectors of the nearest whole numbers, as float32, the even ones of two; of sizes below 2^22."""
+        if not self._has_float_instructions:
+            large = self.floats(x, _ROUNDING)
+            return self.builder.fsub(self.builder.fadd(x, large), large)
+        return self.call(f"llvm.rint.v{x.type.count}f32", x.type, x)
+
+    def load_halves(self, address: Value, count: int) -> Value:
+        """So many float16 as float32."""
+        bits = self.load(address, vector(I16, count), 2)
+        return halves_to_floats(self.builder, bits, has_instructions=self._has_float_instructions)
 
     def reduce(self, combine: Callable[[Value, Value], Value], values: Value) -> Value:
         """All lanes to one number, halves upon halves: always in the same order."""

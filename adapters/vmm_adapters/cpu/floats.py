@@ -7,7 +7,7 @@ for 1 to 8 rows at a time, which share what is read of b.
 
 from enum import IntEnum
 
-from vmm_adapters.cpu.emitter import F16, F32, I8, I16, I32, Emitter, Value, vector
+from vmm_adapters.cpu.emitter import F32, I8, I16, I32, Emitter, Value, vector
 
 WIDTH = 32
 LANES = 16
@@ -63,7 +63,7 @@ def read_vector(emit: Emitter, element: Element, address: Value) -> Value:
     if element is Element.F32:
         return emit.load(address, floats, 4)
     if element is Element.F16:
-        return emit.widen(emit.load(address, vector(F16, LANES), 2))
+        return emit.load_halves(address, LANES)
     if element is Element.U8:
         return builder.uitofp(builder.zext(emit.load(address, vector(I8, LANES)), vector(I32, LANES)), floats)
     upper = builder.zext(emit.load(address, vector(I16, LANES), 2), vector(I32, LANES))

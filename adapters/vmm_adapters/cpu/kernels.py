@@ -19,7 +19,7 @@ from vmm_adapters.cpu import numerics, panels, spans
 from vmm_adapters.cpu.compiled import announced, fingerprint
 from vmm_adapters.cpu.emitter import F32, I64, Emitter, Value
 from vmm_adapters.cpu.floats import Element, emit_floats
-from vmm_adapters.cpu.isa import InstructionSet, supported
+from vmm_adapters.cpu.isa import InstructionSet, Target, host
 from vmm_adapters.cpu.numerics import NUM_SOURCES
 from vmm_adapters.cpu.panels import FORMS, emit_panel
 from vmm_adapters.errors import RuntimeFailed
@@ -96,25 +96,30 @@ def _panel(form: panels.Form, size: int, emitter: Emitter, words: list[Value], x
 class Kernels:
     """Compiled kernels; they live as long as this does."""
 
-    def __init__(self, isa: InstructionSet, forms: Iterable[int], cache_dir: Path | None) -> None:
-        """Those of `forms`, indices of `FORMS`, and all that are not of a form. Raises `RuntimeFailed`."""
-        if isa not in supported():
-            raise RuntimeFailed(
-                f"this machine has no {isa.name}", hint=f"it has {', '.join(s.name for s in supported())}"
-            )
+    def __init__(
+        self, isa: InstructionSet, forms: Iterable[int], cache_dir: Path | None, target: Target | None = None
+    ) -> None:
+        """Those of `forms`, indices of `FORMS`, and all that are not of a form. Raises `RuntimeFailed`.
+
+        `target`: this machine, or what it can stand in for.
+        """
+        target = target or host()
+        if isa not in target.instruction_sets:
+            names = ", ".join(each.name for each in target.instruction_sets)
+            raise RuntimeFailed(f"this machine has no {isa.name}", hint=f"it has {names}")
         kernels = _kernels()
         forms = frozenset(forms)
         chosen = [place for place, kernel in kernels.items() if kernel.form is None or kernel.form in forms]
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
-        self._engine = binding.create_lljit_compiler(_machine(), use_jit_link=False)
+        self._engine = binding.create_lljit_compiler(_machine(target), use_jit_link=False)
         self.table: NDArray[np.int64] = np.zeros(NUM_KERNELS, np.int64)
         """Addresses, by place; 0 for what was not compiled."""
         self._libraries = []
         # one object a form: another model adds what it lacks, and nothing is compiled twice
         for form in {kernels[place].form for place in chosen}:
             places = [place for place in chosen if kernels[place].form == form]
-            compiled = _read_or_compile(isa, f"form{form}", {place: kernels[place] for place in places}, cache_dir)
+            compiled = _read_or_compile(isa, target, f"form{form}", places, cache_dir)
             library = binding.JITLibraryBuilder().add_object_img(compiled).add_current_process()
             for place in places:
                 library.export_symbol(_name(place))
@@ -128,20 +133,20 @@ def _name(place: int) -> str:
     return f"kernel_{place}"
 
 
-def _machine() -> binding.TargetMachine:
-    target = binding.Target.from_default_triple()
-    return target.create_target_machine(
-        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3, jit=True
-    )
+def _machine(target: Target) -> binding.TargetMachine:
+    described = binding.Target.from_triple(target.triple)
+    return described.create_target_machine(cpu=target.cpu, features=target.features, opt=3, jit=True)
 
 
-def _read_or_compile(isa: InstructionSet, name: str, kernels: dict[int, _Kernel], cache_dir: Path | None) -> bytes:
+def _read_or_compile(
+    isa: InstructionSet, target: Target, name: str, places: list[int], cache_dir: Path | None
+) -> bytes:
     if cache_dir is None:
-        return _compile(isa, kernels)
-    path = cache_dir / fingerprint() / f"{machine_name()}-{isa.name}-{name}.o".lower()
+        return _compile(isa, target, places)
+    path = cache_dir / fingerprint() / f"{machine_name(target)}-{isa.name}-{name}.o".lower()
     if path.is_file():
         return path.read_bytes()
-    compiled = _compile(isa, kernels)
+    compiled = _compile(isa, target, places)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{np.random.default_rng().integers(1 << 62)}.part")
     part.write_bytes(compiled)
@@ -149,29 +154,30 @@ def _read_or_compile(isa: InstructionSet, name: str, kernels: dict[int, _Kernel]
     return compiled
 
 
-def machine_name() -> str:
+def machine_name(target: Target | None = None) -> str:
     """Of LLVM, and of what the machine can do."""
-    features = binding.get_host_cpu_features().flatten()
-    return sha256(repr((binding.llvm_version_info, binding.get_host_cpu_name(), features)).encode()).hexdigest()[:8]
+    return sha256(repr((binding.llvm_version_info, target or host())).encode()).hexdigest()[:8]
 
 
-def _compile(isa: InstructionSet, kernels: dict[int, _Kernel]) -> bytes:
-    """An object file with a function for each."""
-    with announced(f"{len(kernels)} kernels with {isa.name}"):
-        return _emit(isa, kernels)
+def _compile(isa: InstructionSet, target: Target, places: list[int]) -> bytes:
+    with announced(f"{len(places)} kernels with {isa.name}"):
+        return compile_object(isa, target, places)
 
 
-def _emit(isa: InstructionSet, kernels: dict[int, _Kernel]) -> bytes:
+def compile_object(isa: InstructionSet, target: Target, places: Iterable[int]) -> bytes:
+    """An object file with a function for each place of the table. LLVM has to be initialised for such targets."""
     module = ir.Module("kernels")
-    module.triple = binding.get_default_triple()
-    for place, kernel in kernels.items():
-        kind = ir.FunctionType(ir.VoidType(), [*[I64] * kernel.num_words, F32])
+    module.triple = target.triple
+    kernels = _kernels()
+    for place in places:
+        kind = ir.FunctionType(ir.VoidType(), [*[I64] * kernels[place].num_words, F32])
         function = ir.Function(module, kind, _name(place))
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         *words, number = function.args
-        kernel.emit(Emitter(builder, isa), words, number)
+        emitter = Emitter(builder, isa, has_float_instructions=target.has_float_instructions)
+        kernels[place].emit(emitter, words, number)
         builder.ret_void()
-    machine = _machine()
+    machine = _machine(target)
     parsed = binding.parse_assembly(str(module))
     parsed.verify()
     options = binding.create_pipeline_tuning_options(speed_level=3)

@@ -6,7 +6,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from vmm_adapters.cpu.emitter import F16, F32, I8, I16, I32, I64
+from vmm_adapters.cpu.emitter import F32, I8, I16, I32, I64
+from vmm_adapters.cpu.halves import floats_to_halves, halves_to_floats
+from vmm_adapters.cpu.isa import host
 
 
 def _reader(kind: Any, result: Any) -> Any:
@@ -75,10 +77,7 @@ def to_half(typingctx: Any, x: Any) -> Any:
     """float32 → the bits of the nearest float16, the greatest one where it is beyond."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        greatest, least = ir.Constant(F32, 65504.0), ir.Constant(F32, -65504.0)
-        low = builder.select(builder.fcmp_ordered(">", arguments[0], greatest), greatest, arguments[0])
-        both = builder.select(builder.fcmp_ordered("<", low, least), least, low)
-        return builder.bitcast(builder.fptrunc(both, F16), I16)
+        return floats_to_halves(builder, arguments[0], has_instructions=host().has_float_instructions)
 
     return types.uint16(types.float32), generate
 
@@ -88,7 +87,7 @@ def from_half(typingctx: Any, bits: Any) -> Any:
     """The bits of a float16 → float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fpext(builder.bitcast(arguments[0], F16), F32)
+        return halves_to_floats(builder, arguments[0], has_instructions=host().has_float_instructions)
 
     return types.float32(types.uint16), generate
 

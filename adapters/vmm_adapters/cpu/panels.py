@@ -16,7 +16,7 @@ and sums d · Σ q, float32 `[blocks, 16 inputs]`.
 
 from typing import NamedTuple
 
-from vmm_adapters.cpu.emitter import F16, F32, I8, I32, Emitter, Value, vector
+from vmm_adapters.cpu.emitter import F32, I8, I32, Emitter, Value, vector
 from vmm_adapters.cpu.isa import InstructionSet
 
 PANEL = 16
@@ -154,7 +154,7 @@ def load_factor(emit: Emitter, form: Form, base: Value, place: Value, row: int) 
     address = emit.at(emit.at(base, place, PANEL * form.factor_bytes), row, form.factor_bytes)
     if form.has_wide_factors:
         return emit.load(address, vector(F32, lanes), 4)
-    return emit.widen(emit.load(address, vector(F16, lanes), 2))
+    return emit.load_halves(address, lanes)
 
 
 def load_bias(emit: Emitter, form: Form, base: Value, place: Value, row: int, factor: Value) -> Value:
