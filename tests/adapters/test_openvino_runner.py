@@ -43,6 +43,13 @@ def test_the_budget_decides_the_number_of_blocks(folder: Path) -> None:
     assert plain.memory_bytes >= plain.num_blocks * block_bytes
 
 
+def test_keys_and_values_are_of_the_type_that_is_asked_for(folder: Path) -> None:
+    wide, narrow = (
+        load_runner(folder, replace(OPTIONS, max_sequences=1000, kv_cache_type=kind)) for kind in ("f16", "u8")
+    )
+    assert 1.4 * wide.num_blocks < narrow.num_blocks < 2 * wide.num_blocks
+
+
 def test_no_more_blocks_than_the_sequences_can_fill(folder: Path) -> None:
     runner = load_runner(folder, OPTIONS)
     assert runner.num_blocks == 2 * 256 // runner.block_size
