@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm_adapters.errors import RuntimeFailed
 from vmm_adapters.batching import pack
+from vmm_adapters.errors import RuntimeFailed
 from vmm_adapters.types import Batch, Chunk
 
 SIZES = {"block_size": 4, "num_blocks": 50, "vocab_size": 100, "context_length": 64}

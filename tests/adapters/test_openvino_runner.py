@@ -12,11 +12,11 @@ import numpy as np
 import openvino as ov
 import pytest
 
+from vmm_adapters.decoder_folder import read_model_folder
 from vmm_adapters.errors import OutOfMemory, RuntimeFailed, UnsupportedModel
 from vmm_adapters.openvino.graph import read_paged_model
 from vmm_adapters.openvino.ir_folder import IRCache
 from vmm_adapters.openvino.kv_cache import KVCache, read_layout
-from vmm_adapters.decoder_folder import read_model_folder
 from vmm_adapters.openvino.runner import OpenVINORunner, load_runner
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 
