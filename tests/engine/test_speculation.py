@@ -22,7 +22,7 @@ from vmm_server.engine.paged_executor import PagedExecutor
 from vmm_server.engine.sampler import SamplingState
 from vmm_server.engine.sequence import Sequence as Answering
 from vmm_server.engine.sequence import SequenceStatus
-from vmm_server.engine.speculation import Speculator
+from vmm_server.engine.speculation import Speculator, measured_costs
 from vmm_server.engine.stream import merge
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import JsonSchema
@@ -372,3 +372,26 @@ def test_the_real_model_says_the_same_and_sooner(run: Run, smollm2: InstalledMod
     else:
         (_, first), (_, second) = plain.logprobs[parting].top
         assert first - second < 1e-2, "only a tie may be broken differently"
+
+
+def test_what_drafts_cost_can_be_known_before_the_first_answer() -> None:
+    clock = Clock()
+    costs = measured_costs(EchoRunner(num_blocks=4, gate=clock.pass_step), clock, limit_s=1000)
+    assert costs.is_known(1)
+    assert costs.knows_drafts(1)
+    assert costs.ratios(1, 15) == pytest.approx([(1.1 + drafts / 10) / 1.1 for drafts in range(16)])
+
+
+@pytest.mark.parametrize(("limit_s", "knows_drafts"), [(6.0, False), (20.0, True)])
+def test_a_slow_model_is_not_tried_for_long(limit_s: float, knows_drafts: bool) -> None:
+    clock = Clock()
+    costs = measured_costs(EchoRunner(num_blocks=4, gate=clock.pass_step), clock, limit_s=limit_s)
+    assert clock.now < limit_s + 3
+    assert costs.is_known(1)
+    assert costs.knows_drafts(1) is knows_drafts
+
+
+def test_a_runner_with_few_positions_is_tried_as_far_as_they_go() -> None:
+    clock = Clock()
+    runner = EchoRunner(num_blocks=1, block_size=4, gate=clock.pass_step)
+    assert measured_costs(runner, clock, limit_s=1000).knows_drafts(1)

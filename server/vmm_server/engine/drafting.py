@@ -12,7 +12,8 @@ costs all sequences more than a plain one is paid by those that draft, each toke
 what is saved is bounded. No credit falls below zero, so sequences are together at most `FIRST_CREDIT` plain steps each
 and the share `EARNING` of their time behind where they would be without drafts, whatever the texts say: 3 % of an
 answer of 50 tokens, and less of any longer one. Only what a draft costs at all has to be seen first, in four steps with
-one draft for each number of sequences that decode together.
+one draft for each number of sequences that decode together; for one sequence that is known from the load
+(`speculation.measured_costs`).
 """
 
 from collections import deque

@@ -18,6 +18,7 @@ from vmm_adapters.base import CausalLMRunner, TextBackend
 from vmm_adapters.types import SamplingParams
 from vmm_server.engine.backend_executor import BackendExecutor
 from vmm_server.engine.draft_model import DraftModel
+from vmm_server.engine.drafting import StepCosts
 from vmm_server.engine.executor import EngineLoad, EngineStats, Executor
 from vmm_server.engine.grammar import CompiledGrammar, GrammarCompiler
 from vmm_server.engine.lacking import lacking
@@ -76,7 +77,7 @@ class Engine:
     """Takes prompts, gives generations. Used from one event loop; the work is done by a `Worker`.
 
     `draft_runner` is of a smaller model with the same vocabulary, which guesses where `speculation` is on; the engine
-    closes it.
+    closes it. `step_costs`: what is known already of the steps that guesses take.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class Engine:
         context_length: int,
         clock: Callable[[], float] = time.perf_counter,
         draft_runner: CausalLMRunner | None = None,
+        step_costs: StepCosts | None = None,
     ) -> None:
         known = frozenset(i for i in eos_token_ids if i < runtime.vocab_size)
-        self._executor = _executor(runtime, known, options, clock, draft_runner)
+        self._executor = _executor(runtime, known, options, clock, draft_runner, step_costs)
         self._tokenizer = tokenizer
         self._special = special_token_ids(tokenizer)
         self.grammars = GrammarCompiler(tokenizer, eos_token_ids, runtime.vocab_size)
@@ -272,6 +274,7 @@ def _executor(
     options: EngineOptions,
     clock: Callable[[], float],
     draft_runner: CausalLMRunner | None,
+    step_costs: StepCosts | None,
 ) -> Executor:
     if _is_runner(runtime):
         return PagedExecutor(
@@ -281,18 +284,22 @@ def _executor(
             max_sequences=options.max_sequences,
             max_score_bytes=options.max_score_bytes,
             clock=clock,
-            speculator=_speculator(runtime, draft_runner, options, clock) if options.speculation else None,
+            speculator=_speculator(runtime, draft_runner, options, clock, step_costs) if options.speculation else None,
         )
     return BackendExecutor(cast(TextBackend, runtime), max_sequences=options.max_sequences, clock=clock)
 
 
 def _speculator(
-    runner: CausalLMRunner, draft_runner: CausalLMRunner | None, options: EngineOptions, clock: Callable[[], float]
+    runner: CausalLMRunner,
+    draft_runner: CausalLMRunner | None,
+    options: EngineOptions,
+    clock: Callable[[], float],
+    step_costs: StepCosts | None,
 ) -> Speculator:
     if draft_runner is None:
-        return Speculator(runner.vocab_size)
+        return Speculator(runner.vocab_size, costs=step_costs)
     draft_model = DraftModel(draft_runner, clock, max_batched_tokens=options.max_batched_tokens)
-    return Speculator(runner.vocab_size, draft_model)
+    return Speculator(runner.vocab_size, draft_model, step_costs)
 
 
 def _is_runner(runtime: CausalLMRunner | TextBackend) -> TypeGuard[CausalLMRunner]:

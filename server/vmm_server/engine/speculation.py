@@ -14,12 +14,14 @@ right, what a smaller model says (`draft_model`). How many are worth it is `draf
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from vmm_adapters.base import CausalLMRunner
 from vmm_adapters.errors import AdapterError
+from vmm_adapters.types import Batch, Chunk
 from vmm_server.engine.draft_model import DraftModel
 from vmm_server.engine.drafting import MAX_DRAFTS, Chance, DraftPlanner, DraftRecord, Evidence, StepCosts
 from vmm_server.engine.ngrams import MAX_MATCH, NGramProposer
@@ -27,6 +29,8 @@ from vmm_server.engine.sampler import SamplingState
 from vmm_server.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
+
+_NUM_TRIALS = 4  # the first of which may compile kernels
 
 
 class Proposal(NamedTuple):
@@ -53,13 +57,31 @@ class _Speculation:
         return Chance(num_tokens, self.record.probability(evidence), self.record.credit)
 
 
+def measured_costs(runner: CausalLMRunner, clock: Callable[[], float], limit_s: float = 0.5) -> StepCosts:
+    """What steps of one sequence take with 0 to 15 drafts, for as many as can be tried in `limit_s`.
+
+    To be called before an engine has the runner: so its first answer need not find out. Writes to the first blocks.
+    """
+    costs, started = StepCosts(), clock()
+    table = list(range(min(runner.num_blocks, -(-(MAX_DRAFTS + 1) // runner.block_size))))
+    room = min(len(table) * runner.block_size, runner.context_length)
+    for num_drafts in (0, 1, 3, 7, MAX_DRAFTS):
+        batch = Batch((Chunk([0] * (num_drafts + 1), 0, table, num_drafts + 1),))
+        for _ in range(_NUM_TRIALS):
+            if num_drafts >= room or (before := clock()) - started > limit_s:
+                return costs
+            runner.execute(batch)
+            costs.note(1, num_drafts, clock() - before)
+    return costs
+
+
 class Speculator:
     """Drafts for the sequences of one engine. Knows no clock: it is told what steps took."""
 
-    def __init__(self, vocab_size: int, draft_model: DraftModel | None = None) -> None:
+    def __init__(self, vocab_size: int, draft_model: DraftModel | None = None, costs: StepCosts | None = None) -> None:
         self._vocab_size = vocab_size
         self._draft_model = draft_model
-        self._costs = StepCosts()
+        self._costs = costs or StepCosts()
         self._planner = DraftPlanner(self._costs)
         self._sequences: dict[Sequence, _Speculation] = {}
         self._price = 0.0

@@ -1,6 +1,7 @@
 """A model folder on disk → something warm that takes requests: the blocking half of a load, run in a thread."""
 
 import json
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from vmm_adapters import catalog
 from vmm_adapters.base import CausalLMRunner, TextBackend
 from vmm_adapters.errors import AdapterError
 from vmm_adapters.types import KVCacheType, RunnerOptions
+from vmm_server.engine.drafting import StepCosts
 from vmm_server.engine.engine import Engine, EngineOptions
+from vmm_server.engine.speculation import measured_costs
 from vmm_server.errors import ModelLoadFailed
 from vmm_server.models.compiled import compiled_dir, shared_compiled_dir
 from vmm_server.models.draft_models import Resolve, load_draft_runner
@@ -127,7 +130,7 @@ def _load_text(
     draft_bytes = 0 if draft_runner is None else draft_runner.memory_bytes
     options = replace(options, kv_cache_bytes=options.kv_cache_bytes - draft_bytes)
     try:
-        runner = _load_runner(placement, model.folders[placement.variant], options)
+        runner, step_costs = _load_runner(placement, model.folders[placement.variant], options, settings)
     except BaseException:
         if draft_runner is not None:
             draft_runner.close()
@@ -145,6 +148,7 @@ def _load_text(
         ),
         context_length=limit,
         draft_runner=draft_runner,
+        step_costs=step_costs,
     )
     return ReadyModel(
         engine=engine,
@@ -161,12 +165,23 @@ def _load_text(
     )
 
 
-def _load_runner(placement: Placement, folder: Path, options: RunnerOptions) -> CausalLMRunner | TextBackend:
-    """Loaded and warm."""
-    load = catalog.load_causal_lm if placement.adapter in catalog.CAUSAL_LM else catalog.load_text_backend
-    runner: CausalLMRunner | TextBackend = load(placement.adapter, folder, options)
+def _load_runner(
+    placement: Placement, folder: Path, options: RunnerOptions, settings: Settings
+) -> tuple[CausalLMRunner | TextBackend, StepCosts | None]:
+    """Loaded and warm; and what its steps take, if anybody wants to know."""
+    if placement.adapter not in catalog.CAUSAL_LM:
+        backend = catalog.load_text_backend(placement.adapter, folder, options)
+        warm(backend)
+        return backend, None
+    runner = catalog.load_causal_lm(placement.adapter, folder, options)
     warm(runner)
-    return runner
+    if settings.speculation == "off":
+        return runner, None
+    try:
+        return runner, measured_costs(runner, time.perf_counter)
+    except BaseException:
+        runner.close()
+        raise
 
 
 def model_format(model: InstalledModel, template: ChatTemplate | None, spell: Spelling) -> ChatFormat:
