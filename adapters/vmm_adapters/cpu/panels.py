@@ -26,6 +26,8 @@ BLOCK = 32
 MAX_INPUTS = 8
 """Inputs that are multiplied at a time."""
 _NUM_GROUPS = 8
+_MAX_COPIES = 2
+"""Of the code for a part of a panel; more would be slow to compile."""
 
 
 class Form(NamedTuple):
@@ -90,14 +92,24 @@ def emit_panel(emit: Emitter, form: Form, num_inputs: int, words: list[Value], s
     """
     places = _Places(*words)
     tile_inputs = 8 if emit.isa in (InstructionSet.AVX512_VNNI, InstructionSet.ARM_DOT) else 4
-    for part in range(PANEL // emit.isa.lanes):
+
+    def part(index: Value, _: list[Value]) -> list[Value]:
+        row = emit.at(emit.word(0), index, emit.isa.lanes)
         for first in range(0, num_inputs, tile_inputs):
-            _emit_part(emit, form, part, range(first, min(first + tile_inputs, num_inputs)), places, scale)
+            _emit_part(emit, form, row, range(first, min(first + tile_inputs, num_inputs)), places, scale)
+        return []
+
+    num_parts = PANEL // emit.isa.lanes
+    if num_parts > _MAX_COPIES:
+        emit.loop(emit.word(num_parts), [], part)
+    else:
+        for number in range(num_parts):
+            part(emit.word(number), [])
 
 
-def _emit_part(emit: Emitter, form: Form, part: int, inputs: range, places: _Places, scale: Value) -> None:
+def _emit_part(emit: Emitter, form: Form, row: Value, inputs: range, places: _Places, scale: Value) -> None:
+    """The rows of a register, from `row` on."""
     lanes = emit.isa.lanes
-    row = part * lanes
 
     def body(block: Value, totals: list[Value]) -> list[Value]:
         levels = load_levels(emit, form, emit.at(emit.at(places.levels, block, BLOCK * PANEL * form.bits // 8), row, 4))
@@ -148,7 +160,7 @@ def _add_block(
     return total
 
 
-def load_factor(emit: Emitter, form: Form, base: Value, place: Value, row: int) -> Value:
+def load_factor(emit: Emitter, form: Form, base: Value, place: Value, row: Value) -> Value:
     """A block's factors, as float32, for as many rows as a register has lanes."""
     lanes = emit.isa.lanes
     address = emit.at(emit.at(base, place, PANEL * form.factor_bytes), row, form.factor_bytes)
@@ -157,7 +169,7 @@ def load_factor(emit: Emitter, form: Form, base: Value, place: Value, row: int) 
     return emit.load_halves(address, lanes)
 
 
-def load_bias(emit: Emitter, form: Form, base: Value, place: Value, row: int, factor: Value) -> Value:
+def load_bias(emit: Emitter, form: Form, base: Value, place: Value, row: Value, factor: Value) -> Value:
     """A block's biases, less the middle by its factors."""
     if form.has_biases:
         return load_factor(emit, form, base, place, row)
