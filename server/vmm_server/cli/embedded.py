@@ -1,6 +1,7 @@
 """A server in this process, for `vmm run` where none answers: its own thread, loopback, a free port."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from vmm_server.settings import Settings
 def embedded_server(settings: Settings) -> Iterator[str]:
     """The URL of a server that lives as long as the block. Models load when they are asked for."""
     configure_logging("warning")
+    logging.getLogger("vmm_adapters.cpu").setLevel(logging.INFO)  # says what the first answer on a machine waits for
     changes = {"host": "127.0.0.1", "port": 0, "default_model": "", "calibrate": "off"}
     settings = settings.model_copy(update=changes)
     with bind(settings.host, settings.port) as listener:
