@@ -1,7 +1,8 @@
-"""One ONNX folder on two runtimes: they say the same, up to the first place where the model itself is undecided.
+"""One ONNX folder on all runtimes: they say the same, up to the first place where the model itself is undecided.
 
 They round differently (OpenVINO's KV blocks have 8 bits and its products may be bf16, ONNX Runtime's activations have 8
-bits), so logits differ a little. Where two answers part, each runtime's own logits must hold both tokens for likely.
+bits, and so have those of our kernels), so logits differ a little. Where two answers part, each runtime's own logits
+must hold both tokens for likely.
 """
 
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from vmm_adapters.base import CausalLMRunner
+from vmm_adapters.catalog import load_causal_lm
 from vmm_adapters.onnxruntime_genai.backend import load_backend
 from vmm_adapters.onnxruntime_genai.fast_form import read_graph
 from vmm_adapters.onnxruntime_genai.form_cache import fast_folder
-from vmm_adapters.openvino.runner import OpenVINORunner, load_runner
 from vmm_adapters.types import Batch, Chunk, RunnerOptions, SamplingParams
 from vmm_server.models.store import InstalledModel
 
@@ -50,7 +52,7 @@ NEAR = 1.0
 """How far apart two logits may be that the other runtime puts in the other order."""
 
 
-def openvino_logits(runner: OpenVINORunner, prompt: list[int], answer: list[int]) -> NDArray[np.float32]:
+def logits_of(runner: CausalLMRunner, prompt: list[int], answer: list[int]) -> NDArray[np.float32]:
     """`[len(answer), vocabulary]`: what each token of the answer was drawn from, were it drawn here."""
     tokens = prompt + answer[:-1]
     table = range(-(-len(tokens) // runner.block_size))
@@ -69,9 +71,13 @@ def ort_logits(session: onnxruntime.InferenceSession, tokens: list[int]) -> NDAr
     return logits
 
 
-def test_both_runtimes_say_the_same_up_to_near_ties(smollm2: InstalledModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapter", ["openvino", "cpu"])
+def test_runtimes_say_the_same_up_to_near_ties(
+    adapter: str, smollm2: InstalledModel, tmp_path: Path, kernel_cache: Path
+) -> None:
     tokenizer = Tokenizer.from_file(str(smollm2.folder / "tokenizer.json"))
-    runner = load_runner(smollm2.folder, RunnerOptions(kv_cache_bytes=64 << 20, cache_dir=tmp_path))
+    options = RunnerOptions(kv_cache_bytes=64 << 20, cache_dir=tmp_path, shared_cache_dir=kernel_cache)
+    runner = load_causal_lm(adapter, smollm2.folder, options)
     backend = load_backend(smollm2.folder, RunnerOptions(cache_dir=tmp_path))
     asked = Session(backend)
     decoder = smollm2.folder / "model.onnx"
@@ -84,7 +90,7 @@ def test_both_runtimes_say_the_same_up_to_near_ties(smollm2: InstalledModel, tmp
         chat = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         prompt = tokenizer.encode(chat, add_special_tokens=False).ids
         said = list(asked.ask(prompt, greedy, eos_token_ids=end).token_ids)
-        logits = openvino_logits(runner, prompt, said)
+        logits = logits_of(runner, prompt, said)
         parts = np.flatnonzero(logits.argmax(axis=1) != said)
         if not len(parts):
             num_same += 1
