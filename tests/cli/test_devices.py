@@ -4,11 +4,13 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
+from vmm_adapters.device import AdapterUse, Machine
 from vmm_server.api.vmm.examples import MACHINE
 from vmm_server.cli import main
 from vmm_server.cli.client import Client
@@ -38,6 +40,12 @@ def test_the_table_has_a_row_for_every_device_and_the_reasons_below(capsys: pyte
     assert "CUDA.0: onnxruntime with CUDAExecutionProvider" in details
     assert "CUDA.0: not openvino: OpenVINO lists Intel's GPUs only" in details
     assert details[-1] == "problem: openvino crashed (SIGSEGV)"
+
+
+def test_an_adapter_that_is_slow_on_a_device_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    slow = AdapterUse("cpu", "CPU", is_slow=True)
+    print_devices(describe(Machine((replace(MACHINE.devices[0], uses=(slow,)),))))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("CPU: cpu is slow here")
 
 
 def test_a_server_is_asked_for_its_machine() -> None:

@@ -69,4 +69,6 @@ def _details(device: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name}: {use['adapter']} with {', '.join(use['providers'])}")
         elif use["reason"]:
             lines.append(f"{name}: not {use['adapter']}: {use['reason']}")
+        elif use.get("is_slow"):
+            lines.append(f"{name}: {use['adapter']} is slow here: it has none of the instructions that it is fast with")
     return lines
