@@ -70,15 +70,9 @@ def runner(subject: Subject) -> Iterator[CausalLMRunner]:
     loaded.close()
 
 
-@pytest.fixture(scope="session")
-def cpu_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where compiled kernels are kept."""
-    return tmp_path_factory.mktemp("kernels")
-
-
 @pytest.fixture(scope="session", params=InstructionSet, ids=lambda isa: isa.name)
-def cpu_subject(request: pytest.FixtureRequest, cpu_folder: Path) -> cpu_kernels.Subject:
+def cpu_subject(request: pytest.FixtureRequest, kernel_cache: Path) -> cpu_kernels.Subject:
     """The CPU adapter's kernels of one instruction set."""
     if request.param not in supported():
         pytest.skip(f"this machine has no {request.param.name}")
-    return cpu_kernels.subject(request.param, cpu_folder)
+    return cpu_kernels.subject(request.param, kernel_cache)

@@ -1,11 +1,12 @@
 """Every kernel once, each buffer between two pages that nobody may read or write: a process that dies says where.
 
-Run by `test_cpu_guards`: `main(instruction set, folder of compiled kernels, "start" or "end")`.
+Run by `test_cpu_guards`: `main(instruction set, folder of compiled kernels)`.
 """
 
 import ctypes
 import mmap
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -67,12 +68,12 @@ def checks(subject: Subject) -> Iterator[tuple[str, Check]]:
         yield "fold", partial(result.fold, subject, result)
 
 
-def main(name: str, folder: str, where: str) -> None:
-    """Run them all, naming each before it runs."""
-    isa = InstructionSet[name]
-    kernels = cpu_kernels.subject(isa, Path(folder)).kernels
-    subject = Subject(isa, kernels, lambda array: guarded(array, at_end=where == "end"))
-    for called, check in checks(subject):
-        print(called, flush=True)  # noqa: T201
-        check()
+def main(name: str, folder: str) -> None:
+    """Run them all, right before a page and right after one, naming each before it runs."""
+    plain = cpu_kernels.subject(InstructionSet[name], Path(folder))
+    for at_end in (True, False):
+        subject = replace(plain, move=partial(guarded, at_end=at_end))
+        for called, check in checks(subject):
+            print(f"{called}, {at_end=}", flush=True)  # noqa: T201
+            check()
     print("done", flush=True)  # noqa: T201

@@ -1,6 +1,6 @@
 """The CPU adapter's kernels as functions of numpy arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import CFUNCTYPE, c_float, c_int64
 from dataclasses import dataclass
 from functools import cache
@@ -8,27 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
+from llvmlite import binding
 from numpy.typing import NDArray
 
 from vmm_adapters.cpu.floats import WIDTH, Element
-from vmm_adapters.cpu.isa import InstructionSet
+from vmm_adapters.cpu.isa import InstructionSet, Target
 from vmm_adapters.cpu.kernels import (
     CAP,
     COPY,
     FLOATS,
+    NUM_KERNELS,
     PANELS,
     QUANTIZE,
     SIZES,
     SUM_OF_SQUARES,
     Kernels,
+    compile_object,
+    symbol,
 )
+from vmm_adapters.cpu.numerics import GATED, NORMALIZED, PLAIN
 from vmm_adapters.cpu.panels import BLOCK, FORMS, PANEL, Form
+from vmm_adapters.cpu.plan import Activation
+
+from . import cpu_reference
 
 Array = NDArray[Any]
 UNTOUCHED = np.float32(-12345.0)
 """What lies beside results before, and must lie there afterwards."""
 EPSILON = 2.0**-24
 """Half a unit in the last place of float32: the relative error of one operation."""
+TINY = 2.0**-149
+"""The least number above 0: what rounding costs near it."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +47,16 @@ class Subject:
     """Kernels under test, and where the buffers that they work in shall lie."""
 
     isa: InstructionSet
-    kernels: Kernels
+    table: Array
+    """Addresses of kernels, by place."""
+    owner: object
+    """They live as long as this does."""
     move: Callable[[Array], Array] = np.ascontiguousarray
 
     def call(self, place: int, *words: Array | int, number: float = 0.0) -> None:
         """Call a kernel with addresses of arrays, and counts."""
         kind = CFUNCTYPE(None, *[c_int64] * len(words), c_float)
-        kind(int(self.kernels.table[place]))(*(w if isinstance(w, int) else w.ctypes.data for w in words), number)
+        kind(int(self.table[place]))(*(w if isinstance(w, int) else w.ctypes.data for w in words), number)
 
     def room(self, *shape: int) -> Array:
         """A float32 buffer with nothing to rely on in it."""
@@ -51,8 +65,21 @@ class Subject:
 
 @cache
 def subject(isa: InstructionSet, folder: Path) -> Subject:
-    """All kernels of an instruction set, compiled once a session and kept in a folder."""
-    return Subject(isa, Kernels(isa, range(len(FORMS)), folder))
+    """All kernels of an instruction set, compiled once and kept in a folder."""
+    with FileLock(folder / f"{isa.name}.lock".lower()):
+        kernels = Kernels(isa, range(len(FORMS)), folder)
+    return Subject(isa, kernels.table, kernels)
+
+
+def link(isa: InstructionSet, target: Target, places: Sequence[int]) -> Subject:
+    """Some kernels that were compiled for a processor that this one can stand in for."""
+    library = binding.JITLibraryBuilder().add_object_img(compile_object(isa, target, places))
+    for place in places:
+        library.export_symbol(symbol(place))
+    linked = library.link(binding.create_lljit_compiler(use_jit_link=False), "kernels")
+    table = np.zeros(NUM_KERNELS, np.int64)
+    table[places] = [linked[symbol(place)] for place in places]
+    return Subject(isa, table, linked)
 
 
 def size_index(rows: int) -> int:
@@ -218,6 +245,39 @@ def copy(subject: Subject, source: int, values: Array, second: Array, *, first: 
     subject.call(COPY + source, subject.move(values), subject.move(second), first, blocks, target, number=factor)
     assert (target[: first * BLOCK] == UNTOUCHED).all()
     return target[first * BLOCK :].copy()
+
+
+def expected_copy(source: int, x: Array, second: Array, factor: float) -> tuple[Array, Array]:
+    """In float64, and how far float32 may be off."""
+    x, second = x.astype(np.float64), second.astype(np.float64)
+    if source == PLAIN:
+        return x, np.zeros_like(x)
+    if source == NORMALIZED:
+        exact = x * float(np.float32(factor)) * second
+        return exact, 2 * EPSILON * np.abs(exact) + TINY * (1 + np.abs(second))
+    with np.errstate(over="ignore"):
+        gate = cpu_reference.activate(Activation(source - GATED), x)
+    # of SiLU an exponential's error, relative, and e^88 in place of what is greater; of gelu that of tanh or erf, below
+    # 5e-7, times x / 2
+    error = 1e-6 * np.abs(gate) + 1e-38 * np.abs(x) if source == GATED + Activation.SILU else 3e-7 * np.abs(x)
+    return gate * second, error * np.abs(second) + TINY
+
+
+def check_quantised(plain: Array, levels: Array, scales: Array, sums: Array) -> None:
+    """The greatest becomes 127, all are within half a step, and the sum is that of what was quantised."""
+    peaks = np.abs(plain).max(1)
+    # so small that a float32 cannot hold 127 over it: as good as nothing
+    is_zero = peaks < 2.0**-119
+    assert (scales[is_zero] == 0).all()
+    assert (levels[is_zero] == 0).all()
+    assert (np.abs(levels).max(1)[~is_zero] == 127).all()
+    assert np.allclose(scales[~is_zero], peaks[~is_zero] / 127, rtol=2 * EPSILON, atol=0)
+    steps = np.where(is_zero, 1, peaks / 127)
+    # the product that is rounded to a level is off by two roundings of at most 127
+    off = np.abs(plain / steps[:, None] - levels)[~is_zero]
+    assert (off <= 0.5 + 127 * 4 * EPSILON).all()
+    exact = scales.astype(np.float64) * levels.sum(1, dtype=np.int64)
+    assert np.allclose(sums, exact, rtol=EPSILON, atol=TINY)
 
 
 def sum_of_squares(subject: Subject, values: Array) -> float:

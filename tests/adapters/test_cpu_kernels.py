@@ -8,17 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm_adapters.cpu.floats import WIDTH, Element
-from vmm_adapters.cpu.numerics import GATED, NORMALIZED, NUM_SOURCES, PLAIN
-from vmm_adapters.cpu.plan import Activation
+from vmm_adapters.cpu.numerics import NUM_SOURCES, PLAIN
 
-from . import cpu_kernels, cpu_reference
-from .cpu_kernels import EPSILON, Array, Subject
+from . import cpu_kernels
+from .cpu_kernels import EPSILON, TINY, Array, Subject, check_quantised, expected_copy
 
 quick = settings(max_examples=12, deadline=None, database=None)
 seeds = st.integers(0, 2**32)
 LARGEST = float(np.finfo(np.float32).max)
-TINY = 2.0**-149
-"""The least number above 0: what rounding costs near it."""
 sources = pytest.mark.parametrize("source", range(NUM_SOURCES))
 
 
@@ -69,22 +66,6 @@ def values(draw: st.DrawFn) -> Array:
     return blocks.astype(np.float32).reshape(-1)
 
 
-def expected_copy(source: int, x: Array, second: Array, factor: float) -> tuple[Array, Array]:
-    """In float64, and how far float32 may be off."""
-    x, second = x.astype(np.float64), second.astype(np.float64)
-    if source == PLAIN:
-        return x, np.zeros_like(x)
-    if source == NORMALIZED:
-        exact = x * float(np.float32(factor)) * second
-        return exact, 2 * EPSILON * np.abs(exact) + TINY * (1 + np.abs(second))
-    with np.errstate(over="ignore"):
-        gate = cpu_reference.activate(Activation(source - GATED), x)
-    # of SiLU an exponential's error, relative, and e^88 in place of what is greater; of gelu that of tanh or erf, below
-    # 5e-7, times x / 2
-    error = 1e-6 * np.abs(gate) + 1e-38 * np.abs(x) if source == GATED + Activation.SILU else 3e-7 * np.abs(x)
-    return gate * second, error * np.abs(second) + TINY
-
-
 @sources
 def test_copies(cpu_subject: Subject, source: int) -> None:
     @quick
@@ -113,23 +94,6 @@ def test_inputs_are_quantised(cpu_subject: Subject, source: int) -> None:
         check_quantised(plain.astype(np.float64), levels, scales, sums)
 
     check()
-
-
-def check_quantised(plain: Array, levels: Array, scales: Array, sums: Array) -> None:
-    """The greatest becomes 127, all are within half a step, and the sum is that of what was quantised."""
-    peaks = np.abs(plain).max(1)
-    # so small that a float32 cannot hold 127 over it: as good as nothing
-    is_zero = peaks < 2.0**-119
-    assert (scales[is_zero] == 0).all()
-    assert (levels[is_zero] == 0).all()
-    assert (np.abs(levels).max(1)[~is_zero] == 127).all()
-    assert np.allclose(scales[~is_zero], peaks[~is_zero] / 127, rtol=2 * EPSILON, atol=0)
-    steps = np.where(is_zero, 1, peaks / 127)
-    # the product that is rounded to a level is off by two roundings of at most 127
-    off = np.abs(plain / steps[:, None] - levels)[~is_zero]
-    assert (off <= 0.5 + 127 * 4 * EPSILON).all()
-    exact = scales.astype(np.float64) * levels.sum(1, dtype=np.int64)
-    assert np.allclose(sums, exact, rtol=EPSILON, atol=TINY)
 
 
 def test_ties_go_to_the_even_level(cpu_subject: Subject) -> None:

@@ -122,14 +122,15 @@ class Kernels:
             compiled = _read_or_compile(isa, target, f"form{form}", places, cache_dir)
             library = binding.JITLibraryBuilder().add_object_img(compiled).add_current_process()
             for place in places:
-                library.export_symbol(_name(place))
+                library.export_symbol(symbol(place))
             linked = library.link(self._engine, f"{isa.name}-{form}")
             self._libraries.append(linked)
             for place in places:
-                self.table[place] = linked[_name(place)]
+                self.table[place] = linked[symbol(place)]
 
 
-def _name(place: int) -> str:
+def symbol(place: int) -> str:
+    """What a place's function is called in an object file."""
     return f"kernel_{place}"
 
 
@@ -171,7 +172,7 @@ def compile_object(isa: InstructionSet, target: Target, places: Iterable[int]) -
     kernels = _kernels()
     for place in places:
         kind = ir.FunctionType(ir.VoidType(), [*[I64] * kernels[place].num_words, F32])
-        function = ir.Function(module, kind, _name(place))
+        function = ir.Function(module, kind, symbol(place))
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         *words, number = function.args
         emitter = Emitter(builder, isa, has_float_instructions=target.has_float_instructions)
