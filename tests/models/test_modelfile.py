@@ -175,7 +175,7 @@ def test_what_is_in_no_encoding_names_the_line(content: bytes) -> None:
         ("FROM x\nPARAMETER temperature 1_0", "line 2: PARAMETER temperature: must be a number", None),
         ("FROM x\nPARAMETER temperature -1", "line 2: PARAMETER temperature: must be at least 0", None),
         ("FROM x\nPARAMETER seed " + "9" * 5000, "line 2: PARAMETER seed: must be a number", None),
-        ("FROM x\nPARAMETER backend cuda", "line 2: PARAMETER backend: must be one of openvino, ", None),
+        ("FROM x\nPARAMETER backend cuda", "line 2: PARAMETER backend: must be one of cpu, openvino, ", None),
         ("FROM x\nPARAMETER use_mmap maybe", "line 2: PARAMETER use_mmap: must be true or false", None),
         ('FROM x\nPARAMETER stop ""', "line 2: PARAMETER stop: must be a text", None),
         ("FROM x\nMESSAGE tool x", "line 2: MESSAGE tool: its role must be one of system, user, assistant", None),
