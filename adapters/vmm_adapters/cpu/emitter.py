@@ -14,6 +14,8 @@ from vmm_adapters.cpu.isa import InstructionSet
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 Value = Any
+_POINTER = I8.as_pointer()
+_CACHE_LINE = 64
 _ROUNDING = 1.5 * 2.0**23
 """From here on float32 holds whole numbers only."""
 
@@ -50,6 +52,16 @@ class Emitter:
     def store(self, value: Value, address: Value, align: int = 4) -> None:
         """Write `value` to `address`."""
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer())).align = align
+
+    def prefetch(self, address: Value, num_bytes: int) -> None:
+        """Have the cache lines from `address` on fetched, wherever that is: it may be beyond all that is there."""
+        kind = ir.FunctionType(ir.VoidType(), [_POINTER, I32, I32, I32])
+        name = "llvm.prefetch.p0"
+        function = self.builder.module.globals.get(name) or ir.Function(self.builder.module, kind, name)
+        read, keep, data = (ir.Constant(I32, number) for number in (0, 3, 1))
+        for line in range(0, num_bytes, _CACHE_LINE):
+            at = self.builder.inttoptr(self.at(address, 1, line), _POINTER)
+            self.builder.call(function, [at, read, keep, data])
 
     def splat(self, scalar: Value, count: int) -> Value:
         """The same in every lane."""
