@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,9 @@ from tests.adapters.graph_changes import Change, attribute, constant, reads
 
 from vmm_adapters.cpu.matching import read_plan
 from vmm_adapters.cpu.plan import DecoderPlan, DenseMatrix, Linear, Matrix, QuantizedMatrix
+from vmm_adapters.cpu.runner import CPURunner
 from vmm_adapters.errors import UnsupportedModel
+from vmm_adapters.types import Batch, Chunk, RunnerOptions
 from vmm_server.models.importers import ImportedModel
 from vmm_server.models.importers.gguf_blocks import BLOCK_FORMATS
 from vmm_server.models.importers.gguf_config import DecoderConfig, RopeConfig
@@ -35,6 +38,20 @@ NAMES = [
     *("phi3", "phi3_long", "phi3_short", "granite", "smollm3", "olmo2", "olmo3"),
 ]
 TWO_BITS = GGMLQuantizationType.Q2_K
+BLOCK_SCALES = {
+    GGMLQuantizationType.Q4_0: 1e-2,
+    GGMLQuantizationType.Q4_1: 1e-2,
+    GGMLQuantizationType.Q5_0: 1e-2,
+    GGMLQuantizationType.Q5_1: 3e-3,
+    GGMLQuantizationType.Q8_0: 3e-4,
+    GGMLQuantizationType.IQ4_NL: 5e-4,
+    GGMLQuantizationType.IQ4_XS: 2e-5,
+    GGMLQuantizationType.Q3_K: 2e-5,
+    GGMLQuantizationType.Q4_K: 2e-5,
+    GGMLQuantizationType.Q5_K: 2e-5,
+    GGMLQuantizationType.Q6_K: 2e-5,
+}
+"""Types of blocks, and scales by which random ones are weights of a usual size."""
 LAYER_SHAPES = {
     "attn_q": (256, 256),
     "attn_k": (128, 256),
@@ -75,8 +92,9 @@ def test_logits_are_those_of_transformers(
         np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
-def test_every_tiny_model_is_read(tiny_models: ModuleType) -> None:
+def test_every_tiny_model_and_type_is_tried(tiny_models: ModuleType) -> None:
     assert set(NAMES) == set(tiny_models.MODELS)
+    assert set(BLOCK_SCALES) == set(BLOCK_FORMATS) - {TWO_BITS}
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -105,6 +123,24 @@ def test_every_type_of_block_says_what_the_file_says(
         np.testing.assert_allclose(
             cpu_reference.dense(matrix), expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max(), err_msg=name
         )
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("kind", BLOCK_SCALES, ids=lambda kind: kind.name)
+def test_every_type_of_block_runs(
+    kind: GGMLQuantizationType, tmp_path: Path, random_blocks: Blocks, kernel_cache: Path
+) -> None:
+    write_blocks(tmp_path, kind, partial(random_blocks, scale=BLOCK_SCALES[kind]))
+    plan = plan_of(tmp_path)
+    tokens = np.random.default_rng(0).integers(0, 96, 40)
+    runner = CPURunner(plan, RunnerOptions(kv_cache_bytes=1 << 20, num_threads=2, shared_cache_dir=kernel_cache))
+    logits = runner.execute(Batch((Chunk(tokens.tolist(), 0, [0, 1], 40),))).copy()
+    for start, token in enumerate(tokens.tolist()):
+        assert (runner.execute(Batch((Chunk([token], start, [0, 1]),)))[0] == logits[start]).all()
+    runner.close()
+    expected = cpu_reference.logits(plan, tokens)
+    assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
+    assert (logits * expected).sum() > 0.999 * np.linalg.norm(logits) * np.linalg.norm(expected)
 
 
 def test_levels_of_two_bits_are_refused_by_name(tmp_path: Path, random_blocks: Blocks) -> None:
