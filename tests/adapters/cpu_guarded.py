@@ -23,7 +23,7 @@ from . import cpu_kernels
 from .cpu_kernels import Array, Subject, cap, copy, make_panel, multiply_floats, quantize, sum_of_squares
 from .cpu_spans import Result, make_span
 
-Check = Callable[[], object]
+Call = Callable[[], object]
 
 
 def guarded(array: Array, *, at_end: bool) -> Array:
@@ -41,8 +41,8 @@ def guarded(array: Array, *, at_end: bool) -> Array:
     return moved
 
 
-def checks(subject: Subject) -> Iterator[tuple[str, Check]]:
-    """Every kernel with the least and other sizes, and what it is called."""
+def calls(subject: Subject) -> Iterator[tuple[str, Call]]:
+    """What every kernel is called, with the least and other sizes, and what calls it and gives its results."""
     rng = np.random.default_rng(1)
     for form, num_blocks, rows, is_last in product(FORMS, (1, 3), SIZES, (False, True)):
         panel = make_panel(form, 1, num_blocks, ("any", "any"), (1e-3, 1), (1e-3, 1))
@@ -68,12 +68,12 @@ def checks(subject: Subject) -> Iterator[tuple[str, Check]]:
         yield "fold", partial(result.fold, subject, result)
 
 
-def main(name: str, folder: str) -> None:
+def main(isa: str, folder: str) -> None:
     """Run them all, right before a page and right after one, naming each before it runs."""
-    plain = cpu_kernels.subject(InstructionSet[name], Path(folder))
+    plain = cpu_kernels.subject(InstructionSet[isa], Path(folder))
     for at_end in (True, False):
         subject = replace(plain, move=partial(guarded, at_end=at_end))
-        for called, check in checks(subject):
-            print(f"{called}, {at_end=}", flush=True)  # noqa: T201
-            check()
+        for name, call in calls(subject):
+            print(f"{name}, {at_end=}", flush=True)  # noqa: T201
+            call()
     print("done", flush=True)  # noqa: T201
