@@ -1,4 +1,4 @@
-"""Plans of published layouts compute what ONNX Runtime computes; anything else is refused by the node's name."""
+"""Plans of published layouts compute what ONNX Runtime computes, and run so; anything else is refused by name."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vmm_adapters.cpu.matching import read_plan
 from vmm_adapters.cpu.plan import Activation, DecoderPlan, DenseMatrix, QuantizedMatrix
+from vmm_adapters.cpu.runner import CPURunner
 from vmm_adapters.errors import UnsupportedModel
+from vmm_adapters.types import Batch, Chunk, RunnerOptions
 
 from . import cpu_reference
 from .builder_decoder import BuilderDecoder, make_decoder
@@ -46,6 +48,20 @@ def check_same(actual: NDArray[np.floating], expected: NDArray[Any]) -> None:
     np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
+def check_runs(plan: DecoderPlan, expected: NDArray[Any], cache_dir: Path) -> None:
+    """Near, where products round their inputs to 8 bits; else up to keys and values in halves."""
+    runner = CPURunner(plan, RunnerOptions(kv_cache_bytes=1 << 20, num_threads=2, shared_cache_dir=cache_dir))
+    rows, tokens = [], TOKENS.tolist()
+    for start, stop in ((0, 3), (3, 4), (4, len(tokens))):
+        rows.append(runner.execute(Batch((Chunk(tokens[start:stop], start, [1], stop - start),))).copy())
+    runner.close()
+    logits = np.concatenate(rows)
+    is_exact = isinstance(plan.layers[0].down.matrix, DenseMatrix)
+    assert np.abs(logits - expected).max() < (2e-3 if is_exact else 0.1) * np.abs(expected).max()
+    cosine = (logits * expected).sum() / np.linalg.norm(logits) / np.linalg.norm(expected)
+    assert cosine > (0.999999 if is_exact else 0.998)
+
+
 TINY = {
     "default": TinyDecoder(),
     "packed Q, K, V": TinyDecoder(packed_qkv=True),
@@ -73,12 +89,14 @@ TINY = {
 
 @pytest.mark.runtime
 @pytest.mark.parametrize("name", TINY)
-def test_tiny_decoders_compute_what_onnx_runtime_computes(name: str, tmp_path: Path) -> None:
+def test_tiny_decoders_compute_what_onnx_runtime_computes(name: str, tmp_path: Path, kernel_cache: Path) -> None:
     config = replace(TINY[name], vocab_size=48)
     folder = write_decoder(tmp_path, config)
     plan = plan_of(folder, tmp_path)
     assert (plan.embedding is plan.lm_head.matrix) == config.tied
-    check_same(cpu_reference.logits(plan, TOKENS), dense_logits(folder, config, TOKENS.tolist()))
+    expected = dense_logits(folder, config, TOKENS.tolist())
+    check_same(cpu_reference.logits(plan, TOKENS), expected)
+    check_runs(plan, expected, kernel_cache)
 
 
 BUILT = {
@@ -115,12 +133,14 @@ BUILT = {
 
 @pytest.mark.runtime
 @pytest.mark.parametrize("name", BUILT)
-def test_built_decoders_compute_what_onnx_runtime_computes(name: str, tmp_path: Path) -> None:
+def test_built_decoders_compute_what_onnx_runtime_computes(name: str, tmp_path: Path, kernel_cache: Path) -> None:
     config = BUILT[name]
     model = make_decoder(config)
     plan = plan_of(model, tmp_path)
     assert (plan.embedding is plan.lm_head.matrix) == (config.embedding == "tied")
-    check_same(cpu_reference.logits(plan, TOKENS), onnxruntime_logits(model, config, TOKENS))
+    expected = onnxruntime_logits(model, config, TOKENS)
+    check_same(cpu_reference.logits(plan, TOKENS), expected)
+    check_runs(plan, expected, kernel_cache)
 
 
 @pytest.mark.runtime
