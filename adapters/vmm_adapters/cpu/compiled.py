@@ -1,6 +1,7 @@
 """How functions of this package are compiled by Numba, and kept."""
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -65,6 +66,21 @@ class _Announcer(Listener):  # type: ignore[misc]
         self._depth -= 1
         if not self._depth:
             self._announced.__exit__(None, None, None)
+
+
+def writable(folder: Path | None) -> Path | None:
+    """The folder, made if need be; `None`, and a warning, where nothing can be kept in it."""
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("compiled kernels are not kept: %s", error)
+        return None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        logger.warning("compiled kernels are not kept: nothing can be written to %s", folder)
+        return None
+    return folder
 
 
 def fingerprint() -> str:

@@ -1,7 +1,5 @@
 """`CausalLMRunner` by kernels of our own: a decoder's whole step is one call of compiled code."""
 
-import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from vmm_adapters.batching import pack
 from vmm_adapters.cpu import cores
 from vmm_adapters.cpu.attention import block_bytes
 from vmm_adapters.cpu.buffers import StepBuffers
+from vmm_adapters.cpu.compiled import writable
 from vmm_adapters.cpu.isa import InstructionSet, supported
 from vmm_adapters.cpu.kernels import Kernels
 from vmm_adapters.cpu.layout import Decoder, round_up
@@ -26,8 +25,6 @@ from vmm_adapters.decoder_folder import read_model_folder
 from vmm_adapters.errors import OutOfMemory, RuntimeFailed, UnsupportedModel, runtime_errors
 from vmm_adapters.heap import let_go, trim_heap
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
-
-logger = logging.getLogger(__name__)
 
 DEVICE = "CPU"
 
@@ -60,7 +57,7 @@ class CPURunner:
         forms = matrices["form"][matrices["is_dense"] == 0]
         num_threads = options.num_threads or cores.num_threads()
         self._buffers = StepBuffers(self._decoder, options, plan.context_length, num_threads)
-        cache_dir = _writable(options.shared_cache_dir)
+        cache_dir = writable(options.shared_cache_dir)
         with runtime_errors("compiling kernels", RuntimeError, NumbaError, OSError):
             compile_apart(isa or supported()[0], forms, cache_dir)
             kernels = Kernels(isa or supported()[0], forms, cache_dir)
@@ -130,21 +127,6 @@ def _count_blocks(block_bytes: int, options: RunnerOptions, context_length: int)
             hint="raise memory_budget",
         )
     return num_blocks
-
-
-def _writable(folder: Path | None) -> Path | None:
-    """The folder, made if need be; `None`, and a warning, where nothing can be kept in it."""
-    if folder is None:
-        return None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        logger.warning("compiled kernels are not kept: %s", error)
-        return None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        logger.warning("compiled kernels are not kept: nothing can be written to %s", folder)
-        return None
-    return folder
 
 
 def load_runner(folder: Path, options: RunnerOptions, *, isa: InstructionSet | None = None) -> CPURunner:
