@@ -1,5 +1,6 @@
 """Kernels stay in their buffers, and give the same with every instruction set."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ RUN = "import sys; from tests.adapters.cpu_guarded import main; main(*sys.argv[1
 def test_kernels_stay_in_their_buffers(cpu_subject: Subject, kernel_cache: Path) -> None:
     """In a process of its own: a step outside ends it."""
     command = [sys.executable, "-c", RUN, cpu_subject.isa.name, str(kernel_cache)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     called = done.stdout.splitlines()[-1:]
     assert (done.returncode, called) == (0, ["done"]), done.stderr[-1000:]
 

@@ -35,6 +35,7 @@ TWO_ROWS = [*range(FLOATS), *range(FLOATS + 1, NUM_KERNELS, len(SIZES))]
         pytest.param(Target(X86, "haswell", "+avx2,-fma,+f16c"), (), id="a virtual machine without fused products"),
         pytest.param(Target(X86, "alderlake", f"{HASWELL},+avxvnni"), (AVX_VNNI, AVX2), id="Intel client"),
         pytest.param(Target(X86, "skylake-avx512", AVX512), (AVX2,), id="AVX-512 without VNNI"),
+        pytest.param(Target(X86, "knm", f"{HASWELL},+avx512f,+avx512vnni"), (AVX2,), id="AVX-512 of words alone"),
         pytest.param(Target(X86, "znver3", HASWELL), (AVX2,), id="Zen 3"),
         pytest.param(Target(X86, "znver4", f"{AVX512},+avx512vnni"), (AVX512_VNNI, AVX2), id="Zen 4"),
         pytest.param(
@@ -48,6 +49,16 @@ TWO_ROWS = [*range(FLOATS), *range(FLOATS + 1, NUM_KERNELS, len(SIZES))]
 )
 def test_instruction_sets_of_processors(target: Target, sets: tuple[InstructionSet, ...]) -> None:
     assert target.instruction_sets == (*sets, PORTABLE)
+
+
+def test_processors_that_need_no_functions_for_floats() -> None:
+    targets = (
+        Target(ARM, "cortex-a72", "+neon"),
+        Target(X86, "haswell", HASWELL),
+        PLAIN,
+        Target(X86, "ivybridge", "+f16c"),
+    )
+    assert [target.has_float_instructions for target in targets] == [True, True, False, False]
 
 
 def test_this_machine_can_run_something() -> None:
