@@ -95,10 +95,11 @@ def emit_panel(emit: Emitter, form: Form, num_inputs: int, words: list[Value], s
     places = _Places(*words)
     tile_inputs = 8 if emit.isa in (InstructionSet.AVX512_VNNI, InstructionSet.ARM_DOT) else 4
 
-    def part(index: Value, _: list[Value]) -> list[Value]:
+    def part(index: Value, _: list[Value], *, is_first: bool = False) -> list[Value]:
         row = emit.at(emit.word(0), index, emit.isa.lanes)
         for first in range(0, num_inputs, tile_inputs):
-            _emit_part(emit, form, row, range(first, min(first + tile_inputs, num_inputs)), places, scale)
+            inputs = range(first, min(first + tile_inputs, num_inputs))
+            _emit_part(emit, form, row, inputs, places, scale, prefetches=is_first and first == 0)
         return []
 
     num_parts = PANEL // emit.isa.lanes
@@ -106,17 +107,19 @@ def emit_panel(emit: Emitter, form: Form, num_inputs: int, words: list[Value], s
         emit.loop(emit.word(num_parts), [], part)
     else:
         for number in range(num_parts):
-            part(emit.word(number), [])
+            part(emit.word(number), [], is_first=number == 0)
 
 
-def _emit_part(emit: Emitter, form: Form, row: Value, inputs: range, places: _Places, scale: Value) -> None:
+def _emit_part(
+    emit: Emitter, form: Form, row: Value, inputs: range, places: _Places, scale: Value, *, prefetches: bool
+) -> None:
     """The rows of a register, from `row` on."""
     lanes = emit.isa.lanes
 
     def body(block: Value, totals: list[Value]) -> list[Value]:
         block_bytes = BLOCK * PANEL * form.bits // 8
         levels_at = emit.at(places.levels, block, block_bytes)
-        if inputs.start == 0:
+        if prefetches:
             emit.prefetch(emit.at(levels_at, 1, _PREFETCH), block_bytes)
         levels = load_levels(emit, form, emit.at(levels_at, row, 4))
         parts = []
