@@ -76,7 +76,8 @@ def test_a_probe_ends_with_whoever_asked(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     hangs = f"import os, time; held = os.open({str(fifo)!r}, os.O_WRONLY); time.sleep(600)"
     code = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from vmm_adapters.probing.children import Probe, run_probes\n"
         "from vmm_adapters.probing.findings import OnnxRuntime\n"
         f"run_probes([Probe('it', (sys.executable, '-c', {hangs!r}), OnnxRuntime)], 600.0)"
