@@ -1,6 +1,9 @@
-"""What is missing is compiled in a process of its own: compilers keep 100 MB of memory, and the interpreter's lock.
+"""What is missing is compiled in processes of their own: compilers keep 100 MB of memory, and the interpreter's lock.
 
-python -m vmm_adapters.cpu.precompile AVX2 FOLDER FORM…
+Kernels and steps do not need each other, so they are compiled at the same time:
+
+    python -m vmm_adapters.cpu.precompile FOLDER AVX2 FORM…
+    python -m vmm_adapters.cpu.precompile FOLDER
 """
 
 import logging
@@ -24,33 +27,55 @@ logger = logging.getLogger(__name__)
 
 def compile_apart(isa: InstructionSet, forms: Iterable[int], folder: Path | None) -> None:
     """See to it that `folder` has what `Kernels` and `Team` need. Where that fails, they compile for themselves."""
-    numbers = [str(number) for number in sorted({int(form) for form in forms})]
     # a bundled application is no interpreter that could be asked
     if folder is None or getattr(sys, "frozen", False):
         return
-    mark = folder / fingerprint() / f"{machine_name()}-{isa.name}-{'-'.join(numbers)}.done".lower()
-    if mark.is_file():
+    numbers = [str(number) for number in sorted({int(form) for form in forms})]
+    marks = {f"{isa.name}-{'-'.join(numbers)}": [isa.name, *numbers], "steps": []}
+    kept = folder / fingerprint()
+    missing = {
+        mark: [sys.executable, "-m", "vmm_adapters.cpu.precompile", str(folder), *arguments]
+        for name, arguments in marks.items()
+        if not (mark := kept / f"{machine_name()}-{name}.done".lower()).is_file()
+    }
+    if not missing:
         return
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with announced(f"kernels with {isa.name}"):
-        command = [sys.executable, "-m", "vmm_adapters.cpu.precompile", isa.name, str(folder), *numbers]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
-    if done.returncode == 0:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    else:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        logger.warning("compiling kernels in a process of its own failed (%s); they are compiled here", reason)
+        compiling = [
+            (
+                mark,
+                subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                ),
+            )
+            for mark, command in missing.items()
+        ]
+        for mark, process in compiling:
+            _, said = process.communicate()
+            if process.returncode == 0:
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.touch()
+            else:
+                reason = (said.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+                logger.warning("compiling in a process of its own failed (%s); it is done here", reason)
 
 
 def main(arguments: list[str]) -> None:
-    """Compile, and keep it in the folder."""
-    name, folder, *forms = arguments
-    kernels = Kernels(InstructionSet[name], [int(form) for form in forms], Path(folder))
+    """Compile, and keep it in the folder: an instruction set's kernels for some forms, or steps."""
+    folder, *rest = arguments
+    if rest:
+        name, *forms = rest
+        Kernels(InstructionSet[name], [int(form) for form in forms], Path(folder))
+        return
+    table, thread, state = np.zeros(1, np.int64), 0, np.zeros(1, np.int64)
     records = (np.zeros(1, dtype) for dtype in (MODEL, LAYER, MATRIX, STEP))
-    compile_kept(take_part, (kernels.table, 0, np.zeros(1, np.int64), *records), Path(folder))
+    compile_kept(take_part, (table, thread, state, *records), Path(folder))
 
 
 if __name__ == "__main__":
