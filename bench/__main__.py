@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import contexts, embeddings, forms, pairwise, placements
+from bench import contexts, drafts, embeddings, forms, pairwise, placements
 from bench.bare import kv_bytes, prefill_s
 from bench.servers import Server, llama_server, vmm_server
 from bench.streams import Load, Measured, run_bare, run_engine, run_http
@@ -95,6 +95,7 @@ def main() -> None:
     """Parse the command line and print every table."""
     epilog = (
         "`bench pairwise` compares with llama-server figure by figure, `bench contexts` measures tokens in long texts, "
+        "`bench drafts` what speculation gains and takes, "
         "`bench embeddings` an embedding model, "
         "`bench forms` what an answer's form costs, `bench placements` whether the router's choice is the best one."
     )
@@ -169,6 +170,7 @@ def measure_all(
 
 OTHERS = {
     "contexts": contexts.main,
+    "drafts": drafts.main,
     "embeddings": embeddings.main,
     "forms": forms.main,
     "pairwise": pairwise.main,

@@ -10,7 +10,7 @@ Estimates can be wrong, and texts can mislead. So every sequence has a credit (`
 `EARNING` with each token, and a step has no drafts for which it could not pay should all of them be wrong. What a step
 costs all sequences more than a plain one is paid by those that draft, each token that this brings is paid back, and
 what is saved is bounded. No credit falls below zero, so sequences are together at most `FIRST_CREDIT` plain steps each
-and the share `EARNING` of their time behind where they would be without drafts, whatever the texts say: 3 % of an
+and the share `EARNING` of their time behind where they would be without drafts, whatever the texts say: 1.5 % of an
 answer of 50 tokens, and less of any longer one. Only what a draft costs at all has to be seen first, in four steps with
 one draft for each number of sequences that decode together; for one sequence that is known from the load
 (`speculation.measured_costs`).
@@ -26,9 +26,9 @@ from statistics import median_low
 
 MAX_DRAFTS = 15
 """Of one sequence in a step."""
-EARNING = 0.02
+EARNING = 0.01
 """Plain steps that a sequence may lose for each token."""
-FIRST_CREDIT = 0.5
+FIRST_CREDIT = 0.25
 _MAX_CREDIT = 8.0
 _MIN_GAIN = 0.02  # of the logarithm of the mean pace: what is less is noise
 
