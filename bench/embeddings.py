@@ -34,6 +34,7 @@ from vmm_server.models.placing import Placer
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.store import InstalledModel, Store
+from vmm_server.one_shot import OneShot
 from vmm_server.requests import EmbeddingRequest
 from vmm_server.settings import Settings, read_settings
 
@@ -173,7 +174,7 @@ async def _measure(settings: Settings, model: InstalledModel, port: int, rounds:
     plain = PlainOnnxruntime(model, settings.num_threads or 1)
     registry = Registry(Store(settings.store_dir), read_cards(settings.card_dirs))
     pool = ModelPool(settings, partial(load_model, settings=settings), Placer(settings, MachineReader().read))
-    embeddings = Embeddings(registry, pool)
+    embeddings = Embeddings(OneShot(registry, pool))
     lease = await pool.acquire(model, None, ReadyEncoder)
     layers: dict[str, Callable[[Sequence[Requests]], Awaitable[None]]] = {
         "plain onnxruntime": lambda clients: run_plain(plain, clients),

@@ -188,7 +188,7 @@ def test_a_server_that_drains_takes_nothing_new_and_ends_what_runs(run: Any, gat
     async def body(parts: Parts) -> None:
         running = asyncio.create_task(parts.embeddings.embed(request("a")))
         assert await asyncio.to_thread(gate.entered.wait, 10)
-        draining = asyncio.create_task(parts.embeddings.drain(10))
+        draining = asyncio.create_task(parts.one_shot.drain(10))
         await asyncio.sleep(0)
         with pytest.raises(ShuttingDown):
             await parts.embeddings.embed(request("b"))
@@ -208,7 +208,7 @@ def test_what_does_not_end_in_time_is_told(run: Any, gated: Any) -> None:
     async def body(parts: Parts) -> None:
         running = asyncio.create_task(parts.embeddings.embed(request("a")))
         assert await asyncio.to_thread(gate.entered.wait, 10)
-        assert not await parts.embeddings.drain(0)
+        assert not await parts.one_shot.drain(0)
         closing = asyncio.create_task(parts.pool.aclose())
         await asyncio.sleep(0)
         gate.may_go.set()
@@ -267,7 +267,7 @@ def test_a_failure_of_the_runtime_is_told(run: Any, gated: Any) -> None:
 
 def test_token_ids_of_openai_are_read_where_their_table_is(run: Any) -> None:
     async def body(parts: Parts) -> None:
-        embeddings = Embeddings(parts.registry, parts.pool, read_table=lambda: Cl100k({1: b"a", 2: b"bc"}))
+        embeddings = Embeddings(parts.one_shot, read_table=lambda: Cl100k({1: b"a", 2: b"bc"}))
         ids = EmbeddingRequest("words", ((1, 2), (2,), ()), ("input[0]", "input[1]", "input[2]"))
         found = await embeddings.embed(ids)
         np.testing.assert_array_equal(found.vectors, (await embeddings.embed(request("abc", "bc", ""))).vectors)

@@ -4,13 +4,19 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vmm_adapters.errors import AdapterError
 from vmm_adapters.types import Pooling
 
-Capability = Literal["completion", "tools", "insert", "vision", "embedding", "thinking", "rerank"]
-"""What a model can do (`/api/show`, `capabilities`): Ollama's words, and rerank."""
+Capability = Literal[
+    "completion", "tools", "insert", "vision", "embedding", "thinking", "rerank",
+    "detection", "classification", "image-embedding", "transcription", "translation", "speech",
+]  # fmt: skip
+"""What a model can do (`/api/show`, `capabilities`): Ollama's words, and those of models that it has not.
+
+`image-embedding`: images, and with `embedding` texts too, in one space (CLIP). `translation`: speech into English text.
+"""
 
 ToolFormatName = Literal[
     "hermes", "llama3_json", "pythonic", "mistral", "gemma", "gemma4", "phi", "granite", "qwen3_coder"
@@ -79,6 +85,47 @@ class EmbeddingRecipe(_CardPart):
     """The prompt of requests that name none."""
 
 
+Head = Literal["yolov5", "yolov8", "yolox", "detr"]
+"""How the numbers that leave a detector are read; `yolov8` is YOLO11's too."""
+
+
+class ImageRecipe(_CardPart):
+    """How a picture becomes numbers: `(pixel * scale - mean) / std`, `[channels, height, width]` float32."""
+
+    height: Annotated[int, Field(gt=0)]
+    width: Annotated[int, Field(gt=0)]
+    resize: Literal["stretch", "shortest", "letterbox"] = "stretch"
+    """To exactly that size; the shorter side to `shortest_edge`, then the middle is cut out; or all of it, with
+    `pad_value` around."""
+    shortest_edge: Annotated[int, Field(gt=0)] | None = None
+    """Of `shortest`; `None`: the smaller one of height and width."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    scale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """The order in which the model takes them; `mean` and `std` are in it too."""
+    pad_value: Annotated[int, Field(ge=0, le=255)] = 114
+    pad_place: Literal["center", "top-left"] = "center"
+    """Where the picture lies in its letterbox: Ultralytics' exports have it in the middle, YOLOX at the top left."""
+
+
+class VisionRecipe(_CardPart):
+    """What a model that looks at pictures needs to be told; what is left out is read from its folder."""
+
+    image: ImageRecipe | None = None
+    head: Head | None = None
+    """Of a detector."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes, in their order."""
+    templates: tuple[str, ...] | None = None
+    """Sentences around a label, `{}` in its place, whose vectors are averaged (`/v1/vision/zero-shot`)."""
+    logit_scale: float | None = None
+    """What cosines are multiplied by before the softmax (CLIP) or the sigmoid (SigLIP): already exponentiated."""
+    logit_bias: float | None = None
+    """Added after it; SigLIP alone has one, and so each label's probability is its own (a sigmoid)."""
+
+
 class ModelCard(_CardPart):
     """One model that can be pulled by name."""
 
@@ -97,7 +144,8 @@ class ModelCard(_CardPart):
     parameter_size: str
     """As people write it: `135M`, `1.1B`."""
     quantization: str
-    context_length: Annotated[int, Field(gt=0)]
+    context_length: Annotated[int, Field(ge=0)] = 0
+    """Tokens; 0 for models that take none."""
     capabilities: tuple[Capability, ...] = ("completion",)
     system: str | None = None
     """A default system message; most chat templates bring their own."""
@@ -108,7 +156,17 @@ class ModelCard(_CardPart):
     """The same."""
     embedding: EmbeddingRecipe | None = None
     """For encoders whose files do not say it."""
+    vision: VisionRecipe | None = None
+    """For models that look at pictures, where their files do not say it."""
+    verified: bool = True
+    """Whether this very source was fetched, imported and run by the project."""
     variants: tuple[CardVariant, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_context_length(self) -> "ModelCard":
+        if not self.context_length and {"completion", "embedding", "rerank"} & {*self.capabilities}:
+            raise ValueError("context_length: a model that reads text has one")
+        return self
 
 
 def read_card(path: Path) -> ModelCard:

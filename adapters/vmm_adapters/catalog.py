@@ -48,8 +48,8 @@ SESSIONS: dict[str, str] = {
 
 Form = Literal["onnx", "openvino", "echo"]
 """How a model lies on disk: an ONNX folder (onnxruntime-genai's, or an encoder's), OpenVINO IR, or the test model."""
-Task = Literal["text", "vision-text", "encode"]
-"""What is asked of a model: text from text, text from text and images, one row of numbers."""
+Task = Literal["text", "vision-text", "encode", "session"]
+"""What is asked of a model: text from text, text from text and images, one row of numbers, or arrays from arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,9 @@ _CPU_AND_GPU = frozenset((DeviceKind.CPU, DeviceKind.GPU))
 
 RUNS: dict[str, Runs] = {
     "cpu": Runs(frozenset(("text",)), frozenset(("onnx",)), _CPU),
-    "openvino": Runs(frozenset(("text", "encode")), frozenset(("onnx", "openvino")), _CPU_AND_GPU),
+    "openvino": Runs(frozenset(("text", "encode", "session")), frozenset(("onnx", "openvino")), _CPU_AND_GPU),
     "onnxruntime-genai": Runs(frozenset(("text",)), frozenset(("onnx",)), _ALL_KINDS),
-    "onnxruntime": Runs(frozenset(("encode",)), frozenset(("onnx",)), _ALL_KINDS),
+    "onnxruntime": Runs(frozenset(("encode", "session")), frozenset(("onnx",)), _ALL_KINDS),
     "openvino-genai": Runs(frozenset(("text", "vision-text")), frozenset(("openvino",)), _ALL_KINDS),
     "echo": Runs(frozenset(("text", "encode")), frozenset(("echo",)), _ALL_KINDS),
 }

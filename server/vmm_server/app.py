@@ -58,6 +58,7 @@ from vmm_server.models.ready import Ready
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
+from vmm_server.one_shot import OneShot
 from vmm_server.response_store import ResponseStore
 from vmm_server.settings import Settings
 
@@ -97,6 +98,7 @@ class Parts:
     pool: ModelPool
     calibrator: Calibrator
     inference: Inference
+    one_shot: OneShot
     embeddings: Embeddings
     response_store: ResponseStore
     readiness: Readiness
@@ -170,7 +172,8 @@ def build_parts(
     pool = ModelPool(settings, loads, placer)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
     inference = Inference(registry, pool)
-    embeddings = Embeddings(registry, pool, read_table=partial(read_cl100k, settings.tiktoken_dir))
+    one_shot = OneShot(registry, pool)
+    embeddings = Embeddings(one_shot, read_table=partial(read_cl100k, settings.tiktoken_dir))
     kept = ResponseStore(settings.response_store_path, max_bytes=settings.response_store_size)
     puller = Puller(store, registry)
     return Parts(
@@ -186,6 +189,7 @@ def build_parts(
         pool=pool,
         calibrator=Calibrator(pool, placer),
         inference=inference,
+        one_shot=one_shot,
         embeddings=embeddings,
         response_store=kept,
         readiness=readiness,
@@ -229,7 +233,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
 async def drain(parts: Parts, timeout_s: float) -> bool:
     """Take no new work and wait for what runs; True when all of it finished in time."""
     parts.calibrator.stop()
-    return all(await asyncio.gather(parts.inference.drain(timeout_s), parts.embeddings.drain(timeout_s)))
+    return all(await asyncio.gather(parts.inference.drain(timeout_s), parts.one_shot.drain(timeout_s)))
 
 
 async def preload(parts: Parts, pauses: Iterable[float] | None = None) -> None:

@@ -5,8 +5,7 @@ Everything that deserves a 4xx happens before anything is computed. Nothing is s
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,14 +15,13 @@ from numpy.typing import NDArray
 from vmm_adapters.types import EncoderInput
 from vmm_server.cl100k import Cl100k
 from vmm_server.encoder_inputs import Inputs, embedding_inputs, pair_inputs, text_inputs
-from vmm_server.errors import InvalidRequest, PlacementFailed, ShuttingDown, UnsupportedCapability
+from vmm_server.errors import InvalidRequest
 from vmm_server.models.encoders import ReadyEncoder
-from vmm_server.models.leases import MAX_MOVES, Lease
-from vmm_server.models.pool import ModelPool
-from vmm_server.models.registry import Registry
+from vmm_server.models.leases import Lease
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
-from vmm_server.requests import EmbeddingRequest, KeepAlive, RerankRequest, Wanted
+from vmm_server.one_shot import Answered, OneShot
+from vmm_server.requests import EmbeddingRequest, RerankRequest
 
 logger = logging.getLogger(__name__)
 
@@ -36,22 +34,17 @@ _NO_TABLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """Who answered, and what it took."""
+class Encoded(Answered):
+    """Of texts."""
 
-    model: InstalledModel
-    placement: Placement
     num_tokens: int
     """Tokens of the inputs, special ones included, padding not."""
-    load_s: float
     num_dropped_tokens: int
     """Cut off at the ends of inputs that were too long."""
-    queued_s: float
-    """How long the inputs waited for those of other requests."""
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded(Answered):
+class Embedded(Encoded):
     """Vectors of texts."""
 
     vectors: NDArray[np.float32]
@@ -59,7 +52,7 @@ class Embedded(Answered):
 
 
 @dataclass(frozen=True, slots=True)
-class Reranked(Answered):
+class Reranked(Encoded):
     """Scores of documents."""
 
     scores: tuple[float, ...]
@@ -69,18 +62,11 @@ class Reranked(Answered):
 class Embeddings:
     """Runs encoders. Every dialect goes through here."""
 
-    def __init__(
-        self, registry: Registry, pool: ModelPool, *, read_table: Callable[[], Cl100k | None] = lambda: None
-    ) -> None:
+    def __init__(self, one_shot: OneShot, *, read_table: Callable[[], Cl100k | None] = lambda: None) -> None:
         """`read_table` reads OpenAI's table of tokens, when token ids are first to be decoded with it."""
-        self._registry = registry
-        self._pool = pool
+        self._one_shot = one_shot
         self._read_table = read_table
         self._table: Cl100k | None = None
-        self._num_running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self.draining = False
 
     async def embed(self, request: EmbeddingRequest) -> Embedded:
         """One vector an input.
@@ -88,11 +74,7 @@ class Embeddings:
         Raises `InvalidRequest` and its kinds, `ModelNotFound`, `ModelLoadFailed`, `Overloaded`, `ShuttingDown`,
         `GenerationFailed`.
         """
-        if self.draining:
-            raise ShuttingDown
-        model = self._registry.resolve(request.model)
-        if "embedding" not in model.capabilities:
-            raise UnsupportedCapability(request.model, "embedding")
+        model = self._one_shot.resolve(request.model, "embedding")
         if model.embedding_length is not None:
             _check_dimensions(request.dimensions, model.embedding_length)
         table = await self._table_for(request)
@@ -107,18 +89,14 @@ class Embeddings:
                 vectors = vectors[:, : request.dimensions]
             if cut or (ready.recipe.normalize if request.normalize is None else request.normalize):
                 vectors = _unit(vectors)
-            return Embedded(*_told(model, lease, inputs), queued_s, vectors)
+            return Embedded(*_told(model, lease, inputs, queued_s), vectors)
 
         return await self._on_encoder(model, request, embed)
 
     async def rerank(self, request: RerankRequest) -> Reranked:
         """One score a document, higher is nearer: a cross-encoder's logit through a sigmoid, or, of a model that
         embeds, the cosine of the two vectors. Raises as `embed` does."""
-        if self.draining:
-            raise ShuttingDown
-        model = self._registry.resolve(request.model)
-        if not {"rerank", "embedding"} & {*model.capabilities}:
-            raise UnsupportedCapability(request.model, "rerank")
+        model = self._one_shot.resolve(request.model, "rerank", "embedding")
         scores_pairs = "rerank" in model.capabilities
 
         async def rerank(lease: Lease[ReadyEncoder]) -> Reranked:
@@ -127,18 +105,9 @@ class Embeddings:
             inputs = await _prepare(lambda: write(request, ready), ready)
             rows, queued_s = await _rows(inputs.items, ready, "documents")
             scores = _sigmoid(rows[:, 0]) if scores_pairs else _unit(rows[1:]) @ _unit(rows[:1])[0]
-            return Reranked(*_told(model, lease, inputs), queued_s, tuple(scores.tolist()))
+            return Reranked(*_told(model, lease, inputs, queued_s), tuple(scores.tolist()))
 
         return await self._on_encoder(model, request, rerank)
-
-    async def drain(self, timeout_s: float) -> bool:
-        """Take no new work and wait for what runs; True when all of it finished in time."""
-        self.draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
 
     async def _on_encoder(
         self,
@@ -146,31 +115,7 @@ class Embeddings:
         request: EmbeddingRequest | RerankRequest,
         work: Callable[[Lease[ReadyEncoder]], Awaitable[Told]],
     ) -> Told:
-        """What `work` gives on a lease; on another placement's when the device of the first one fails."""
-        num_moves = 0
-        while True:
-            async with self._lease(model, request.keep_alive, request.wanted) as lease:
-                try:
-                    return await work(lease)
-                except PlacementFailed:
-                    if num_moves == MAX_MOVES:
-                        raise
-            num_moves += 1
-
-    @asynccontextmanager
-    async def _lease(
-        self, model: InstalledModel, keep_alive: KeepAlive | None, wanted: Wanted
-    ) -> AsyncIterator[Lease[ReadyEncoder]]:
-        lease = await self._pool.acquire(model, keep_alive, ReadyEncoder, wanted=wanted)
-        self._num_running += 1
-        self._idle.clear()
-        try:
-            yield lease
-        finally:
-            self._num_running -= 1
-            if not self._num_running:
-                self._idle.set()
-            lease.release()
+        return await self._one_shot.run(model, ReadyEncoder, work, keep_alive=request.keep_alive, wanted=request.wanted)
 
     async def _table_for(self, request: EmbeddingRequest) -> Cl100k | None:
         """The table that token ids are decoded with, if any are to be."""
@@ -217,9 +162,9 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _told(
-    model: InstalledModel, lease: Lease[ReadyEncoder], inputs: Inputs
-) -> tuple[InstalledModel, Placement, int, float, int]:
-    """The first fields of `Answered`. What was cut off is said in the log as well."""
+    model: InstalledModel, lease: Lease[ReadyEncoder], inputs: Inputs, queued_s: float
+) -> tuple[InstalledModel, Placement, float, float, int, int]:
+    """The fields of `Encoded`. What was cut off is said in the log as well."""
     if inputs.num_dropped_tokens:
         logger.warning("cut off %d tokens of texts that are too long for %s", inputs.num_dropped_tokens, model.name)
-    return model, lease.ready.placement, inputs.num_tokens, lease.load_s, inputs.num_dropped_tokens
+    return model, lease.ready.placement, lease.load_s, queued_s, inputs.num_tokens, inputs.num_dropped_tokens

@@ -19,6 +19,7 @@ from vmm_server.models.pool import ModelPool
 from vmm_server.models.pull import Puller
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.store import InstalledModel, Store
+from vmm_server.one_shot import OneShot
 from vmm_server.requests import EmbeddingRequest, RerankRequest
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ def with_embeddings(registry: Registry, settings: Any) -> Callable[[Callable[[Em
             placer = Placer(configured, MachineReader().read)
             pool = ModelPool(configured, partial(load_model, settings=configured), placer)
             try:
-                await asyncio.wait_for(body(Embeddings(registry, pool)), 60)
+                await asyncio.wait_for(body(Embeddings(OneShot(registry, pool))), 60)
             finally:
                 await pool.aclose()
 

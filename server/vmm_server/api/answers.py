@@ -6,9 +6,10 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 from vmm_server.api.gathered import Gathered
 from vmm_server.completion import Completion
-from vmm_server.embedding import Answered
+from vmm_server.embedding import Encoded
 from vmm_server.engine.stream import Delta, Usage
 from vmm_server.inference import Inference
+from vmm_server.one_shot import Answered
 from vmm_server.requests import GenerateRequest
 
 
@@ -25,7 +26,7 @@ def provenance(answered: Completion | Answered, *others: Completion) -> dict[str
     }
     if answered.placement.variant:
         headers["x-vmm-variant"] = answered.placement.variant
-    if answered.num_dropped_tokens:
+    if isinstance(answered, Completion | Encoded) and answered.num_dropped_tokens:
         headers["x-vmm-dropped-tokens"] = str(answered.num_dropped_tokens)
     if isinstance(answered, Completion) and answered.num_dropped_messages:
         headers["x-vmm-dropped-messages"] = str(answered.num_dropped_messages)

@@ -16,20 +16,21 @@ from pathlib import Path
 
 import httpx
 
-from vmm_adapters.card import ModelCard, SamplingDefaults
+from vmm_adapters.card import ModelCard, SamplingDefaults, VisionRecipe
 from vmm_server.errors import DigestMismatch, ImportFailed, InvalidRequest, ModelLoadFailed
 from vmm_server.models.building import FolderBuilder, Importer, Runnable
 from vmm_server.models.disk import store_errors, sync_file, sync_folder
 from vmm_server.models.jobs import Report
 from vmm_server.models.names import ModelName, derive_name
 from vmm_server.models.on_top import identified
+from vmm_server.models.placing import SESSION_TASKS
 from vmm_server.models.plan import Plan, VariantPlan
 from vmm_server.models.sources import Listing, SourceFile, Transfer
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.models.variants import describe_variant, with_variant
 
 _WEIGHTS = re.compile(r"\.safetensors$")
-_TASKS = {"completion", "embedding", "rerank"}
+_TASKS = SESSION_TASKS | {"completion", "embedding", "rerank"}
 """What a folder is for; the other capabilities go with the first."""
 
 
@@ -272,4 +273,12 @@ def describe_model(name: ModelName, runnable: Runnable, *, source: str, card: Mo
         reasoning_format=card.reasoning_format if card else None,
         source=source,
         embedding=embedding,
+        vision=_merged(card.vision if card else None, imported.vision),
     )
+
+
+def _merged(said: VisionRecipe | None, found: VisionRecipe | None) -> VisionRecipe | None:
+    """What a card says, and for what it leaves out what its files say."""
+    if said is None or found is None:
+        return said or found
+    return VisionRecipe.model_validate(found.model_dump() | said.model_dump(exclude_none=True))

@@ -21,8 +21,11 @@ from vmm_server.models.draft_models import Resolve, load_draft_runner
 from vmm_server.models.encoders import load_encoder
 from vmm_server.models.ready import Ready, warm
 from vmm_server.models.router import Load, Placement
+from vmm_server.models.speech import load_speaker
 from vmm_server.models.store import InstalledModel
 from vmm_server.models.tokenizer_file import read_tokenizer
+from vmm_server.models.vision import load_classifier, load_clip, load_detector
+from vmm_server.models.whisper import load_transcriber
 from vmm_server.prompt.chat import ChatTemplate, read_chat_template, read_token_texts
 from vmm_server.prompt.formats.base import ChatFormat
 from vmm_server.prompt.formats.detect import find_format
@@ -70,6 +73,15 @@ class ReadyModel:
         await self.engine.aclose()
 
 
+_ONE_SHOT: Mapping[str, Callable[[InstalledModel, Placement, Settings], Ready]] = {
+    "detection": load_detector,
+    "classification": load_classifier,
+    "image-embedding": load_clip,
+    "transcription": load_transcriber,
+    "speech": load_speaker,
+}
+"""Capability → what loads a model that has it."""
+
 LoadKey = tuple[Hashable, ...]
 
 
@@ -78,7 +90,7 @@ def load_key(model: InstalledModel) -> LoadKey:
 
     What a request brings along with its model (system message, template, defaults, `num_ctx`) is not part of it.
     """
-    recipe = None if model.embedding is None else model.embedding.model_dump_json()
+    recipe = tuple(None if each is None else each.model_dump_json() for each in (model.embedding, model.vision))
     words = (model.tool_format, model.reasoning_format)
     return (model.weights, model.adapter, model.folder, model.generates, model.context_length, recipe, *words)
 
@@ -103,6 +115,9 @@ def load_model(
     try:
         if model.generates:
             return _load_text(model, placement, kv_cache_bytes, settings, resolve)
+        for capability, load in _ONE_SHOT.items():
+            if capability in model.capabilities:
+                return load(model, placement, settings)
         return load_encoder(model, placement, settings)
     except AdapterError as error:
         raise ModelLoadFailed(f"cannot load {model.name!r} on {placement}: {error.message}", hint=error.hint) from error

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vmm_adapters.card import EmbeddingRecipe, SamplingDefaults
+from vmm_adapters.card import EmbeddingRecipe, SamplingDefaults, VisionRecipe
 from vmm_server.errors import InvalidModelName
 from vmm_server.models.disk import write_atomically
 from vmm_server.models.names import ModelName
@@ -55,7 +55,7 @@ class InstalledModel:
     adapter: str
     """`openvino`: any that reads the form of `folder`; any other is the only one that can compute the model."""
     folder: Path
-    """Absolute: a genai ONNX folder, an OpenVINO IR folder or an encoder's ONNX folder."""
+    """Absolute: a genai ONNX folder, an OpenVINO IR folder, or the ONNX folder of a one-shot model."""
     format: str
     """What was fetched: `gguf`, `onnx`, `openvino` or `safetensors`."""
     family: str
@@ -76,6 +76,8 @@ class InstalledModel:
     """The same of its thinking."""
     embedding: EmbeddingRecipe | None = None
     """How an encoder makes a text's vector; `None` for a text model or a cross-encoder."""
+    vision: VisionRecipe | None = None
+    """How a model that looks at pictures takes them, and how its answers are read: its card's words over its files'."""
     weights: str = ""
     """64 hex digits: sha256 of the source file, or of the list of its files' digests; `digest` when left out.
     Models with the same share one loaded engine."""

@@ -3,7 +3,7 @@
 from collections.abc import Container
 from dataclasses import dataclass
 
-from vmm_adapters.card import EmbeddingRecipe
+from vmm_adapters.card import EmbeddingRecipe, VisionRecipe
 from vmm_server.prompt.formats.detect import find_format
 from vmm_server.prompt.insert import can_insert
 
@@ -32,6 +32,8 @@ class ImportedModel:
     """See `InstalledModel.adapter`."""
     embedding: EmbeddingRecipe | None = None
     """What the folder says of how its encoder makes a vector; `None` where it is no encoder or does not say."""
+    vision: VisionRecipe | None = None
+    """What the folder says of how pictures are put in and answers are read, of a model that looks at pictures."""
 
 
 def guess_capabilities(chat_template: str | None, tokens: Container[str] = ()) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Sound in, text out, and the other way round: all of it that needs no model."""

@@ -1,0 +1,104 @@
+"""What every model that answers whole, or reads something long in pieces, is run through: lease, work, drain.
+
+A model whose device fails has said nothing yet, so its work is done again on the next placement.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from vmm_server.errors import PlacementFailed, ShuttingDown, UnsupportedCapability
+from vmm_server.models.leases import MAX_MOVES, Lease
+from vmm_server.models.pool import ModelPool
+from vmm_server.models.registry import Registry
+from vmm_server.models.router import Placement
+from vmm_server.models.store import InstalledModel
+from vmm_server.requests import KeepAlive, Wanted
+
+Held = TypeVar("Held")
+Told = TypeVar("Told")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Who answered, and what it took."""
+
+    model: InstalledModel
+    placement: Placement
+    load_s: float
+    queued_s: float
+    """How long its input waited for that of other requests."""
+
+
+class OneShot:
+    """Lends models to whoever runs them, and knows when nobody does any more."""
+
+    def __init__(self, registry: Registry, pool: ModelPool) -> None:
+        self._registry = registry
+        self._pool = pool
+        self._num_running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+
+    def resolve(self, name: str, *capabilities: str) -> InstalledModel:
+        """An installed model that can do one of these.
+
+        Raises `ShuttingDown`, `InvalidModelName`, `ModelNotFound`, `UnsupportedCapability` naming the first.
+        """
+        if self.draining:
+            raise ShuttingDown
+        model = self._registry.resolve(name)
+        if not {*capabilities} & {*model.capabilities}:
+            raise UnsupportedCapability(name, capabilities[0])
+        return model
+
+    async def run(
+        self,
+        model: InstalledModel,
+        kind: type[Held],
+        work: Callable[[Lease[Held]], Awaitable[Told]],
+        *,
+        keep_alive: KeepAlive | None,
+        wanted: Wanted,
+    ) -> Told:
+        """What `work` gives on a lease; on another placement's when the device of the first one fails.
+
+        Raises as `ModelPool.acquire` and `work` do.
+        """
+        num_moves = 0
+        while True:
+            async with self.lease(model, kind, keep_alive=keep_alive, wanted=wanted) as lease:
+                try:
+                    return await work(lease)
+                except PlacementFailed:
+                    if num_moves == MAX_MOVES:
+                        raise
+            num_moves += 1
+
+    @asynccontextmanager
+    async def lease(
+        self, model: InstalledModel, kind: type[Held], *, keep_alive: KeepAlive | None, wanted: Wanted
+    ) -> AsyncIterator[Lease[Held]]:
+        """A model in memory, for as long as the context lasts. Raises as `ModelPool.acquire` does."""
+        lease = await self._pool.acquire(model, keep_alive, kind, wanted=wanted)
+        self._num_running += 1
+        self._idle.clear()
+        try:
+            yield lease
+        finally:
+            self._num_running -= 1
+            if not self._num_running:
+                self._idle.set()
+            lease.release()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take no new work and wait for what runs; True when all of it finished in time."""
+        self.draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
