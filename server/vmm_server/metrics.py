@@ -18,7 +18,7 @@ from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.leases import LoadedModel
 from vmm_server.models.loading import ModelLoader, ReadyModel
 from vmm_server.models.pool import ModelPool
-from vmm_server.models.ready import Ready
+from vmm_server.models.ready import Ready, Sampled
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
 
@@ -37,6 +37,7 @@ COUNTERS: Mapping[str, str] = {
     "vmm_tokens_generated": "Tokens drawn.",
     "vmm_draft_tokens": "Tokens that were guessed, and computed with the one before them.",
     "vmm_accepted_tokens": "Of them, those that were drawn; generated tokens include them.",
+    "vmm_inputs": "Computed by a model that answers whole: pictures, seconds of sound, characters of speech.",
     "vmm_preemptions": "Requests that gave their KV blocks to others and were computed again.",
 }
 """Their names end `_total` on the wire."""
@@ -127,6 +128,13 @@ def _figures(loaded: LoadedModel) -> dict[str, int]:
         if stats.num_blocks:
             figures["vmm_kv_blocks"] = stats.num_blocks
             figures["vmm_kv_blocks_used"] = stats.num_blocks - stats.num_free_blocks
+    if isinstance(loaded.ready, Sampled):
+        did = loaded.ready.stats
+        figures |= {
+            "vmm_requests_running": did.num_running,
+            "vmm_requests_waiting": did.num_waiting,
+            "vmm_inputs": did.computed_size,
+        }
     elif isinstance(loaded.ready, ReadyEncoder):
         calls = loaded.ready.batcher.stats
         figures |= {

@@ -13,7 +13,7 @@ from vmm_server.errors import PlacementFailed, ShuttingDown, UnsupportedCapabili
 from vmm_server.models.leases import MAX_MOVES, Lease
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.registry import Registry
-from vmm_server.models.router import Placement
+from vmm_server.models.router import ONE_ANSWER, Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import KeepAlive, Wanted
 
@@ -83,7 +83,7 @@ class OneShot:
         self, model: InstalledModel, kind: type[Held], *, keep_alive: KeepAlive | None, wanted: Wanted
     ) -> AsyncIterator[Lease[Held]]:
         """A model in memory, for as long as the context lasts. Raises as `ModelPool.acquire` does."""
-        lease = await self._pool.acquire(model, keep_alive, kind, wanted=wanted)
+        lease = await self._pool.acquire(model, keep_alive, kind, wanted=wanted, work=ONE_ANSWER)
         self._num_running += 1
         self._idle.clear()
         try:

@@ -80,7 +80,7 @@ def test_measurements_outlast_the_server(start_server: Any) -> None:
         ({}, 400, "model: field required"),
         ({"model": "echo", "backend": "tensorflow"}, 400, "backend: 'tensorflow' is none of"),
         ({"model": "echo", "device": "NPU"}, 400, "cannot run on device NPU here"),
-        ({"model": "words"}, 400, '"words:latest" does not support calibration: only models that generate text'),
+        ({"model": "words"}, 400, '"words:latest" does not support calibration: encoders of texts are not measured'),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_anything_begins(

@@ -225,8 +225,18 @@ def test_a_placement_that_is_not_here_is_refused_before_anything_is_loaded(run: 
 
 def test_encoders_are_not_measured(run: Run, install: Callable[..., InstalledModel]) -> None:
     async def body(world: World) -> None:
-        with pytest.raises(UnsupportedCapability, match="only models that generate text"):
+        with pytest.raises(UnsupportedCapability, match="encoders of texts are not measured"):
             await world.calibrate(make(install, "words", capabilities=("embedding",)))
+
+    run(body)
+
+
+def test_what_answers_whole_is_measured_for_its_own_work(run: Run, install: Callable[..., InstalledModel]) -> None:
+    async def body(world: World) -> None:
+        seen = make(install, "seen", capabilities=("detection",))
+        report = await world.calibrator.report(seen)
+        assert report.choices.keys() == {"1 at a time", "16 at a time"}
+        assert {str(row.placement) for row in report.rows} == {"openvino/CPU"}
 
     run(body)
 

@@ -50,6 +50,45 @@ class Clock:
 
 
 @dataclass
+class Whole:
+    """Answers whole: `first_s` for the first time, then `step_s` for as many as are asked for at a time."""
+
+    clock: Clock
+    step_s: float
+    first_s: float = 30.0
+    num_tried: int = 0
+    _num_waiting: int = 0
+    placement: Any = None
+    context_length: int = 0
+    memory_bytes: int = 0
+    load: Any = None
+    failure: str | None = None
+    stats: Any = None
+
+    async def aclose(self) -> None: ...
+
+    async def try_once(self) -> None:
+        self._num_waiting += 1
+        await asyncio.sleep(0)
+        if self._num_waiting:  # the first to come back computes for all
+            self.clock.now += self.step_s if self.num_tried else self.first_s
+            self.num_tried += self._num_waiting
+            self._num_waiting = 0
+
+
+@pytest.mark.parametrize("step_s", [0.01, 2.0])
+def test_what_answers_whole_is_tried_alone_and_eight_together(step_s: float) -> None:
+    clock = Clock()
+    whole = Whole(clock, step_s)
+    speeds = asyncio.run(measure(whole, Random(0), clock=clock))
+    # the very first round took its time, and was the only one of its kind
+    assert speeds.decode_8 == pytest.approx(8 / 30)
+    assert speeds == Speeds(pytest.approx(1 / step_s), speeds.decode_8, speeds.decode_8)
+    again = asyncio.run(measure(whole, Random(0), clock=clock))
+    assert again == Speeds(pytest.approx(1 / step_s), pytest.approx(8 / step_s), pytest.approx(8 / step_s))
+
+
+@dataclass
 class FakeEngine:
     """Draws a token for every stream each `step_s`, after `prefill_s` a prompt token."""
 

@@ -35,7 +35,8 @@ def bench(
 ) -> None:
     """Show how fast MODEL is wherever it can run here, and which placement requests go to.
 
-    Rates are tokens a second: of one stream, of eight streams together, and of a prompt of 512 tokens. Uses the running
+    Rates are tokens a second: of one stream, of eight streams together, and of a prompt of 512 tokens; of models for
+    pictures and sound, answers a second, one and eight at a time. Uses the running
     server; if none answers, one is embedded for as long as the command runs. MODEL is the default model unless named.
     """
     settings = read_settings(home=home)

@@ -1,4 +1,4 @@
-"""Measures the placements of text models: when somebody asks for it, and unasked while nobody asks for anything.
+"""Measures the placements of models: when somebody asks for it, and unasked while nobody asks for anything.
 
 A placement is loaded through the pool, measured with nothing else to do, kept in the profiles, and unloaded if it was
 not loaded before. What somebody asks for goes on beside other requests: a measurement during which others used the
@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from random import Random
@@ -24,9 +24,10 @@ from vmm_server.models.leases import Lease, LoadedModel
 from vmm_server.models.loading import ReadyModel, load_key
 from vmm_server.models.measuring import Speeds
 from vmm_server.models.measuring import measure as measure_speeds
-from vmm_server.models.placing import Placer
+from vmm_server.models.placing import Placer, task_of
 from vmm_server.models.pool import ModelPool
-from vmm_server.models.router import Placement, Profile, Work, admits, devices_of, exactly
+from vmm_server.models.ready import Sampled
+from vmm_server.models.router import ONE_ANSWER, Placement, Profile, Work, admits, devices_of, exactly
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import ANYWHERE, Wanted
 
@@ -37,7 +38,9 @@ WORKLOADS: Mapping[str, Work] = {
     "16 streams": Work(num_streams=16),
     "long prompt": Work(num_prompt_tokens=4096),
 }
-"""What a report says the router's choice for."""
+"""What a report says the router's choice for, of a model that writes."""
+ANSWERS: Mapping[str, Work] = {"1 at a time": ONE_ANSWER, "16 at a time": replace(ONE_ANSWER, num_streams=16)}
+"""The same, of a model that answers whole."""
 IDLE_S = 10.0
 _LOOK_S = 5.0
 """Between two looks whether there is anything to measure."""
@@ -72,7 +75,7 @@ class Report:
 
     rows: tuple[Calibrated, ...]
     choices: Mapping[str, Placement]
-    """Where the router sends each of the `WORKLOADS`."""
+    """Where the router sends each of the `workloads` of the model."""
     is_measured: bool
     """It decides by measurements; else by rules of thumb."""
 
@@ -82,9 +85,16 @@ class _NotNow(Exception):
 
 
 Result = TypeVar("Result")
-Measure = Callable[[ReadyModel], Awaitable[Speeds]]
+Measure = Callable[[ReadyModel | Sampled], Awaitable[Speeds]]
 _Key = tuple[str, Placement]
 """A model's weights, and where."""
+
+
+def workloads(model: InstalledModel) -> Mapping[str, Work]:
+    """What the model's placements are measured for; empty for encoders of texts, which are not measured."""
+    if model.generates:
+        return WORKLOADS
+    return ANSWERS if task_of(model) == "session" else {}
 
 
 class Calibrator:
@@ -115,7 +125,7 @@ class Calibrator:
     ) -> AsyncGenerator[Calibrating | Calibrated]:
         """Measure every placement that is wanted. Idle models leave for it, as they do for requests.
 
-        Raises `UnsupportedCapability` for a model that is no text model, `UnsupportedParameter` or `ModelLoadFailed`
+        Raises `UnsupportedCapability` for an encoder of texts, `UnsupportedParameter` or `ModelLoadFailed`
         when there is no such placement, `ShuttingDown`.
         """
         found = await self._wanted(model, wanted)
@@ -132,7 +142,7 @@ class Calibrator:
         found = await self._wanted(model, wanted)
         profiles = self._placer.profiles(model)
         wanted = self._placer.effective(model, wanted)
-        orders = {name: await self._placer.placements(model, wanted, work) for name, work in WORKLOADS.items()}
+        orders = {name: await self._placer.placements(model, wanted, work) for name, work in workloads(model).items()}
         return Report(
             rows=tuple(Calibrated(each, profiles.get(each), self._reason(model, each)) for each in found),
             choices={name: order[0] for name, order in orders.items()},
@@ -174,8 +184,8 @@ class Calibrator:
 
     async def _wanted(self, model: InstalledModel, wanted: Wanted) -> Sequence[Placement]:
         """The placements of a model that a request with this wish could go to, the NPU's too."""
-        if not model.generates:
-            raise UnsupportedCapability(model.name, "calibration: only models that generate text are measured")
+        if not workloads(model):
+            raise UnsupportedCapability(model.name, "calibration: encoders of texts are not measured")
         await self._placer.know_machine()
         effective = self._placer.effective(model, wanted)
         found = [each.placement for each in await self._placer.candidates(model)]
@@ -187,7 +197,7 @@ class Calibrator:
         """What was not measured of the models in memory, where requests without a wish could go."""
         missing: list[tuple[InstalledModel, Placement]] = []
         for model in [] if self._stopping.is_set() else [loaded.model for loaded in self._pool.loaded()]:
-            if not model.generates:
+            if not workloads(model):
                 continue
             try:
                 found = await self._placer.placements(model, self._placer.effective(model, ANYWHERE))
@@ -235,7 +245,7 @@ class Calibrator:
         if lease is None:
             raise _NotNow
         try:
-            if not isinstance(lease.ready, ReadyModel):
+            if not isinstance(lease.ready, ReadyModel | Sampled):
                 raise ModelLoadFailed(f"{model.name!r} is not what its manifest says")
             if until_request is None:
                 speeds = await self._measured_alone(lease)
@@ -249,7 +259,7 @@ class Calibrator:
             if not (was_loaded or lease.loaded.num_leases):
                 await self._pool.unload(model, exactly(placement))
 
-    async def _measured_alone(self, lease: Lease[ReadyModel]) -> Speeds:
+    async def _measured_alone(self, lease: Lease[ReadyModel | Sampled]) -> Speeds:
         """Speeds while nobody else used the device. Raises `GenerationFailed`, `ShuttingDown`."""
         placement = lease.loaded.placement
         for number in range(_NUM_TRIES):
@@ -266,7 +276,7 @@ class Calibrator:
                 return speeds
         raise GenerationFailed(f"other requests ran on {placement.device} meanwhile", hint="measure it when it is idle")
 
-    async def _speeds(self, lease: Lease[ReadyModel]) -> Speeds:
+    async def _speeds(self, lease: Lease[ReadyModel | Sampled]) -> Speeds:
         """What was measured. A placement that loads a model and cannot run it is one that failed."""
         try:
             return await self._measure(lease.ready)
@@ -284,8 +294,7 @@ class Calibrator:
 def _in_words(calibrated: Calibrated) -> str:
     if (profile := calibrated.profile) is None:
         return str(calibrated.reason)
-    figures = f"{profile.decode_1:.1f} tokens/s in one stream, {profile.decode_8:.1f} in eight"
-    return f"{figures}, {profile.prefill:.0f} of a prompt"
+    return f"{profile.decode_1:.1f}/s one at a time, {profile.decode_8:.1f}/s eight at a time"
 
 
 async def _first(*events: Coroutine[Any, Any, Any]) -> None:

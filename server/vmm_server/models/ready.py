@@ -1,8 +1,9 @@
 """What the pool knows of a loaded model, whatever it does."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vmm_adapters.base import CausalLMRunner, Encoder, TextBackend
+from vmm_server.engine.batcher import BatcherStats
 from vmm_server.models.router import Load, Placement
 
 
@@ -36,6 +37,20 @@ class Ready(Protocol):
 
     async def aclose(self) -> None:
         """End what runs and give the memory back. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Sampled(Ready, Protocol):
+    """A model that answers whole (a picture, a window of sound, a sentence), and so can be timed by trying it."""
+
+    @property
+    def stats(self) -> BatcherStats:
+        """What it has to do, and what it did."""
+        ...
+
+    async def try_once(self) -> None:
+        """Compute one input of the usual size that means nothing, with its queue. Raises as a request would."""
         ...
 
 

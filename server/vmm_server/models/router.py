@@ -99,11 +99,11 @@ class Profile:
     """What a placement was measured to do for a model on this machine."""
 
     decode_1: float
-    """Tokens/s of one stream."""
+    """Tokens/s of one stream; of a model that answers whole, answers/s when one is asked for at a time."""
     decode_8: float
-    """Tokens/s of eight streams in all."""
+    """Tokens/s of eight streams in all; answers/s when eight are asked for at a time."""
     prefill: float
-    """Tokens/s of a prompt of 512 tokens."""
+    """Tokens/s of a prompt of 512 tokens; what answers whole has no prompt, and the same as `decode_8` here."""
     load_s: float
     memory_bytes: int
 
@@ -120,6 +120,10 @@ class Work:
     num_prompt_tokens: int = 512
     num_output_tokens: int = 128
     num_streams: int = 1
+
+
+ONE_ANSWER = Work(num_prompt_tokens=0, num_output_tokens=1)
+"""Of a model that answers whole."""
 
 
 class Load(Protocol):

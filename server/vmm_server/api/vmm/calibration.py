@@ -18,7 +18,7 @@ from vmm_server.api.placement import PlacementFields, wanted_of
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, ndjson_response
 from vmm_server.api.vmm.examples import CALIBRATE, PROFILES
 from vmm_server.errors import ModelLoadFailed
-from vmm_server.models.calibration import WORKLOADS, Calibrated, Calibrating, Calibrator, Report
+from vmm_server.models.calibration import Calibrated, Calibrating, Calibrator, Report, workloads
 from vmm_server.models.registry import Registry
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
@@ -68,7 +68,7 @@ class CalibrationController(Controller):
         "/profiles",
         operation_id="profiles",
         summary="What was measured of models, and where their requests go",
-        opt=described(PROFILES, query={"model": "This one alone; else all that generate text"}),
+        opt=described(PROFILES, query={"model": "This one alone; else all but encoders of texts"}),
     )
     async def profiles(
         self,
@@ -82,7 +82,7 @@ class CalibrationController(Controller):
             return {"models": [describe(model, await calibrator.report(model))]}
         found: list[Json] = []
         for model in await asyncio.to_thread(registry.installed):
-            if model.generates:
+            if workloads(model):
                 with suppress(ModelLoadFailed):  # nothing here can run it: there is nothing to tell
                     found.append(describe(model, await calibrator.report(model)))
         return {"models": found}
@@ -94,7 +94,9 @@ def describe(model: InstalledModel, report: Report) -> Json:
         "model": model.name,
         "is_measured": report.is_measured,
         "placements": [_row(row) for row in report.rows],
-        "choices": [{"work": name, **asdict(WORKLOADS[name]), **_named(at)} for name, at in report.choices.items()],
+        "choices": [
+            {"work": name, **asdict(workloads(model)[name]), **_named(at)} for name, at in report.choices.items()
+        ],
     }
 
 
