@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import contexts, drafts, embeddings, forms, pairwise, placements
+from bench import contexts, drafts, embeddings, forms, pairwise, pictures, placements, transcripts
 from bench.bare import kv_bytes, prefill_s
 from bench.servers import Server, llama_server, vmm_server
 from bench.streams import Load, Measured, run_bare, run_engine, run_http
@@ -96,7 +96,7 @@ def main() -> None:
     epilog = (
         "`bench pairwise` compares with llama-server figure by figure, `bench contexts` measures tokens in long texts, "
         "`bench drafts` what speculation gains and takes, "
-        "`bench embeddings` an embedding model, "
+        "`bench embeddings` an embedding model, `bench pictures` and `bench transcripts` what sees and hears, "
         "`bench forms` what an answer's form costs, `bench placements` whether the router's choice is the best one."
     )
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, epilog=epilog)
@@ -174,7 +174,9 @@ OTHERS = {
     "embeddings": embeddings.main,
     "forms": forms.main,
     "pairwise": pairwise.main,
+    "pictures": pictures.main,
     "placements": placements.main,
+    "transcripts": transcripts.main,
 }
 
 if __name__ == "__main__":
