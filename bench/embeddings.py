@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Encoding, Tokenizer
 
+from bench.connections import connected, request
 from bench.servers import vmm_server
 from vmm_adapters.types import Pooling
 from vmm_server.embedding import Embeddings
@@ -133,19 +134,10 @@ async def run_http(port: int, model: str, clients: Sequence[Requests]) -> None:
     """Through `/v1/embeddings`, base64 as OpenAI's clients ask for, one connection a client."""
 
     async def client(requests: Requests) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
-        for texts in requests:
-            fields = {"model": model, "input": texts, "encoding_format": "base64", "truncate": True}
-            body = json.dumps(fields).encode()
-            head = f"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(body)}\r\n\r\n"
-            writer.write(head.encode() + body)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            if b" 200 " not in answer.partition(b"\r\n")[0]:
-                raise RuntimeError(answer.decode())
-            length = next(line for line in answer.split(b"\r\n") if line.lower().startswith(b"content-length"))
-            await reader.readexactly(int(length.partition(b":")[2]))
-        writer.close()
-        await writer.wait_closed()
+        async with connected(port) as post:
+            for texts in requests:
+                fields = {"model": model, "input": texts, "encoding_format": "base64", "truncate": True}
+                await post(request(port, "/v1/embeddings", json.dumps(fields).encode()))
 
     await asyncio.gather(*map(client, clients))
 

@@ -1,8 +1,8 @@
 """`make bench ARGS="pictures --model NAME"`: pictures a second, beside a plain onnxruntime loop, and what HTTP adds.
 
 The loop is what one would write by hand: decode the file, resize, run the same ONNX file on all cores, read the answer,
-one picture after the other. The server gets the same files over HTTP from 1 and from 16 clients. NAME is a detector with
-a YOLOv8 head (`/v1/vision/detect`) or CLIP (`/v1/vision/embed`).
+one picture after the other. The server gets the same files over HTTP from 1 and from 16 clients. NAME is a detector
+with a YOLOv8 head (`/v1/vision/detect`) or CLIP (`/v1/vision/embed`).
 """
 
 import argparse
@@ -13,15 +13,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.connections import connected, form, request
 from bench.servers import vmm_server
 from bench.tables import show
 from vmm_adapters import catalog
@@ -146,22 +147,19 @@ def _jpeg() -> bytes:
 def _ask(port: int, model: InstalledModel, jpeg: bytes, num_clients: int) -> list[float]:
     """Seconds of each request."""
     route = "detect" if "detection" in model.capabilities else "embed"
-    url = f"http://127.0.0.1:{port}/v1/vision/{route}"
+    whole = request(port, f"/v1/vision/{route}", *form({"model": model.name}, "coffee.jpg", jpeg))
 
-    async def client(session: httpx.AsyncClient) -> list[float]:
+    async def client() -> list[float]:
         found = []
-        for _ in range(_NUM_REQUESTS // num_clients):
-            started = time.perf_counter()
-            answer = await session.post(url, files={"file": ("coffee.jpg", jpeg)}, data={"model": model.name})
-            found.append(time.perf_counter() - started)
-            answer.raise_for_status()
+        async with connected(port) as post:
+            for _ in range(_NUM_REQUESTS // num_clients):
+                started = time.perf_counter()
+                await post(whole)
+                found.append(time.perf_counter() - started)
         return found
 
     async def together() -> list[float]:
-        async with httpx.AsyncClient(timeout=60) as session:
-            return [
-                each for found in await asyncio.gather(*(client(session) for _ in range(num_clients))) for each in found
-            ]
+        return list(chain.from_iterable(await asyncio.gather(*(client() for _ in range(num_clients)))))
 
     return asyncio.run(together())
 
