@@ -85,8 +85,13 @@ class EmbeddingRecipe(_CardPart):
     """The prompt of requests that name none."""
 
 
-Head = Literal["yolov5", "yolov8", "yolox", "detr"]
-"""How the numbers that leave a detector are read; `yolov8` is YOLO11's too."""
+Head = Literal["yolov5", "yolov8", "yolox", "detr", "end2end"]
+"""How the numbers that leave a detector are read; `yolov8` is YOLO11's too. `end2end`: rows of left, top, right,
+bottom, score, class, then what its task adds, nothing left to suppress (YOLOv10, YOLO26, exports with NMS inside)."""
+VisionTask = Literal["detect", "segment", "pose", "obb"]
+"""What a YOLO head says beside boxes and classes, in Ultralytics' words: masks, keypoints, or oriented boxes."""
+Activation = Literal["softmax", "sigmoid", "none"]
+"""What makes probabilities of a model's last numbers; `none`: they are that already."""
 
 
 class ImageRecipe(_CardPart):
@@ -116,6 +121,13 @@ class VisionRecipe(_CardPart):
     image: ImageRecipe | None = None
     head: Head | None = None
     """Of a detector."""
+    task: VisionTask | None = None
+    """Of a YOLO head; `None`: detect."""
+    keypoint_shape: tuple[int, int] | None = None
+    """Of a pose model: how many points, and how many numbers each has (2: x and y; 3: how visible it is, too)."""
+    activation: Activation | None = None
+    """Of a classifier (`None`: softmax) and of DETR's classes: `sigmoid` (RT-DETR and its kin), or `softmax` over the
+    labels and one more that stands for nothing (DETR, YOLOS)."""
     labels: tuple[str, ...] | None = None
     """Names of the classes, in their order."""
     templates: tuple[str, ...] | None = None
@@ -124,6 +136,10 @@ class VisionRecipe(_CardPart):
     """What cosines are multiplied by before the softmax (CLIP) or the sigmoid (SigLIP): already exponentiated."""
     logit_bias: float | None = None
     """Added after it; SigLIP alone has one, and so each label's probability is its own (a sigmoid)."""
+    text_length: Annotated[int, Field(gt=0)] | None = None
+    """Tokens that every text is padded to with `pad_token_id`, which the graph reads as any other: SigLIP's."""
+    pad_token_id: Annotated[int, Field(ge=0)] | None = None
+    """Of texts; `None`: the tokeniser's own, or 0, with a mask beside it."""
 
 
 class ModelCard(_CardPart):
