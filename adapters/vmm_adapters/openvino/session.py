@@ -33,9 +33,10 @@ class OpenVINOSession:
         if self._request is None:
             raise RuntimeFailed("the session is closed")
         check_feeds(self.inputs, feeds)
+        arrays = {name: np.asarray(array, order="C") for name, array in feeds.items()}  # looked at, not copied
         with runtime_errors(f"running on {self.device}", RuntimeError):
-            for name, array in feeds.items():
-                self._request.set_tensor(name, ov.Tensor(np.asarray(array, order="C"), shared_memory=False))
+            for name, array in arrays.items():
+                self._request.set_tensor(name, ov.Tensor(array, shared_memory=bool(array.size)))
             self._request.infer()
             return {spec.name: np.array(self._request.get_tensor(spec.name).data) for spec in self.outputs}
 
