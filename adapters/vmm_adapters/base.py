@@ -183,3 +183,14 @@ class SessionFactory(Protocol):
     """What `catalog` names: loads an ONNX file, or an OpenVINO `.xml`. May take seconds; raises `AdapterError`."""
 
     def __call__(self, path: Path, options: SessionOptions) -> Session: ...
+
+
+class Phonemizer(Protocol):
+    """Says how a text is pronounced. Safe from any thread; blocks for milliseconds a page."""
+
+    def __call__(self, text: str, language: str) -> str:
+        """Phonemes of a sentence or less, in the phonemizer's own spelling; `language` as `en-us`, `fr`.
+
+        Raises `RuntimeFailed` for a language that it does not know.
+        """
+        ...

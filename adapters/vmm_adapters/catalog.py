@@ -9,6 +9,7 @@ from vmm_adapters.base import (
     CausalLMRunner,
     Encoder,
     EncoderFactory,
+    Phonemizer,
     RunnerFactory,
     Session,
     SessionFactory,
@@ -45,6 +46,9 @@ SESSIONS: dict[str, str] = {
     "onnxruntime": "vmm_adapters.onnxruntime.session:load_session",
 }
 """Adapters that implement `Session`, as `module:factory`."""
+
+PHONEMIZERS: dict[str, str] = {"espeak": "vmm_adapters.espeak:load_phonemizer"}
+"""Adapters that implement `Phonemizer`, as `module:factory`."""
 
 Form = Literal["onnx", "openvino", "echo"]
 """How a model lies on disk: an ONNX folder (onnxruntime-genai's, or an encoder's), OpenVINO IR, or the test model."""
@@ -115,3 +119,8 @@ def load_session(adapter: str, path: Path, options: SessionOptions) -> Session:
     """Load a one-shot model's file with the named adapter. Raises as `load_causal_lm` does."""
     load = cast(SessionFactory, _import(adapter, SESSIONS[adapter]))
     return load(path, options)
+
+
+def load_phonemizer(adapter: str) -> Phonemizer:
+    """Load the named phonemizer. Raises `RuntimeMissing` when it is not installed, else other `AdapterError`s."""
+    return cast(Phonemizer, _import(adapter, PHONEMIZERS[adapter])())

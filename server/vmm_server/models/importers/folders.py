@@ -16,6 +16,7 @@ from vmm_server.models.importers.encoder_folder import describe_encoder, find_gr
 from vmm_server.models.importers.gguf_reader import MAGIC
 from vmm_server.models.importers.imported import ImportedModel, guess_capabilities, parameter_size
 from vmm_server.models.importers.json_files import positive, read_json_object
+from vmm_server.models.importers.kokoro import describe_kokoro, is_kokoro
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
 from vmm_server.models.importers.safetensors_weights import FILE, INDEX
 
@@ -84,7 +85,7 @@ def describe_folder(folder: Path) -> ImportedModel:
     if kind == "safetensors":
         raise ImportFailed(f"{folder}: its safetensors have to be imported first", hint=f"vmm pull file:{folder}")
     if kind == "onnx" and not (folder / "genai_config.json").is_file():
-        return describe_encoder(folder)
+        return describe_kokoro(folder) if is_kokoro(folder) else describe_encoder(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ImportFailed(
             f"{folder}: has no tokenizer.json", hint="save it with transformers' save_pretrained beside the model"

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from vmm_server.errors import ImportFailed, SourceNotFound
 from vmm_server.models.importers.encoder_folder import encoder_files
 from vmm_server.models.importers.gguf_parts import PartName, all_parts, whole_name
+from vmm_server.models.importers.kokoro import kokoro_files
 from vmm_server.models.importers.quantization_mix import find_mix
 from vmm_server.models.importers.safetensors_tokenizer import FILES, TOKENIZER
 from vmm_server.models.importers.safetensors_weights import FILE as SAFETENSORS_FILE
@@ -58,6 +59,8 @@ def choose_files(
     if weights or (quantization and not is_made):
         return chooser.parts(chooser.weights(weights), paths), None
     folders = [] if is_made else sorted({_parent(path) for path in below if PurePosixPath(path).name in _FOLDER_MARKS})
+    if speaker := kokoro_files(relative):
+        return [prefix + each for each in speaker], prefix
     encoder = [] if folders or is_made else encoder_files(relative)
     if encoder and not (generates and "modules.json" not in encoder):
         return [prefix + each for each in encoder], prefix
