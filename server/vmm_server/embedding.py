@@ -76,19 +76,11 @@ class Embeddings:
         """
         model = self._one_shot.resolve(request.model, "embedding")
         if model.embedding_length is not None:
-            _check_dimensions(request.dimensions, model.embedding_length)
+            check_dimensions(request.dimensions, model.embedding_length)
         table = await self._table_for(request)
 
         async def embed(lease: Lease[ReadyEncoder]) -> Embedded:
-            ready = lease.ready
-            _check_dimensions(request.dimensions, ready.dim)
-            inputs = await _prepare(lambda: embedding_inputs(request, ready, table), ready)
-            vectors, queued_s = await _rows(inputs.items, ready, "input")
-            cut = request.dimensions is not None and request.dimensions < ready.dim
-            if cut:
-                vectors = vectors[:, : request.dimensions]
-            if cut or (ready.recipe.normalize if request.normalize is None else request.normalize):
-                vectors = _unit(vectors)
+            vectors, inputs, queued_s = await text_vectors(request, lease.ready, table)
             return Embedded(*_told(model, lease, inputs, queued_s), vectors)
 
         return await self._on_encoder(model, request, embed)
@@ -104,7 +96,7 @@ class Embeddings:
             write = pair_inputs if scores_pairs else text_inputs
             inputs = await _prepare(lambda: write(request, ready), ready)
             rows, queued_s = await _rows(inputs.items, ready, "documents")
-            scores = _sigmoid(rows[:, 0]) if scores_pairs else _unit(rows[1:]) @ _unit(rows[:1])[0]
+            scores = _sigmoid(rows[:, 0]) if scores_pairs else unit(rows[1:]) @ unit(rows[:1])[0]
             return Reranked(*_told(model, lease, inputs, queued_s), tuple(scores.tolist()))
 
         return await self._on_encoder(model, request, rerank)
@@ -130,6 +122,21 @@ class Embeddings:
         return self._table
 
 
+async def text_vectors(
+    request: EmbeddingRequest, ready: ReadyEncoder, table: Cl100k | None = None
+) -> tuple[NDArray[np.float32], Inputs, float]:
+    """`[texts, dimensions]`, the tokens they were made of, and the seconds that those waited. Raises as `embed` does."""
+    check_dimensions(request.dimensions, ready.dim)
+    inputs = await _prepare(lambda: embedding_inputs(request, ready, table), ready)
+    vectors, queued_s = await _rows(inputs.items, ready, "input")
+    cut = request.dimensions is not None and request.dimensions < ready.dim
+    if cut:
+        vectors = vectors[:, : request.dimensions]
+    if cut or (ready.recipe.normalize if request.normalize is None else request.normalize):
+        vectors = unit(vectors)
+    return vectors, inputs, queued_s
+
+
 async def _prepare(write: Callable[[], Inputs], ready: ReadyEncoder) -> Inputs:
     with ready.batcher.preparing():
         return await asyncio.to_thread(write)
@@ -145,12 +152,13 @@ async def _rows(inputs: Sequence[EncoderInput], ready: ReadyEncoder, param: str)
     return rows, computed.queued_s
 
 
-def _check_dimensions(asked: int | None, dim: int) -> None:
+def check_dimensions(asked: int | None, dim: int) -> None:
+    """Raises `InvalidRequest` when more numbers are asked for than there are."""
     if asked is not None and asked > dim:
         raise InvalidRequest(f"dimensions: {asked} is more than the {dim} that the model has", param="dimensions")
 
 
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows divided by their L2 norm, which counts as 1e-12 at least."""
     unit: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return unit

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import IO, Literal
 
 from vmm_adapters.types import SamplingParams
 
@@ -96,8 +96,8 @@ class ToolCall:
 class GivenImage:
     """An image as it was sent, not decoded."""
 
-    data: str
-    """A data URI, or bare base64."""
+    data: str | IO[bytes]
+    """A data URI, bare base64, or a URL where those are fetched; or the file itself, at its start."""
     param: str
     """The request field it came in; errors name it."""
 

@@ -21,6 +21,9 @@ from vmm_server.errors import SettingsError
 from vmm_server.ollama_environment import DEFAULT_PORT, VARIABLES, ollama_settings
 from vmm_server.requests import KeepAlive
 
+ImageUrls = Literal["public", "any", "off"]
+"""Which images are fetched; `settings.image_urls`."""
+
 
 def _keep_alive(value: object) -> object:
     return parse_keep_alive(value) if isinstance(value, str | int | float) else value
@@ -127,6 +130,8 @@ class Settings(BaseSettings):
     """How long a request waits for its model to be loaded: seconds or 5m; 0 for ever."""
     shutdown_timeout_s: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that running generations get to finish after SIGTERM."""
+    image_urls: ImageUrls = "public"
+    """Which image URLs are fetched: public, those of the public internet; any, also your network's; off, none."""
     response_store_size: Annotated[ByteSize, Field(ge=0)] = ByteSize(2**30)
     """Disk space for the responses that /v1/responses keeps for later; 0 keeps none."""
     tiktoken_dir: Path | None = Field(None, validation_alias=AliasChoices("VMM_TIKTOKEN_DIR", "TIKTOKEN_CACHE_DIR"))

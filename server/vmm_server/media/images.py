@@ -1,15 +1,17 @@
 """An image as a request sends it → pixels. Blocks: for a thread.
 
 Nothing is decoded before its size is known to be bearable: first the bytes, then the pixels that the file's header
-promises. An image is never fetched from anywhere: what a server can reach is not for its clients to look at.
+promises. Nothing here fetches: that is `fetching`'s, for those who have it.
 """
 
 import base64
 import binascii
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,17 +53,29 @@ def read_images(given: Sequence[GivenImage], limits: ImageLimits = LIMITS) -> tu
 
 
 def read_image(given: GivenImage, limits: ImageLimits = LIMITS, left: int | None = None) -> NDArray[np.uint8]:
-    """Decode a data URI, or bare base64, of a PNG, JPEG, WebP, GIF or BMP: RGB `[height, width, 3]`.
+    """Decode a file, a data URI, or bare base64, of a PNG, JPEG, WebP, GIF or BMP: RGB `[height, width, 3]`.
 
     Upright, as its EXIF data says; the first picture of several; on white where it is transparent. `left` pixels may
     still come of its request. Raises `InvalidRequest` naming the field and the limit, `UnsupportedParameter` for any
     other URL.
     """
-    return _pixels(_file(given, limits), given.param, limits, limits.max_total_pixels if left is None else left)
+    file = file_of(given, limits)
+    count_pixels(file, given.param, limits, left)
+    return decode(file, given.param, limits)
 
 
-def _file(given: GivenImage, limits: ImageLimits) -> bytes:
+def is_url(given: GivenImage) -> bool:
+    """Whether an image is somewhere else, and not sent."""
+    return isinstance(given.data, str) and not _DATA_URI.match(given.data) and _URL.match(given.data) is not None
+
+
+def file_of(given: GivenImage, limits: ImageLimits = LIMITS) -> IO[bytes]:
+    """The bytes of an image that was sent. Raises as `read_image` does."""
     text, param = given.data, given.param
+    if not isinstance(text, str):
+        check_bytes(text.seek(0, io.SEEK_END), param, limits)
+        text.seek(0)
+        return text
     if found := _DATA_URI.match(text):
         text = text[found.end() :]
     elif _URL.match(text):
@@ -69,20 +83,40 @@ def _file(given: GivenImage, limits: ImageLimits) -> bytes:
             f"{param}: images are not fetched from URLs", param=param, hint="send the image itself, as a data URI"
         )
     text = _BLANKS.sub("", text)
-    if (size := len(text) * 3 // 4) > limits.max_bytes + 2:  # padding
-        raise InvalidRequest(f"{param}: an image of {size} bytes; the limit is {limits.max_bytes}", param=param)
+    check_bytes(len(text) * 3 // 4 - text[-2:].count("="), param, limits)
     try:
-        return base64.b64decode(text, validate=True)
+        return io.BytesIO(base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"{param}: the image is not base64: {error}", param=param) from error
 
 
-def _pixels(file: bytes, param: str, limits: ImageLimits, left: int) -> NDArray[np.uint8]:
+def check_bytes(size: int, param: str, limits: ImageLimits) -> None:
+    """Raises `InvalidRequest` for a file that is too large."""
+    if size > limits.max_bytes:
+        raise InvalidRequest(f"{param}: an image of {size} bytes; the limit is {limits.max_bytes}", param=param)
+
+
+def count_pixels(file: IO[bytes], param: str, limits: ImageLimits = LIMITS, left: int | None = None) -> int:
+    """Of an image, as its header promises. Raises as `read_image` does."""
+    with _opened(file, param, limits) as image:
+        _check_size(*image.size, param, limits, limits.max_total_pixels if left is None else left)
+        return image.width * image.height
+
+
+def decode(file: IO[bytes], param: str, limits: ImageLimits = LIMITS) -> NDArray[np.uint8]:
+    """The pixels of an image that has been found to be bearable. Raises as `read_image` does."""
+    with _opened(file, param, limits) as image:
+        image.load()
+        return np.array(_on_white(ImageOps.exif_transpose(image)), np.uint8)
+
+
+@contextmanager
+def _opened(file: IO[bytes], param: str, limits: ImageLimits) -> Iterator[Image.Image]:
+    """Pillow's image, and its errors in our words."""
     try:
-        with Image.open(io.BytesIO(file), formats=_FORMATS) as image:
-            _check_size(*image.size, param, limits, left)
-            image.load()
-            return np.array(_on_white(ImageOps.exif_transpose(image)), np.uint8)
+        file.seek(0)
+        with Image.open(file, formats=_FORMATS) as image:
+            yield image
     except UnidentifiedImageError as error:
         kinds = ", ".join(_FORMATS)
         raise InvalidRequest(f"{param}: these bytes are no image of a known kind ({kinds})", param=param) from error

@@ -1,0 +1,272 @@
+"""The one way to run a model that looks at pictures: resolve → open the files → lease → decode → compute.
+
+What deserves a 4xx and can be known without the model comes before it is loaded: also what the files' headers say.
+Pixels are made last, and are in memory no longer than the computation takes. A call returns whole or raises.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from vmm_server.embedding import Embedded, Encoded, check_dimensions, text_vectors, unit
+from vmm_server.errors import GenerationFailed, InvalidRequest, UnsupportedCapability
+from vmm_server.media.reading import ImageReader, OpenedImages
+from vmm_server.models.leases import Lease
+from vmm_server.models.router import Placement
+from vmm_server.models.store import InstalledModel
+from vmm_server.models.vision import Picture, ReadyClassifier, ReadyClip, ReadyDetector
+from vmm_server.one_shot import Answered, OneShot
+from vmm_server.requests import EmbeddingRequest, GivenImage
+from vmm_server.vision.results import Detections
+from vmm_server.vision.scores import Rows, class_ids, sigmoid, softmax
+from vmm_server.vision_requests import (
+    ClassifyRequest,
+    DetectRequest,
+    EmbedRequest,
+    GivenText,
+    Item,
+    SearchRequest,
+    VisionRequest,
+    ZeroShotRequest,
+)
+
+MAX_DRAWN_PIXELS = 50_000_000
+"""Of all pictures that one request has drawn: their files are in memory, and large."""
+LOGIT_SCALE = 100.0
+"""Of models that do not say theirs: what CLIP's training ends at (Radford et al. 2021, section 2.5)."""
+
+Task = Literal["detection", "classification", "image-embedding"]
+TASKS: tuple[Task, ...] = ("detection", "classification", "image-embedding")
+"""The capabilities of models that look at pictures."""
+Told = TypeVar("Told")
+Held = TypeVar("Held")
+
+
+@dataclass(frozen=True, slots=True)
+class Detected(Answered):
+    """What was found, picture by picture."""
+
+    labels: tuple[str, ...]
+    found: tuple[Detections, ...]
+    sizes: tuple[tuple[int, int], ...]
+    """Width and height of each picture, upright."""
+    drawn: tuple[bytes, ...] | None
+    """PNG files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classified(Answered):
+    """Probabilities."""
+
+    labels: tuple[str, ...]
+    scores: Rows
+    """`[pictures, labels]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked(Encoded):
+    """Scores of what was searched."""
+
+    scores: tuple[float, ...]
+    """Cosines, in the order of the items."""
+
+
+Draw = Callable[[Picture, Detections, Sequence[str]], bytes]
+"""A picture, what was found in it and the names of classes → a PNG file."""
+
+
+class Vision:
+    """Runs models that look at pictures."""
+
+    def __init__(self, one_shot: OneShot, reader: ImageReader, draw: Draw) -> None:
+        self._one_shot = one_shot
+        self._reader = reader
+        self._draw = draw
+
+    def task_of(self, model: str) -> Task:
+        """What a model does with pictures. Raises as `OneShot.resolve` does."""
+        found = self._one_shot.resolve(model, *TASKS)
+        return next(task for task in TASKS if task in found.capabilities)
+
+    async def detect(self, request: DetectRequest) -> Detected:
+        """Raises `InvalidRequest` and its kinds, `ModelNotFound`, `ModelLoadFailed`, `Overloaded`, `ShuttingDown`,
+        `GenerationFailed`."""
+        model = self._one_shot.resolve(request.model, "detection")
+        opened = await self._reader.open(request.images)
+        if request.draw and opened.num_pixels > MAX_DRAWN_PIXELS:
+            raise InvalidRequest(
+                f"draw: the images have more than {MAX_DRAWN_PIXELS} pixels together, which is what can be drawn",
+                param="draw",
+            )
+
+        async def detect(lease: Lease[ReadyDetector]) -> Detected:
+            ready = lease.ready
+            params = replace(request.params, class_ids=class_ids(ready.labels, request.classes))
+            async with opened.decoded() as pictures:
+                computed = await ready.detect(pictures, params)
+                found = tuple(computed.results)
+                drawn = await self._drawn(pictures, found, ready.labels) if request.draw else None
+                sizes = tuple((picture.shape[1], picture.shape[0]) for picture in pictures)
+            return Detected(*_told(model, lease, computed.queued_s), ready.labels, found, sizes, drawn)
+
+        return await self._run(model, ReadyDetector, request, detect)  # type: ignore[type-abstract]
+
+    async def classify(self, request: ClassifyRequest) -> Classified:
+        """Raises as `detect` does."""
+        model = self._one_shot.resolve(request.model, "classification")
+        opened = await self._reader.open(request.images)
+
+        async def classify(lease: Lease[ReadyClassifier]) -> Classified:
+            async with opened.decoded() as pictures:
+                computed = await lease.ready.classify(pictures)
+            scores = _finite(np.stack(computed.results))
+            return Classified(*_told(model, lease, computed.queued_s), lease.ready.labels, scores)
+
+        return await self._run(model, ReadyClassifier, request, classify)  # type: ignore[type-abstract]
+
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        """One vector an item, in their order. Raises as `detect` does."""
+        model = self._one_shot.resolve(request.model, "image-embedding")
+        _check_texts(model, request.items)
+        opened = await self._open(request.items)
+
+        async def embed(lease: Lease[ReadyClip]) -> Embedded:
+            check_dimensions(request.dimensions, lease.ready.dim)
+            made = await _vectors(request, request.items, opened, lease.ready, request.truncate, request.dimensions)
+            counts = made.num_tokens, made.num_dropped_tokens
+            return Embedded(*_told(model, lease, made.queued_s), *counts, made.vectors)
+
+        return await self._run(model, ReadyClip, request, embed)
+
+    async def zero_shot(self, request: ZeroShotRequest) -> Classified:
+        """Probabilities of the labels: of a softmax over them, or, of a model with a bias, each one's own (SigLIP).
+
+        A label's vector is the mean of those of its sentences. Raises as `detect` does.
+        """
+        model = self._one_shot.resolve(request.model, "image-embedding")
+        recipe = model.vision
+        templates = request.templates or (recipe.templates if recipe else None) or ("a photo of a {}.",)
+        texts = tuple(
+            GivenText(template.replace("{}", label), f"labels[{index}]")
+            for index, label in enumerate(request.labels)
+            for template in templates
+        )
+        _check_texts(model, texts)
+        opened = await self._reader.open(request.images)
+
+        async def zero_shot(lease: Lease[ReadyClip]) -> Classified:
+            items: tuple[Item, ...] = (*texts, *request.images)
+            made = await _vectors(request, items, opened, lease.ready, request.truncate)
+            sentences, pictures = unit(made.vectors[: len(texts)]), unit(made.vectors[len(texts) :])
+            named = unit(sentences.reshape(len(request.labels), len(templates), -1).mean(axis=1))
+            scale = recipe.logit_scale if recipe and recipe.logit_scale is not None else LOGIT_SCALE
+            logits = scale * (pictures @ named.T)
+            bias = recipe.logit_bias if recipe else None
+            scores = softmax(logits) if bias is None else sigmoid(logits + bias)
+            return Classified(*_told(model, lease, made.queued_s), request.labels, scores.astype(np.float32))
+
+        return await self._run(model, ReadyClip, request, zero_shot)
+
+    async def search(self, request: SearchRequest) -> Ranked:
+        """Cosines of the items with the query. Raises as `detect` does."""
+        model = self._one_shot.resolve(request.model, "image-embedding")
+        items = (request.query, *request.items)
+        _check_texts(model, items)
+        opened = await self._open(items)
+
+        async def search(lease: Lease[ReadyClip]) -> Ranked:
+            made = await _vectors(request, items, opened, lease.ready, request.truncate)
+            vectors = unit(made.vectors)
+            counts = made.num_tokens, made.num_dropped_tokens
+            return Ranked(*_told(model, lease, made.queued_s), *counts, tuple((vectors[1:] @ vectors[0]).tolist()))
+
+        return await self._run(model, ReadyClip, request, search)
+
+    async def _open(self, items: Sequence[Item]) -> OpenedImages:
+        return await self._reader.open([item for item in items if isinstance(item, GivenImage)])
+
+    async def _run(
+        self,
+        model: InstalledModel,
+        kind: type[Held],
+        request: VisionRequest,
+        work: Callable[[Lease[Held]], Awaitable[Told]],
+    ) -> Told:
+        return await self._one_shot.run(model, kind, work, keep_alive=request.keep_alive, wanted=request.wanted)
+
+    async def _drawn(
+        self, pictures: Sequence[Picture], found: Sequence[Detections], labels: Sequence[str]
+    ) -> tuple[bytes, ...]:
+        return await asyncio.to_thread(
+            lambda: tuple(self._draw(*each, labels) for each in zip(pictures, found, strict=True))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Vectors of texts and pictures."""
+
+    vectors: Rows
+    """`[items, dim]`, in the order of the items."""
+    num_tokens: int
+    num_dropped_tokens: int
+    queued_s: float
+
+
+async def _vectors(
+    request: VisionRequest,
+    items: Sequence[Item],
+    opened: OpenedImages,
+    ready: ReadyClip,
+    truncate: bool,
+    dimensions: int | None = None,
+) -> _Made:
+    """Of all items. A text's vector is the one that `/v1/embeddings` answers."""
+    dim = min(dimensions or ready.dim, ready.dim)
+    vectors = np.empty((len(items), dim), np.float32)
+    texts = {index: item for index, item in enumerate(items) if isinstance(item, GivenText)}
+    num_tokens, num_dropped, queued_s = 0, 0, 0.0
+    if texts:
+        rows, inputs, queued_s = await text_vectors(
+            EmbeddingRequest(
+                model=request.model,
+                inputs=tuple(item.text for item in texts.values()),
+                params=tuple(item.param for item in texts.values()),
+                dimensions=dimensions,
+                truncate=truncate,
+            ),
+            ready,
+        )
+        vectors[[*texts]] = rows
+        num_tokens, num_dropped = inputs.num_tokens, inputs.num_dropped_tokens
+    if len(texts) < len(items):
+        async with opened.decoded() as pictures:
+            computed = await ready.embed_pictures(pictures)
+        rows = _finite(np.stack(computed.results))
+        is_text = np.isin(np.arange(len(items)), [*texts])
+        vectors[~is_text] = rows if dim == ready.dim else unit(rows[:, :dim])
+        queued_s = max(queued_s, computed.queued_s)
+    return _Made(vectors, num_tokens, num_dropped, queued_s)
+
+
+def _check_texts(model: InstalledModel, items: Sequence[Item]) -> None:
+    if "embedding" not in model.capabilities:
+        text = next((item for item in items if isinstance(item, GivenText)), None)
+        if text is not None:
+            raise UnsupportedCapability(model.name, "texts", param=text.param)
+
+
+def _finite(rows: Rows) -> Rows:
+    if not np.isfinite(rows).all():
+        raise GenerationFailed(
+            "the model's answer is no number", hint="its weights may be damaged: pull it again, or try another device"
+        )
+    return rows
+
+
+def _told(model: InstalledModel, lease: Lease[Held], queued_s: float) -> tuple[InstalledModel, Placement, float, float]:
+    """The fields of `Answered`."""
+    return model, lease.loaded.placement, lease.load_s, queued_s
