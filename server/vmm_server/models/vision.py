@@ -1,7 +1,7 @@
 """Models that look at pictures: a folder on disk → something warm that takes pictures."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ Picture = NDArray[np.uint8]
 """RGB, upright: `[height, width, 3]`."""
 
 
+@runtime_checkable
 class ReadyDetector(Ready, Protocol):
     """A detector."""
 
@@ -28,6 +29,7 @@ class ReadyDetector(Ready, Protocol):
         ...
 
 
+@runtime_checkable
 class ReadyClassifier(Ready, Protocol):
     """A classifier."""
 
