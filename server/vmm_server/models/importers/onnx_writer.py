@@ -56,12 +56,26 @@ class _Stream:
 class ModelWriter:
     """Collects a graph, then writes it once. Every value is known by its name, as in ONNX itself."""
 
-    def __init__(self, graph_name: str, *, like: onnx.ModelProto | None = None) -> None:
-        """`like` is a model whose nodes go into this one: its versions are kept."""
+    def __init__(
+        self,
+        graph_name: str,
+        *,
+        like: onnx.ModelProto | None = None,
+        file_name: str = MODEL_FILE,
+        standard_opset: int | None = None,
+    ) -> None:
+        """`like` is a model whose nodes go into this one: its versions are kept.
+
+        With a `standard_opset` the graph has operators of ONNX alone, as of that version. The weights go into a file
+        called as `file_name` is, and `.data`.
+        """
         self._graph = onnx.GraphProto(name=graph_name)
+        self._file_name = file_name
         self._ir_version = like.ir_version if like else IR_VERSION
         self._opsets = {each.domain: each.version for each in like.opset_import} if like else {"": OPSET}
         self._opsets.setdefault(MICROSOFT, 1)
+        if standard_opset is not None:
+            self._opsets = {"": standard_opset}
         self._streams: list[_Stream] = []
         self._end = 0
         self._constants: set[str] = set()
@@ -135,28 +149,32 @@ class ModelWriter:
         """Of the external file, as far as it has been announced."""
         return self._end
 
+    @property
+    def _data_name(self) -> str:
+        return f"{self._file_name}.data"
+
     def _place(self, tensor: TensorProto, size_bytes: int) -> int:
         """Announce a tensor with external data; where that begins."""
         alignment = _PAGE_BYTES if size_bytes >= _PAGE_ALIGNED_FROM_BYTES else _CACHE_LINE_BYTES
         offset = -(-self._end // alignment) * alignment
         self._end = offset + size_bytes
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", EXTERNAL_FILE), ("offset", offset), ("length", size_bytes)):
+        for key, value in (("location", self._data_name), ("offset", offset), ("length", size_bytes)):
             tensor.external_data.add(key=key, value=str(value))
         self._graph.initializer.append(tensor)
         return offset
 
     def write(self, folder: Path, progress: Callable[[int, int], None]) -> None:
-        """Write `model.onnx` and `model.onnx.data`. `progress` gets (bytes written, bytes in all)."""
+        """Write the graph, and its weights beside it. `progress` gets (bytes written, bytes in all)."""
         model = helper.make_model(
             self._graph,
             producer_name="vmm",
             ir_version=self._ir_version,
             opset_imports=[helper.make_opsetid(domain, version) for domain, version in self._opsets.items()],
         )
-        (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        (folder / self._file_name).write_bytes(model.SerializeToString(deterministic=True))
         written = 0
-        with (folder / EXTERNAL_FILE).open("wb") as file:
+        with (folder / self._data_name).open("wb") as file:
             file.truncate(self._end)
             for stream in self._streams:
                 ends = list(stream.offsets)

@@ -81,7 +81,7 @@ class SafetensorsWeights:
         self._gguf_names = {theirs: ours for ours, theirs in self._names.items()}
         self._stored: dict[str, tuple[SafetensorsFile, StoredTensor]] = {}
         with ExitStack() as files:
-            for path in _files(folder):
+            for path in weight_files(folder):
                 file = files.enter_context(SafetensorsFile(path))
                 for tensor in file.tensors.values():
                     if tensor.name in self._stored:
@@ -174,7 +174,8 @@ class SafetensorsWeights:
                 raise CorruptFile(f"{self.path}: lacks the tensor {self.file_name(name)!r}", hint="fetch it again")
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder of transformers. Raises `CorruptFile`, `ImportFailed`."""
     if (folder / FILE).is_file():
         return [folder / FILE]
     names = sorted(set(_read_index(folder).values()))
