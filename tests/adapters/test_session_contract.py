@@ -101,6 +101,18 @@ def test_inputs_that_do_not_fit_are_named(session: Session, change: dict[str, An
         session.run(given)
 
 
+def test_outputs_go_by_the_names_of_the_model(adapter: str, tmp_path: Path) -> None:
+    """Also where a tensor has one of its own, which comes first in the alphabet."""
+    model = onnx.load(write_model(tmp_path / "model.onnx"))
+    model.graph.node[0].output[0] = "a"
+    model.graph.node.append(helper.make_node("Identity", ["a"], ["y"]))
+    onnx.save(model, tmp_path / "model.onnx")
+    loaded = catalog.load_session(adapter, tmp_path / "model.onnx", SessionOptions(num_threads=1))
+    assert [output.name for output in loaded.outputs] == ["y", "shape"]
+    assert loaded.run(feeds())["y"].shape == (2, 3)
+    loaded.close()
+
+
 def test_closing_twice_is_allowed_and_a_closed_one_says_so(adapter: str, tmp_path: Path) -> None:
     session = catalog.load_session(adapter, write_model(tmp_path / "model.onnx"), SessionOptions())
     session.close()

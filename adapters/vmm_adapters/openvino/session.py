@@ -74,4 +74,10 @@ def _properties(options: SessionOptions) -> dict[str, Any]:
 
 def _spec(port: Any) -> TensorSpec:
     sizes = tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
-    return TensorSpec(port.get_any_name(), np.dtype(port.get_element_type().to_dtype()), sizes)
+    return TensorSpec(_name(port), np.dtype(port.get_element_type().to_dtype()), sizes)
+
+
+def _name(port: Any) -> str:
+    """The model's own: a tensor that is an output, or an input, by way of an `Identity` has several."""
+    own: str = port.get_node().get_friendly_name().split("/sink_port_")[0]
+    return own if own in port.get_names() else str(port.get_any_name())

@@ -1,0 +1,63 @@
+"""A window's tokens → phrases with their times, and where the next window begins.
+
+The next window begins where the last phrase that is whole ends: what follows it was cut off, and is heard again. A
+window that ends with one timestamp, not two, has no more speech, and is done with (openai-whisper's `transcribe`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vmm_server.audio.whisper_tokens import FRAMES_PER_TIMESTAMP, TIMESTAMP_S, WhisperTokens
+
+MIN_ADVANCE_FRAMES = 20
+"""A window begins this much after the one before it at least, whatever the model says: else an hour of sound could come
+to any number of windows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """Tokens from one timestamp to another. Times are seconds from the window's beginning."""
+
+    start: float
+    end: float
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Phrases:
+    """All of a window."""
+
+    phrases: tuple[Phrase, ...]
+    num_frames: int
+    """From this window's beginning to that of the next one."""
+    is_cut: bool
+    """Whether the next one begins inside this one."""
+
+
+def split_window(sampled: Sequence[int], num_frames: int, tokens: WhisperTokens) -> Phrases:
+    """Phrases of a window of `num_frames` frames, without those that say nothing."""
+    begin = tokens.timestamp_begin
+    window_s = num_frames * TIMESTAMP_S / FRAMES_PER_TIMESTAMP
+    is_timestamp = [token >= begin for token in sampled]
+    ends_once = is_timestamp[-2:] == [False, True]
+    borders = [index for index in range(1, len(sampled)) if is_timestamp[index - 1] and is_timestamp[index]]
+    if not borders:
+        last = max((token - begin for token in sampled if token >= begin), default=0)
+        end = last * TIMESTAMP_S if last else window_s
+        return Phrases(_spoken([Phrase(0.0, min(end, window_s), tuple(sampled))], tokens), num_frames, False)
+    if ends_once:
+        borders.append(len(sampled))
+    pieces = [tuple(sampled[first:last]) for first, last in zip([0, *borders], borders, strict=False)]
+    phrases = [
+        Phrase((piece[0] - begin) * TIMESTAMP_S, min((piece[-1] - begin) * TIMESTAMP_S, window_s), piece)
+        for piece in pieces
+    ]
+    if ends_once:
+        return Phrases(_spoken(phrases, tokens), num_frames, False)
+    advance = (pieces[-1][-1] - begin) * FRAMES_PER_TIMESTAMP
+    advance = min(max(advance, MIN_ADVANCE_FRAMES), num_frames)
+    return Phrases(_spoken(phrases, tokens), advance, advance < num_frames)
+
+
+def _spoken(phrases: Sequence[Phrase], tokens: WhisperTokens) -> tuple[Phrase, ...]:
+    return tuple(each for each in phrases if each.start < each.end and tokens.decode(each.tokens).strip())
