@@ -26,6 +26,8 @@ from vmm_server.models.sources.base import hash_file
 from vmm_server.models.store import Store
 
 DESCRIPTION_FILE = "vmm_import.json"
+_LONE = "-file"
+"""A single file's format is that of the folder it is put into, with this at its end."""
 _IMPORTED: TypeAdapter[ImportedModel] = TypeAdapter(ImportedModel)
 
 
@@ -122,14 +124,18 @@ class FolderBuilder:
         return replace(runnable, blobs=tuple(digests.values()))
 
     def import_fetched(self, listing: Listing, digests: dict[str, str]) -> Runnable:
-        """Make fetched files runnable: a GGUF file or its parts, an archive, or a folder of safetensors."""
+        """Make fetched files runnable: one file or its parts, an archive, or a folder of safetensors."""
         digest = _digest_of(digests) if listing.is_folder else next(iter(digests.values()))
         if not listing.is_folder and listing.unpack is None:
             if len(digests) > 1:
                 digest = self.join_parts(digests)
             blob = self._store.blob(digest)
             with self._named(blob):
-                return replace(self._import(blob, digest, "gguf"), blobs=(digest,))
+                runnable = self._import(blob, digest, self._importer.detect_format(blob))
+            if runnable.format == "gguf":
+                return replace(runnable, blobs=(digest,))
+            self._store.release_blob(digest)  # all that is needed of it is in the folder
+            return runnable
         with self._scratch() as source:
             if listing.unpack is not None:
                 listing.unpack(self._store.blob(digest), source, self._transfer("unpacking"))
@@ -210,7 +216,7 @@ class FolderBuilder:
             return _IMPORTED.validate_json((folder / DESCRIPTION_FILE).read_bytes())
 
         self._report("importing")
-        return Runnable(folder, self._build(folder, write, read), digest, format_)
+        return Runnable(folder, self._build(folder, write, read), digest, format_.removesuffix(_LONE))
 
     def _keep(self, source: Path, digest: str) -> Runnable:
         """Move the files of a scratch folder, which can be run as they are, into a folder of the store."""

@@ -20,6 +20,7 @@ from vmm_adapters.card import ModelCard, SamplingDefaults, VisionRecipe
 from vmm_server.errors import DigestMismatch, ImportFailed, InvalidRequest, ModelLoadFailed
 from vmm_server.models.building import FolderBuilder, Importer, Runnable
 from vmm_server.models.disk import store_errors, sync_file, sync_folder
+from vmm_server.models.importers.vision_folder import SEES, check_vision
 from vmm_server.models.jobs import Report
 from vmm_server.models.names import ModelName, derive_name
 from vmm_server.models.on_top import identified
@@ -29,7 +30,9 @@ from vmm_server.models.sources import Listing, SourceFile, Transfer
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.models.variants import describe_variant, with_variant
 
-_WEIGHTS = re.compile(r"\.safetensors$")
+_SAFETENSORS = re.compile(r"\.safetensors$")
+_WEIGHTS = re.compile(r"\.safetensors$|^model\.bin$")
+"""What makes a folder one that has to be imported; model.bin is CTranslate2's."""
 _TASKS = SESSION_TASKS | {"completion", "embedding", "rerank"}
 """What a folder is for; the other capabilities go with the first."""
 
@@ -152,7 +155,7 @@ class Installer:
         listed = [file.size_bytes for file in listing.files]
         digests: dict[str, str] = {}
         for file, size_bytes in zip(files, listed, strict=True):
-            is_first = _WEIGHTS.search(file.path) and not any(map(_WEIGHTS.search, digests))
+            is_first = _SAFETENSORS.search(file.path) and not any(map(_SAFETENSORS.search, digests))
             if is_first and "config.json" in digests:
                 self._builder.check_config(_small(digests))  # before gigabytes are fetched for nothing
             digests[file.path] = self._fetch_blob(file, size_bytes, listing.revision)
@@ -244,6 +247,9 @@ def describe_model(name: ModelName, runnable: Runnable, *, source: str, card: Mo
             f"{source}: nothing says how its hidden states are pooled into a vector",
             hint="write a model card with an [embedding] table: pooling = mean, cls or lasttoken",
         )
+    vision = _merged(card.vision if card else None, imported.vision)
+    if SEES & {*imported.capabilities}:
+        check_vision(source, imported.capabilities, vision)
     if card and _TASKS & {*card.capabilities} != _TASKS & {*imported.capabilities}:
         raise ImportFailed(
             f"{source} can do {', '.join(imported.capabilities)}; its card says {', '.join(card.capabilities)}",
@@ -273,7 +279,7 @@ def describe_model(name: ModelName, runnable: Runnable, *, source: str, card: Mo
         reasoning_format=card.reasoning_format if card else None,
         source=source,
         embedding=embedding,
-        vision=_merged(card.vision if card else None, imported.vision),
+        vision=vision,
     )
 
 

@@ -7,6 +7,8 @@ from vmm_server.models.building import Importer
 from vmm_server.models.importers import describe_folder, detect_format
 from vmm_server.models.importers.gguf import import_gguf
 from vmm_server.models.importers.safetensors_folder import check_safetensors, import_safetensors, quantizing
+from vmm_server.models.importers.vision_folder import import_onnx_file
+from vmm_server.models.importers.whisper import import_whisper
 from vmm_server.models.installer import Installer
 from vmm_server.models.jobs import Jobs, PullEvent, Report
 from vmm_server.models.plan import make_plan
@@ -21,7 +23,12 @@ IMPORTER_VERSION = "1"
 IMPORTER = Importer(
     detect_format,
     describe_folder,
-    converters={"gguf": import_gguf, "safetensors": import_safetensors},
+    converters={
+        "ctranslate2": import_whisper,
+        "gguf": import_gguf,
+        "onnx-file": import_onnx_file,
+        "safetensors": import_safetensors,
+    },
     check_config=check_safetensors,
     version=IMPORTER_VERSION,
     quantizers={"safetensors": quantizing},

@@ -58,7 +58,7 @@ def test_what_is_nothing_known_is_refused(tmp_path: Path) -> None:
     other, empty = tmp_path / "a.zip", tmp_path / "b.gguf"
     other.write_bytes(b"PK\x03\x04")
     empty.touch()
-    with pytest.raises(ImportFailed, match=r"a\.zip.*is no GGUF file"):
+    with pytest.raises(ImportFailed, match=r"a\.zip.*is no GGUF or ONNX file"):
         detect_format(other)
     with pytest.raises(CorruptFile, match=r"b\.gguf.*is empty"):
         detect_format(empty)

@@ -1,8 +1,9 @@
 """What a file or folder on disk is, and what a model folder that needs no conversion holds.
 
-Three kinds of folder are used as they are: onnxruntime-genai's (genai_config.json beside the ONNX file), OpenVINO IR
-(openvino_model.xml and .bin beside config.json) and an encoder's (see `encoder_folder`). Sizes and extents are
-checked, so that a half-fetched folder is refused when it is pulled and not when it is first run.
+Four kinds of folder are used as they are: onnxruntime-genai's (genai_config.json beside the ONNX file), OpenVINO IR
+(openvino_model.xml and .bin beside config.json), an encoder's (see `encoder_folder`) and those of models that look at
+pictures (see `vision_folder`). Sizes and extents are checked, so that a half-fetched folder is refused when it is
+pulled and not when it is first run.
 """
 
 import xml.etree.ElementTree as ElementTree
@@ -12,20 +13,31 @@ from pathlib import Path
 from typing import Literal
 
 from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
+from vmm_server.models.importers.ctranslate2_file import FILE as CTRANSLATE2_FILE
+from vmm_server.models.importers.ctranslate2_file import is_ctranslate2
 from vmm_server.models.importers.encoder_folder import describe_encoder, find_graph
 from vmm_server.models.importers.gguf_reader import MAGIC
 from vmm_server.models.importers.imported import ImportedModel, guess_capabilities, parameter_size
 from vmm_server.models.importers.json_files import positive, read_json_object
 from vmm_server.models.importers.kokoro import describe_kokoro, is_kokoro
+from vmm_server.models.importers.onnx_file import read_graph, starts_like_onnx
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
 from vmm_server.models.importers.safetensors_weights import FILE, INDEX
+from vmm_server.models.importers.vision_folder import (
+    describe_clip,
+    describe_vision,
+    find_clip_graphs,
+    find_vision_graph,
+)
+from vmm_server.models.importers.whisper_folder import check_layout, describe_whisper, is_whisper_folder
 
-Format = Literal["gguf", "onnx", "openvino", "safetensors"]
-"""`safetensors` is a folder of transformers, of a text model or an encoder; it and `gguf` have to be imported."""
+Format = Literal["gguf", "onnx", "openvino", "safetensors", "onnx-file", "ctranslate2"]
+"""`safetensors` is a folder of transformers, `ctranslate2` one of Whisper, `onnx-file` one file of a model that looks
+at pictures; they and `gguf` have to be imported."""
 
 _HINT = (
-    "name a GGUF file, a folder of safetensors, an onnxruntime-genai folder, an OpenVINO IR folder or an encoder's "
-    "ONNX folder"
+    "name a GGUF or ONNX file, a folder of safetensors, an onnxruntime-genai folder, an OpenVINO IR folder or an ONNX "
+    "folder of an encoder or of a model that looks at pictures"
 )
 _SAFETENSORS = (FILE, INDEX)
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -45,10 +57,19 @@ def detect_format(path: Path) -> Format:
             return "onnx"
         if any((path / name).is_file() for name in _IR_FILES):
             return "openvino"
+        if is_ctranslate2(path / CTRANSLATE2_FILE):
+            return "ctranslate2"
+        if is_whisper_folder(path):
+            return "onnx"
         if (path / "config.json").is_file() and find_graph(path):
+            return "onnx"
+        if find_clip_graphs(path):
             return "onnx"
         if (path / "config.json").is_file() and any((path / name).is_file() for name in _SAFETENSORS):
             return "safetensors"
+        check_layout(path)
+        if find_vision_graph(path):
+            return "onnx"
         raise ImportFailed(_nothing_in(path), hint=_HINT)
     try:
         with path.open("rb") as file:
@@ -57,10 +78,12 @@ def detect_format(path: Path) -> Format:
         raise ImportFailed(f"{path}: {error.strerror}", hint="check the path and its permissions") from error
     if start == MAGIC:
         return "gguf"
+    if starts_like_onnx(start):
+        return "onnx-file"
     if not start:
         raise CorruptFile(f"{path}: is empty", hint="fetch the file again")
     raise ImportFailed(
-        f"{path}: is no GGUF file (it starts with {start!r})",
+        f"{path}: is no GGUF or ONNX file (it starts with {start!r})",
         hint=_HINT,
     )
 
@@ -72,7 +95,7 @@ def _nothing_in(folder: Path) -> str:
         return f"{folder}: holds safetensors but none called {' or '.join(_SAFETENSORS)}"
     if pickled := sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLED):
         return f"{folder}: {pickled[0]} is pickled, and is never read: such files can run code; safetensors are read"
-    return f"{folder}: holds neither safetensors, genai_config.json, openvino_model.xml nor an encoder's model.onnx"
+    return f"{folder}: holds neither safetensors, genai_config.json, openvino_model.xml nor one model.onnx"
 
 
 def describe_folder(folder: Path) -> ImportedModel:
@@ -82,15 +105,28 @@ def describe_folder(folder: Path) -> ImportedModel:
     neither, `UnsupportedArchitecture` for one that is no text model.
     """
     kind = detect_format(folder)
-    if kind == "safetensors":
-        raise ImportFailed(f"{folder}: its safetensors have to be imported first", hint=f"vmm pull file:{folder}")
+    if kind in ("safetensors", "ctranslate2"):
+        raise ImportFailed(f"{folder}: its weights have to be imported first", hint=f"vmm pull file:{folder}")
     if kind == "onnx" and not (folder / "genai_config.json").is_file():
-        return describe_kokoro(folder) if is_kokoro(folder) else describe_encoder(folder)
+        return _describe_one_shot(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ImportFailed(
             f"{folder}: has no tokenizer.json", hint="save it with transformers' save_pretrained beside the model"
         )
     return _describe_onnx(folder) if kind == "onnx" else _describe_ir(folder)
+
+
+def _describe_one_shot(folder: Path) -> ImportedModel:
+    if is_kokoro(folder):
+        return describe_kokoro(folder)
+    if is_whisper_folder(folder):
+        return describe_whisper(folder)
+    if find_clip_graphs(folder):
+        return describe_clip(folder)
+    path = find_vision_graph(folder)
+    if path is None or (read_graph(path).image_input() is None and (folder / "config.json").is_file()):
+        return describe_encoder(folder)
+    return describe_vision(folder)
 
 
 def _describe_onnx(folder: Path) -> ImportedModel:
