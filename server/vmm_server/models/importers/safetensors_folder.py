@@ -1,4 +1,4 @@
-"""A folder of safetensors, whatever model it holds: config.json tells whether it writes text or is an encoder."""
+"""A folder of safetensors, whatever model it holds: config.json tells if it writes text, hears or is an encoder."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +14,8 @@ from vmm_server.models.importers.json_files import read_json_object
 from vmm_server.models.importers.safetensors_config import FAMILIES, read_text_config
 from vmm_server.models.importers.safetensors_decoder import import_decoder
 from vmm_server.models.importers.safetensors_tokenizer import check_tokenizer
+from vmm_server.models.importers.whisper import check_whisper, import_whisper
+from vmm_server.models.importers.whisper_config import FAMILY as WHISPER
 
 Convert = Callable[[Path, Path, Callable[[int, int], None]], ImportedModel]
 
@@ -24,7 +26,9 @@ def _no_progress(done: int, total: int) -> None:
 
 def check_safetensors(folder: Path) -> None:
     """Say from the small files alone whether the weights could be imported. Raises `ImportFailed` and its kinds."""
-    if is_text_model(folder):
+    if is_whisper(folder):
+        check_whisper(folder)
+    elif is_text_model(folder):
         check_tokenizer(folder, read_text_config(folder).vocab_size)
     else:
         check_encoder(folder)
@@ -37,20 +41,27 @@ def import_safetensors(
     *,
     quantize: LlamaFileType | None = None,
 ) -> ImportedModel:
-    """Write the model in the folder `source` into the empty `folder`: see `import_decoder` and `import_encoder`.
+    """Write the model in the folder `source` into the empty `folder`.
 
-    Raises `InvalidRequest` for an encoder that is to be quantised.
+    See `import_decoder`, `import_encoder` and `import_whisper`. Raises `InvalidRequest` for another than a text model
+    that is to be quantised.
     """
-    if is_text_model(source):
+    hears = is_whisper(source)
+    if not hears and is_text_model(source):
         return import_decoder(source, folder, progress, quantize=quantize)
     if quantize is not None:
-        raise InvalidRequest("quantize: encoders cannot be quantized, only models that write text", param="quantize")
-    return import_encoder(source, folder, progress)
+        raise InvalidRequest("quantize: only models that write text can be quantized", param="quantize")
+    return (import_whisper if hears else import_encoder)(source, folder, progress)
 
 
 def quantizing(mix: LlamaFileType) -> Convert:
     """`import_safetensors` that quantises."""
     return partial(import_safetensors, quantize=mix)
+
+
+def is_whisper(folder: Path) -> bool:
+    """Whether config.json is Whisper's. Raises `CorruptFile`."""
+    return read_json_object(folder / "config.json").get("model_type") == WHISPER
 
 
 def is_text_model(folder: Path) -> bool:
@@ -66,7 +77,7 @@ def is_text_model(folder: Path) -> bool:
     if family not in FAMILIES:
         raise UnsupportedArchitecture(
             f"{path}: the model family {family!r} is not supported in safetensors",
-            hint=f"supported: {', '.join(FAMILIES)}; of encoders {', '.join(ENCODER_FAMILIES)}. "
+            hint=f"supported: {', '.join(FAMILIES)}; of encoders {', '.join(ENCODER_FAMILIES)}; {WHISPER}. "
             "Look for a GGUF file of the model",
         )
     return True

@@ -1,8 +1,11 @@
 """Whisper's ONNX folder, as `docs/internals.md` has it: what it holds and whether all of it is there."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from vmm_server.errors import CorruptFile
+from vmm_server.errors import CorruptFile, UnsupportedArchitecture
+from vmm_server.models.importers.ctranslate2_file import FILE as CTRANSLATE2_FILE
 from vmm_server.models.importers.imported import ImportedModel, parameter_size
 from vmm_server.models.importers.json_files import read_json_object
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
@@ -11,6 +14,41 @@ from vmm_server.models.importers.whisper_decoder import FILE as DECODER
 from vmm_server.models.importers.whisper_encoder import FILE as ENCODER
 
 _CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json")
+_VOCABULARIES = ("vocabulary.json", "vocabulary.txt")
+"""One of them is in every CTranslate2 folder; what is in it, tokenizer.json has too."""
+_OPTIONAL = ("generation_config.json",)
+
+
+_OTHER_LAYOUT = re.compile(r"(?:.*/)?(?:encoder|decoder)_model[^/]*\.onnx")
+
+
+def ctranslate2_files(paths: Sequence[str]) -> list[str]:
+    """Of the files of a repository (relative, with `/`), those that its Whisper of CTranslate2 needs, weights last.
+
+    Empty when there is none.
+    """
+    needed = ("config.json", "tokenizer.json", CTRANSLATE2_FILE)
+    is_there = all(name in paths for name in needed) and any(name in paths for name in _VOCABULARIES)
+    return [name for name in (*needed[:2], *_OPTIONAL, needed[2]) if name in paths] if is_there else []
+
+
+def is_other_layout(path: str) -> bool:
+    """Whether a file is a graph of optimum's export: of another form, without what the times of words need."""
+    return _OTHER_LAYOUT.fullmatch(path) is not None
+
+
+def check_layout(folder: Path) -> None:
+    """Raise `UnsupportedArchitecture` for Whisper in optimum's layout, naming what to pull in its place."""
+    path = folder / "config.json"
+    config = read_json_object(path) if path.is_file() else {}
+    if config.get("model_type") != FAMILY or not any(is_other_layout(found.name) for found in folder.rglob("*.onnx")):
+        return
+    name = config.get("_name_or_path")
+    is_name = isinstance(name, str) and re.fullmatch(r"[\w-]+/[\w.-]+", name)
+    raise UnsupportedArchitecture(
+        f"{folder}: is Whisper in a layout that is not read",
+        hint=f"pull its safetensors, hf:{name if is_name else 'openai/whisper-…'}",
+    )
 
 
 def is_whisper_folder(folder: Path) -> bool:

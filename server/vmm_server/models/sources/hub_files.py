@@ -19,6 +19,7 @@ from vmm_server.models.importers.quantization_mix import find_mix
 from vmm_server.models.importers.safetensors_tokenizer import FILES, TOKENIZER
 from vmm_server.models.importers.safetensors_weights import FILE as SAFETENSORS_FILE
 from vmm_server.models.importers.safetensors_weights import INDEX
+from vmm_server.models.importers.whisper_folder import ctranslate2_files, is_other_layout
 
 PREFERRED = (
     *("Q4_K_M", "Q4_K_L", "Q4_K_XL", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0"),
@@ -67,6 +68,8 @@ def choose_files(
     if not folders and text:
         chooser.check_parts(text)
         return [prefix + each for each in text], prefix
+    if not folders and (converted := ctranslate2_files(relative)):
+        return [prefix + each for each in converted], prefix
     folder = chooser.folder(folders, relative)
     return [each for each in paths if _parent(each) == folder and _is_needed(each)], f"{folder}/" if folder else ""
 
@@ -94,6 +97,11 @@ class _Chooser:
 
     def folder(self, folders: Sequence[str], paths: Sequence[str]) -> str:
         """The folder that can be run: the only one, or the only one made for CPUs."""
+        if not folders and (graph := next(filter(is_other_layout, paths), None)):
+            raise ImportFailed(
+                f"{self._uri}: {graph} is Whisper in a layout that is not read",
+                hint=f"pull its safetensors, as a rule hf:openai/{self._repo.partition('/')[2]}",
+            )
         if not folders and (pickled := next(filter(_PICKLED.fullmatch, paths), None)):
             raise ImportFailed(
                 f"{self._uri}: {pickled} is pickled, and is never read: such files can run code",

