@@ -28,8 +28,8 @@ class Answered:
     model: InstalledModel
     placement: Placement
     load_s: float
-    queued_s: float
-    """How long its input waited for that of other requests."""
+    queued_s: float | None
+    """How long its input waited for that of other requests; `None`: not known yet."""
 
 
 class OneShot:

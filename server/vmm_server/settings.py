@@ -132,6 +132,10 @@ class Settings(BaseSettings):
     """Seconds that running generations get to finish after SIGTERM."""
     image_urls: ImageUrls = "public"
     """Which image URLs are fetched: public, those of the public internet; any, also your network's; off, none."""
+    max_audio_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(512 * 2**20)
+    """Size that an uploaded sound file may have."""
+    max_audio_seconds: Annotated[float, Field(gt=0), BeforeValidator(_seconds)] = 14400.0
+    """How long a sound that is transcribed may be: seconds or 4h."""
     response_store_size: Annotated[ByteSize, Field(ge=0)] = ByteSize(2**30)
     """Disk space for the responses that /v1/responses keeps for later; 0 keeps none."""
     tiktoken_dir: Path | None = Field(None, validation_alias=AliasChoices("VMM_TIKTOKEN_DIR", "TIKTOKEN_CACHE_DIR"))

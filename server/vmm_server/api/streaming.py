@@ -22,6 +22,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from vmm_server.api.errors import Body, report
 from vmm_server.api.framing import json_line, sse_event
+from vmm_server.errors import VMMError
 
 FIRST_CHUNK_GRACE_S = 15.0
 """How long a response waits for its first chunk."""
@@ -46,7 +47,8 @@ class ChunkStream:
 class WholeAnswer:
     """An answer in one piece."""
 
-    body: Body
+    body: Body | bytes
+    """Bytes are JSON already, or whatever the `content-type` of the headers says."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -55,15 +57,38 @@ OpenStream = Callable[[], AbstractAsyncContextManager[ChunkStream]]
 
 
 def json_response(work: Callable[[], Awaitable[WholeAnswer]], *, media_type: str = JSON) -> ASGIApp:
-    """200 with one JSON object, once `work` is done."""
+    """200 with one JSON object, or with bytes, once `work` is done."""
 
     async def reply(scope: Scope, receive: Receive, send: Send) -> None:
         async def answer() -> None:
             whole = await work()
-            body = msgspec.json.encode(whole.body)
+            body = whole.body if isinstance(whole.body, bytes) else msgspec.json.encode(whole.body)
             headers = {"content-type": media_type, "content-length": str(len(body)), **whole.headers}
             await _start(send, headers)
             await _send(send, body, more=False)
+
+        await _while_connected(receive, answer())
+
+    return reply
+
+
+def bytes_response(open_stream: OpenStream, media_type: str) -> ASGIApp:
+    """200 with bytes as they come. There is no place in them for a late failure: the connection is closed before the
+    body has ended, which is how a client knows that it is not whole."""
+
+    async def reply(scope: Scope, receive: Receive, send: Send) -> None:
+        async def answer() -> None:
+            async with open_stream() as stream:
+                first = await anext(stream.chunks, b"")
+                await _start(send, {"content-type": media_type, **stream.headers()})
+                await _send(send, first)
+                try:
+                    async for chunk in stream.chunks:
+                        await _send(send, chunk)
+                except VMMError as error:
+                    report(error)
+                    return
+                await _send(send, b"", more=False)
 
         await _while_connected(receive, answer())
 
