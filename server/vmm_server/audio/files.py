@@ -6,6 +6,7 @@ off, is read as far as it goes, and `problem` then says so; one of which nothing
 """
 
 import os
+import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def open_audio(file: Path | IO[bytes], limits: AudioLimits | None = None, *, par
 
 
 class SoundReader:
-    """An open file. Implements `AudioReader`."""
+    """An open file. Implements `AudioReader`; `close` waits for a `read` in another thread."""
 
     def __init__(self, decoder: Decoder, limits: AudioLimits, param: str, owned: IO[bytes] | None) -> None:
         """Decodes the beginning; closes all of it when that fails."""
@@ -70,6 +71,7 @@ class SoundReader:
         self._num_samples = 0
         self._ended = False
         self._closed = False
+        self._lock = threading.Lock()
         try:
             if decoder.duration_s is not None and decoder.duration_s > limits.max_seconds:
                 raise self._too_long(f"{decoder.duration_s:.0f} s long")
@@ -90,7 +92,23 @@ class SoundReader:
 
     def read(self, num_samples: int) -> Samples:
         """See `AudioReader`."""
-        self._fill(num_samples)
+        with self._lock:
+            self._fill(num_samples)
+            return self._take(num_samples)
+
+    def close(self) -> None:
+        """See `AudioReader`."""
+        with self._lock:
+            self._pieces.close()
+            self._decoder.close()
+            self._pending.clear()
+            self._num_pending = 0
+            self._closed = True
+            if self._owned is not None:
+                self._owned.close()
+
+    def _take(self, num_samples: int) -> Samples:
+        """So many of what is decoded, or all of it."""
         taken: list[Samples] = []
         wanted = num_samples
         while wanted and self._pending:
@@ -102,16 +120,6 @@ class SoundReader:
             wanted -= len(piece)
         self._num_pending -= num_samples - wanted
         return np.concatenate(taken) if taken else np.zeros(0, np.float32)
-
-    def close(self) -> None:
-        """See `AudioReader`."""
-        self._pieces.close()
-        self._decoder.close()
-        self._pending.clear()
-        self._num_pending = 0
-        self._closed = True
-        if self._owned is not None:
-            self._owned.close()
 
     def _fill(self, num_samples: int) -> None:
         """Decode until so many samples are there, or all."""
