@@ -26,6 +26,7 @@ from vmm_server.api.ollama.embed import EmbedController
 from vmm_server.api.ollama.generate import GenerateController
 from vmm_server.api.ollama.manage import ManageController
 from vmm_server.api.ollama.models import ModelsController as OllamaModelsController
+from vmm_server.api.openai.audio.speech import SpeechController
 from vmm_server.api.openai.chat import ChatController
 from vmm_server.api.openai.completions import CompletionController
 from vmm_server.api.openai.embeddings import EmbeddingsController
@@ -38,12 +39,15 @@ from vmm_server.api.origins import Guard
 from vmm_server.api.request_log import logged
 from vmm_server.api.rerank import RerankController
 from vmm_server.api.schema import SchemaController
+from vmm_server.api.vision.routes import VisionController
 from vmm_server.api.vmm.calibration import CalibrationController
 from vmm_server.api.vmm.devices import DevicesController
 from vmm_server.cl100k import read_cl100k
 from vmm_server.embedding import Embeddings
 from vmm_server.errors import ShuttingDown, VMMError
 from vmm_server.inference import Inference
+from vmm_server.media.fetching import Fetcher
+from vmm_server.media.reading import ImageReader
 from vmm_server.metrics import CountedLoads, Metrics
 from vmm_server.models.calibration import Calibrator
 from vmm_server.models.create import Creator
@@ -60,7 +64,9 @@ from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.one_shot import OneShot
 from vmm_server.response_store import ResponseStore
+from vmm_server.seeing import Vision
 from vmm_server.settings import Settings
+from vmm_server.speaking import Speech
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +74,7 @@ OPENAI = [
     ChatController,
     CompletionController,
     EmbeddingsController,
+    SpeechController,
     ResponsesController,
     KeptResponsesController,
     ModelsController,
@@ -100,6 +107,9 @@ class Parts:
     inference: Inference
     one_shot: OneShot
     embeddings: Embeddings
+    image_reader: ImageReader
+    vision: Vision
+    speech: Speech
     response_store: ResponseStore
     readiness: Readiness
     metrics: Metrics
@@ -136,6 +146,7 @@ def create_app(
             Router("/", route_handlers=OPENAI, tags=["OpenAI"]),
             Router("/", route_handlers=OLLAMA, tags=["Ollama"]),
             Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
+            Router("/", route_handlers=[VisionController], tags=["Vision"]),
             Router("/", route_handlers=[RerankController, *TOKEN_ROUTES], tags=["Text"]),
             Router("/", route_handlers=[DevicesController, CalibrationController], tags=["VMM"]),
             Router("/", route_handlers=[HealthController, MetricsController], tags=["Health"]),
@@ -174,6 +185,7 @@ def build_parts(
     inference = Inference(registry, pool)
     one_shot = OneShot(registry, pool)
     embeddings = Embeddings(one_shot, read_table=partial(read_cl100k, settings.tiktoken_dir))
+    image_reader = ImageReader(Fetcher(settings.image_urls), max_waiting=settings.max_queue)
     kept = ResponseStore(settings.response_store_path, max_bytes=settings.response_store_size)
     puller = Puller(store, registry)
     return Parts(
@@ -191,6 +203,9 @@ def build_parts(
         inference=inference,
         one_shot=one_shot,
         embeddings=embeddings,
+        image_reader=image_reader,
+        vision=Vision(one_shot, image_reader),
+        speech=Speech(one_shot),
         response_store=kept,
         readiness=readiness,
         metrics=Metrics(pool, loads),
@@ -226,6 +241,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
         await parts.creator.aclose()
         await parts.puller.aclose()
         await parts.pool.aclose()
+        await parts.image_reader.aclose()
         parts.machine.close()
         await parts.response_store.aclose()
 

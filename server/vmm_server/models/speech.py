@@ -15,7 +15,7 @@ from vmm_server.audio.encoding import Samples
 from vmm_server.audio.kokoro import LANGUAGES, UNSPOKEN, to_phonemes
 from vmm_server.audio.sentences import split_sentences
 from vmm_server.engine.batch_queue import BatchLimits
-from vmm_server.engine.batcher import Batcher, BatcherOptions, Computed
+from vmm_server.engine.batcher import Batcher, BatcherOptions, BatcherStats
 from vmm_server.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from vmm_server.models.compiled import compiled_dir
 from vmm_server.models.importers.encoder_folder import find_graph
@@ -29,15 +29,15 @@ from vmm_server.models.importers.kokoro import (
     read_letters,
     read_voices,
 )
-from vmm_server.models.router import NO_LOAD, Load, Placement
+from vmm_server.models.router import Load, NoLoad, Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.settings import Settings
 
 SAMPLE_RATE = 24_000
 """Of all that Kokoro says, in Hz."""
 _PHONEMIZER = "espeak"
-_WARM_UP = 16
-"""Letters."""
+_NUM_TRIED = 50
+"""Letters of a sentence that means nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,13 @@ class ReadySpeaker:
     @property
     def load(self) -> Load:
         """See `Ready`."""
-        return NO_LOAD
+        stats = self.stats
+        return NoLoad(stats.num_running, stats.num_waiting)
+
+    @property
+    def stats(self) -> BatcherStats:
+        """See `Sampled`."""
+        return self.batcher.stats
 
     @property
     def failure(self) -> str | None:
@@ -78,6 +84,10 @@ class ReadySpeaker:
     async def aclose(self) -> None:
         """See `Ready`."""
         await self.batcher.aclose()
+
+    async def try_once(self) -> None:
+        """See `Sampled`."""
+        await self.say(nonsense(self.letters))
 
     def utterances(self, text: str, voice: str, speed: float) -> list[Utterance]:
         """A text in the order in which it is spoken. Blocks.
@@ -96,23 +106,19 @@ class ReadySpeaker:
             raise InvalidRequest("input: nothing in it can be spoken", param="input", hint="send words or numbers")
         return found
 
-    async def say(self, utterance: Utterance) -> Computed[Samples]:
-        """Its samples. Raises as `Batcher.call` does."""
-        return await self.batcher.timed_call([utterance])
+    async def say(self, utterance: Utterance) -> tuple[Samples, float]:
+        """Its samples, and the seconds that it waited for others. Raises as `Batcher.call` does."""
+        computed = await self.batcher.timed_call([utterance])
+        return computed.results[0], computed.queued_s
 
 
 def load_speaker(model: InstalledModel, placement: Placement, settings: Settings) -> ReadySpeaker:
     """Load it on a placement, and speak once. Raises `ModelLoadFailed`, `AdapterError`."""
-    return speaker(model, placement, settings, catalog.load_phonemizer(_PHONEMIZER))
-
-
-def speaker(model: InstalledModel, placement: Placement, settings: Settings, phonemize: Phonemizer) -> ReadySpeaker:
-    """The same, with whatever tells phonemes."""
-    folder = model.folders[placement.variant]
-    graph = find_graph(folder)
+    phonemize = catalog.load_phonemizer(_PHONEMIZER)
+    graph = find_graph(model.folders[placement.variant])
     if graph is None:
-        raise ModelLoadFailed(f"{folder}: its graph is gone", hint=f"vmm pull {model.name}")
-    letters, inputs = read_letters(folder), read_inputs(graph)
+        raise ModelLoadFailed(f"{model.name!r} has no graph any more", hint=f"vmm pull {model.name}")
+    inputs = read_inputs(graph)
     options = SessionOptions(
         device=placement.device,
         num_threads=settings.num_threads,
@@ -120,12 +126,26 @@ def speaker(model: InstalledModel, placement: Placement, settings: Settings, pho
         allow_fallback=False,  # the pool goes on to the next placement, and says which one it is
     )
     session = catalog.load_session(placement.adapter, graph, options)
+    return warm_speaker(model, placement, settings, session, inputs, phonemize)
+
+
+def warm_speaker(
+    model: InstalledModel,
+    placement: Placement,
+    settings: Settings,
+    session: Session,
+    inputs: KokoroInputs,
+    phonemize: Phonemizer,
+) -> ReadySpeaker:
+    """Speak once with a session, which is closed if it cannot, and make it ready for requests."""
+    folder = model.folders[placement.variant]
 
     def compute(utterances: Sequence[Utterance]) -> list[Samples]:
         return [synthesize(session, inputs, letters[PAD], each) for each in utterances]
 
     try:
-        compute([Utterance((letters[PAD],) * _WARM_UP, np.zeros(STYLE_LENGTH, np.float32), 1.0)])
+        letters = read_letters(folder)
+        compute([nonsense(letters)])
     except BaseException:
         session.close()
         raise
@@ -158,6 +178,13 @@ def synthesize(session: Session, inputs: KokoroInputs, pad: int, utterance: Utte
     if not np.isfinite(samples).all():
         raise RuntimeFailed("the model spoke NaN or infinite samples", hint="try another device, or pull it again")
     return samples
+
+
+def nonsense(letters: Mapping[str, int]) -> Utterance:
+    """A sentence of the usual length that nobody wants to hear."""
+    token_ids = tuple(sorted(letters.values()))
+    many = token_ids * (_NUM_TRIED // len(token_ids) + 1)
+    return Utterance(many[:_NUM_TRIED], np.zeros(STYLE_LENGTH, np.float32), 1.0)
 
 
 def read_style(voice: Path, num_letters: int) -> NDArray[np.float32]:

@@ -81,6 +81,7 @@ def describe_kokoro(folder: Path) -> ImportedModel:
         context_length=MAX_TOKENS,
         embedding_length=None,
         capabilities=("speech",),
+        adapter="onnxruntime",  # each sentence has a length of its own, for which OpenVINO prepares itself anew
         has_chat_template=False,
         license=None,
         name=None,

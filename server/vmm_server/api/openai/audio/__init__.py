@@ -1,0 +1,1 @@
+"""Sound in OpenAI's dialect: transcriptions, translations, speech."""
