@@ -1,0 +1,233 @@
+"""A graph that takes pictures: its session, the thread that owns it, and what goes in and comes out.
+
+Pictures are made into numbers in threads, before they wait, and what is made of the answers is too; only arrays pass
+through the thread of the runtime. What a batch holds at most is measured when the model is loaded.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmm_adapters import catalog
+from vmm_adapters.base import Session
+from vmm_adapters.card import ImageRecipe
+from vmm_adapters.errors import AdapterError, RuntimeFailed, UnsupportedModel
+from vmm_adapters.types import SessionOptions, TensorSpec
+from vmm_server.engine.batch_queue import BatchLimits
+from vmm_server.engine.batcher import Batcher, BatcherOptions, BatcherStats, Computed
+from vmm_server.models.compiled import compiled_dir
+from vmm_server.models.router import Placement
+from vmm_server.models.store import InstalledModel
+from vmm_server.settings import Settings
+from vmm_server.vision.framing import Floats, Framing
+from vmm_server.vision.preprocess import prepare
+
+Picture = NDArray[np.uint8]
+"""RGB, upright: `[height, width, 3]`."""
+Outputs = Mapping[str, NDArray[Any]]
+"""Of one picture, by name: without the batch's dimension."""
+Told = TypeVar("Told")
+
+_BATCH_SIZES = (1, 2, 4, 8)
+_GAIN = 1.05
+"""By which a larger batch has to raise the pictures a second: everybody in it waits for all of it."""
+_MEASURING_S = 0.5
+_GATHER_S = 0.004
+"""How long an idle graph waits for pictures that are being prepared, where a batch has room for them."""
+_MAX_WAITING_BYTES = 512 * 1024**2
+"""Of prepared pictures that wait."""
+_MIN_PREPARED = 4
+"""Pictures of a request that are prepared while others of it are computed, where a batch has fewer."""
+_SIZE_INPUT = "orig_target_sizes"
+"""Of RT-DETR's own exports: `[batch, 2]`, the width and height that boxes are to be told in."""
+
+
+def open_session(path: Path, model: InstalledModel, placement: Placement, settings: Settings) -> Session:
+    """Load one graph of a model on a placement, and nowhere else. Raises `AdapterError`."""
+    options = SessionOptions(
+        device=placement.device,
+        num_threads=settings.num_threads,
+        cache_dir=compiled_dir(settings.cache_dir, model, placement.variant),
+        allow_fallback=False,  # the pool goes on to the next placement, and says which one it is
+    )
+    return catalog.load_session(placement.adapter, path, options)
+
+
+class PictureGraph:
+    """A session whose input is pictures. Used from one thread at a time."""
+
+    def __init__(self, session: Session, recipe: ImageRecipe | None) -> None:
+        """Raises `UnsupportedModel` for a graph that takes something else, or a recipe that is not said."""
+        self.session = session
+        self._port = _picture_port(session.inputs)
+        self.recipe = _fitted(recipe, self._port)
+        batch = self._port.shape[0]
+        self.fixed_batch = batch if isinstance(batch, int) else None
+        self._others = tuple(spec for spec in session.inputs if spec is not self._port)
+
+    @property
+    def blank(self) -> Floats:
+        """A grey picture, as the graph takes it."""
+        return prepare(np.full((self.recipe.height, self.recipe.width, 3), 114, np.uint8), self.recipe)[0]
+
+    def run(self, pictures: Sequence[Floats]) -> list[Outputs]:
+        """All outputs for each of `pictures`, which `prepare` made. Raises `AdapterError`."""
+        batch = self.fixed_batch or len(pictures)
+        outputs: list[Outputs] = []
+        for start in range(0, len(pictures), batch):
+            outputs += self._run(pictures[start : start + batch], batch)
+        return outputs
+
+    def _run(self, pictures: Sequence[Floats], batch: int) -> list[Outputs]:
+        if len(pictures) == batch == 1:
+            stacked = pictures[0][None]
+        else:
+            stacked = np.stack([*pictures, *[pictures[-1]] * (batch - len(pictures))])
+        feeds = {spec.name: self._beside(spec, batch) for spec in self._others}
+        found = self.session.run(feeds | {self._port.name: stacked.astype(self._port.dtype, copy=False)})
+        for name, array in found.items():
+            if array.ndim == 0 or len(array) != batch:
+                raise RuntimeFailed(f"{name} has the shape {list(array.shape)} for a batch of {batch} pictures")
+        return [{name: array[index] for name, array in found.items()} for index in range(len(pictures))]
+
+    def _beside(self, spec: TensorSpec, batch: int) -> NDArray[Any]:
+        """What detectors ask for beside the pictures: a mask of ones, or their size."""
+        if spec.name == _SIZE_INPUT:
+            return np.tile(np.array([self.recipe.width, self.recipe.height], spec.dtype), (batch, 1))
+        sizes = (batch, self.recipe.height, self.recipe.width)
+        shape = tuple(side if isinstance(side, int) else size for side, size in zip(spec.shape, sizes, strict=True))
+        return np.ones(shape, spec.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """A graph with its thread: what is sent to it from the event loop."""
+
+    batcher: Batcher[Floats, Outputs]
+    recipe: ImageRecipe
+    blank: Floats
+    batch_size: int
+    memory_bytes: int
+
+    @property
+    def stats(self) -> BatcherStats:
+        """See `Sampled`; its unit is a picture."""
+        return self.batcher.stats
+
+    async def look(self, pictures: Sequence[Picture], finish: Callable[[Outputs, Framing], Told]) -> Computed[Told]:
+        """What `finish` makes of the outputs for each picture, in their order; it is called in threads.
+
+        Raises as `Batcher.timed_call` does, and what `finish` raises.
+        """
+        step = max(self.batch_size, _MIN_PREPARED)
+        told: list[Told] = []
+        queued_s = None
+        prepared = await self._prepared(pictures[:step])
+        for start in range(step, len(pictures) + step, step):
+            computed, following = await asyncio.gather(
+                self.batcher.timed_call([numbers for numbers, _ in prepared]),
+                self._prepared(pictures[start : start + step]),
+            )
+            queued_s = computed.queued_s if queued_s is None else queued_s
+            framings = [framing for _, framing in prepared]
+            told += await asyncio.to_thread(_each, finish, computed.results, framings)
+            prepared = following
+        return Computed(told, queued_s or 0.0)
+
+    async def try_once(self) -> None:
+        """See `Sampled`."""
+        await self.batcher.call([self.blank])
+
+    async def _prepared(self, pictures: Sequence[Picture]) -> list[tuple[Floats, Framing]]:
+        if not pictures:
+            return []
+        with self.batcher.preparing():
+            return await asyncio.to_thread(lambda: [prepare(picture, self.recipe) for picture in pictures])
+
+
+def watch(graph: PictureGraph, name: str, settings: Settings) -> Watching:
+    """Measure how many pictures a batch should have, and start the graph's thread, which closes the session at its
+    end. The graph must have been run once. Raises `AdapterError`."""
+    batch_size = graph.fixed_batch or measured_batch_size(graph, min(_BATCH_SIZES[-1], settings.max_sequences))
+    blank = graph.blank
+    batcher: Batcher[Floats, Outputs] = Batcher(
+        graph.run,
+        size=lambda picture: 1,
+        close=graph.session.close,
+        options=BatcherOptions(
+            BatchLimits(batch_size, max_size=batch_size),
+            max_calls=settings.max_sequences + settings.max_queue,
+            max_waiting_size=max(batch_size, _MAX_WAITING_BYTES // blank.nbytes),
+            gather_s=_GATHER_S if batch_size > 1 else 0.0,
+        ),
+        name=f"vmm-pictures {name}",
+    )
+    return Watching(batcher, graph.recipe, blank, batch_size, graph.session.memory_bytes)
+
+
+def measured_batch_size(graph: PictureGraph, limit: int, clock: Callable[[], float] = time.perf_counter) -> int:
+    """The smallest batch that gets nearly as many pictures done a second as any, up to `limit`.
+
+    Each size is run twice, and the second time counts: the first one may prepare kernels. It ends when a larger one
+    would take more than what is left of half a second, and where the graph cannot do with more than one.
+    """
+    begun, best, best_rate = clock(), 1, 0.0
+    for size in _BATCH_SIZES:
+        if size > limit:
+            break
+        pictures = [graph.blank] * size
+        try:
+            graph.run(pictures)
+            started = clock()
+            graph.run(pictures)
+        except AdapterError:
+            if size == 1:
+                raise
+            break
+        spent = max(clock() - started, 1e-9)
+        if size / spent > best_rate * _GAIN:
+            best, best_rate = size, size / spent
+        if clock() - begun + 4 * spent > _MEASURING_S:  # twice as many, twice
+            break
+    return best
+
+
+def _each(
+    finish: Callable[[Outputs, Framing], Told], results: Sequence[Outputs], framings: Sequence[Framing]
+) -> list[Told]:
+    return [finish(outputs, framing) for outputs, framing in zip(results, framings, strict=True)]
+
+
+def _picture_port(inputs: Sequence[TensorSpec]) -> TensorSpec:
+    """The input for pictures. Raises `UnsupportedModel` for a graph that is not asked for answers so."""
+    port = next((spec for spec in inputs if len(spec.shape) == 4), None)
+    shapes = ", ".join(f"{spec.name} {list(spec.shape)} {spec.dtype}" for spec in inputs)
+    is_picture = port is not None and port.dtype in (np.float32, np.float16)
+    if port is None or not is_picture or (isinstance(port.shape[1], int) and port.shape[1] != 3):
+        raise UnsupportedModel(
+            f"the graph takes {shapes}; pictures are float32 [batch, 3, height, width]",
+            hint="export it with channels first and without preprocessing of its own",
+        )
+    others = [spec for spec in inputs if spec is not port]
+    if any(len(spec.shape) != (2 if spec.name == _SIZE_INPUT else 3) for spec in others):
+        raise UnsupportedModel(f"the graph takes {shapes}: what to give it beside a picture is not known")
+    return port
+
+
+def _fitted(recipe: ImageRecipe | None, port: TensorSpec) -> ImageRecipe:
+    """The recipe, with the sizes that the graph prescribes."""
+    if recipe is None:
+        raise UnsupportedModel(
+            "how pictures become numbers is not said in its files",
+            hint="its card has to say [vision.image]: height, width, and resize, scale, mean, std; see "
+            "model_cards/README.md",
+        )
+    height, width = port.shape[2:]
+    sizes = {"height": height, "width": width}
+    return recipe.model_copy(update={name: size for name, size in sizes.items() if isinstance(size, int)})
