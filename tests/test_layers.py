@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "app": (
         *BASE,
         *("logs", "metrics", "response_store", "cl100k", "inference", "embedding", "models", "api"),
-        *("one_shot", "seeing", "transcription", "speaking", "media", "vision"),
+        *("one_shot", "seeing", "transcription", "speaking", "media", "vision", "audio"),
     ),
     "cli": (*BASE, "logs", "ollama_environment", "models", "app", "cli"),
     "__main__": ("cli",),
@@ -81,6 +81,7 @@ PURE_API = (
         f"openai.responses.{name}"
         for name in ("conversation", "convert", "items", "logprobs", "output", "render", "tools")
     ),
+    *(f"openai.audio.{name}" for name in ("convert", "render")),
     "openai.tokens.wire",
 )
 IMPURE = {"asyncio", "threading", "time", "socket", "queue", "concurrent"}

@@ -27,6 +27,7 @@ from vmm_server.api.ollama.generate import GenerateController
 from vmm_server.api.ollama.manage import ManageController
 from vmm_server.api.ollama.models import ModelsController as OllamaModelsController
 from vmm_server.api.openai.audio.speech import SpeechController
+from vmm_server.api.openai.audio.transcriptions import TranscriptionsController
 from vmm_server.api.openai.chat import ChatController
 from vmm_server.api.openai.completions import CompletionController
 from vmm_server.api.openai.embeddings import EmbeddingsController
@@ -42,6 +43,7 @@ from vmm_server.api.schema import SchemaController
 from vmm_server.api.vision.routes import VisionController
 from vmm_server.api.vmm.calibration import CalibrationController
 from vmm_server.api.vmm.devices import DevicesController
+from vmm_server.audio.files import AudioLimits
 from vmm_server.cl100k import read_cl100k
 from vmm_server.embedding import Embeddings
 from vmm_server.errors import ShuttingDown, VMMError
@@ -67,6 +69,7 @@ from vmm_server.response_store import ResponseStore
 from vmm_server.seeing import Vision
 from vmm_server.settings import Settings
 from vmm_server.speaking import Speech
+from vmm_server.transcription import Transcriptions
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +77,7 @@ OPENAI = [
     ChatController,
     CompletionController,
     EmbeddingsController,
+    TranscriptionsController,
     SpeechController,
     ResponsesController,
     KeptResponsesController,
@@ -107,6 +111,7 @@ class Parts:
     inference: Inference
     one_shot: OneShot
     embeddings: Embeddings
+    transcriptions: Transcriptions
     image_reader: ImageReader
     vision: Vision
     speech: Speech
@@ -203,6 +208,7 @@ def build_parts(
         inference=inference,
         one_shot=one_shot,
         embeddings=embeddings,
+        transcriptions=Transcriptions(one_shot, AudioLimits(settings.max_audio_bytes, settings.max_audio_seconds)),
         image_reader=image_reader,
         vision=Vision(one_shot, image_reader),
         speech=Speech(one_shot),

@@ -29,6 +29,7 @@ from vmm_server.errors import ModelNotFound, Overloaded
 
 SSE = "text/event-stream"
 TEXT = "text/plain"
+FORM = "multipart/form-data"
 OPENAPI_VERSION = "3.1.1"
 Schema = dict[str, Any]
 
@@ -37,6 +38,7 @@ TAGS = {
     "Anthropic": "Anthropic's dialect.",
     "Ollama": "Ollama's dialect. Streams are on unless `stream` is `false`.",
     "Text": "Reranking and tokens, as other servers have them.",
+    "Vision": "What models see in images: as JSON, or as a form with files.",
     "VMM": "What this server alone has.",
     "Health": "For load balancers, orchestrators and monitoring.",
 }
@@ -56,6 +58,7 @@ HEADERS: Mapping[str, str] = {
     "x-vmm-dropped-messages": "Whole messages among them.",
     "x-vmm-cached-tokens": "Prompt tokens that were not computed again; of a whole answer.",
     "x-vmm-ignored": "Options that were asked for and have no effect here.",
+    "x-vmm-warning": "What is missing in the answer, because a file is damaged.",
 }
 PROVENANCE = tuple(name for name in HEADERS if name.startswith("x-vmm-"))
 """Of what a model answered; left out where one was only loaded."""
@@ -105,6 +108,8 @@ class Description:
     """Its query's parameters: what each means."""
     upload: bool = False
     """The body is bytes."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The body is a form: fields that are files, and what each is. The others are `body`'s."""
     runs: bool = False
     """A model's answer: its headers say which one it was, and where it ran."""
 
@@ -133,10 +138,11 @@ def described(
     body: type[BaseModel] | None = None,
     query: Mapping[str, str] | None = None,
     upload: bool = False,
+    files: Mapping[str, str] | None = None,
     runs: bool = False,
 ) -> dict[str, Description]:
     """For a route handler's `opt`: what is sent to it and what comes back."""
-    return {"openapi": Description(examples, body, query or {}, upload, runs)}
+    return {"openapi": Description(examples, body, query or {}, upload, files or {}, runs)}
 
 
 def operations(routes: Iterable[BaseRoute]) -> list[Operation]:
@@ -187,14 +193,22 @@ def _operation(operation: Operation, bodies: Mapping[type[BaseModel], Schema]) -
         "responses": _answers(description) | _errors(operation.path),
     }
     if description.body is not None:
-        examples = {one.name: {"summary": one.title, "value": one.body} for one in description.examples}
-        shown["requestBody"] = {
-            "required": True,
-            "content": {JSON: {"schema": bodies[description.body], "examples": examples}},
-        }
+        shown["requestBody"] = {"required": True, "content": _content(description, bodies[description.body])}
     elif description.upload:
         shown["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {}}}}
     return {key: value for key, value in shown.items() if value}
+
+
+def _content(description: Description, schema: Schema) -> Schema:
+    """The body's media type, with its schema and examples."""
+    examples = {one.name: {"summary": one.title, "value": one.body} for one in description.examples}
+    if not description.files:
+        return {JSON: {"schema": schema, "examples": examples}}
+    files = {
+        name: {"type": "string", "format": "binary", "description": text} for name, text in description.files.items()
+    }
+    form = {"allOf": [schema, {"type": "object", "properties": files}]}
+    return {FORM: {"schema": form, "examples": examples}}
 
 
 def _parameters(path: str, description: Description) -> Iterator[Schema]:

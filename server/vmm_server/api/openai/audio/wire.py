@@ -1,0 +1,70 @@
+"""What forms of `/v1/audio/transcriptions` and `/v1/audio/translations` may hold beside the file."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from vmm_server.api.body import Duration, Integer, Strings, Wire
+from vmm_server.api.placement import PlacementFields
+
+FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+
+
+def _object(value: object) -> object:
+    """A form has an object as JSON text, or as fields of their own."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"is no JSON: {error}") from error
+    return value
+
+
+class ServerVad(Wire):
+    """How speech is found."""
+
+    type: Literal["server_vad"]
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """More leaves out more."""
+    prefix_padding_ms: Annotated[Integer, Field(ge=0, le=10_000)] = 300
+    """Kept before and after speech."""
+    silence_duration_ms: Annotated[Integer, Field(ge=0, le=60_000)] = 200
+    """A shorter pause is part of the speech."""
+
+
+class TranslationForm(PlacementFields):
+    """Form of `POST /v1/audio/translations`."""
+
+    model: str
+    prompt: str | None = None
+    """Text as if it had been said before: names, spelling, style."""
+    response_format: Annotated[str, Field(json_schema_extra={"enum": FORMATS})] = "json"
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    """0 (the default) begins at 0, and goes up where the text would be a guess or repeat itself."""
+    chunking_strategy: Annotated[
+        Literal["auto"] | ServerVad | None, BeforeValidator(_object, json_schema_input_type=str | ServerVad | None)
+    ] = None
+    """Hear only where somebody speaks: `auto`, or how that is found. It needs the model silero-vad."""
+    vad_filter: bool | None = None
+    """The same, for longer pauses, as faster-whisper has it."""
+    seed: Annotated[Integer, Field(ge=0)] | None = None
+    """Of what is drawn above temperature 0."""
+    keep_alive: Duration = None
+
+
+class TranscriptionForm(TranslationForm):
+    """Form of `POST /v1/audio/transcriptions`."""
+
+    language: str | None = None
+    """ISO 639-1 (`de`), or its English name; left out, it is heard."""
+    timestamp_granularities: Strings | None = None
+    """`word`, `segment` or both, with `verbose_json`."""
+    stream: bool | None = None
+    """Events with the text as it is heard."""
+    include: Strings | None = None
+    languages: Strings | None = None
+    """One: the same as `language`."""
+    keywords: Any = None
+    known_speaker_names: Any = None
+    known_speaker_references: Any = None
