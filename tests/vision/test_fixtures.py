@@ -1,4 +1,4 @@
-"""The fixtures of tests/fixtures are what their page says, judged without the server's own code."""
+"""The fixtures of tests/fixtures are what their page says, judged by themselves and then as the server reads them."""
 
 import ast
 from itertools import pairwise
@@ -15,7 +15,11 @@ from tests.fixtures.detector_graph import save
 from tests.fixtures.shapes import COLOURS, KINDS, LOOKS, Shape, held_out, paint, portrait, scene
 
 from vmm_adapters import catalog
+from vmm_adapters.card import ImageRecipe, VisionRecipe
 from vmm_adapters.types import SessionOptions
+from vmm_server.vision.heads.finding import find_head
+from vmm_server.vision.preprocess import prepare
+from vmm_server.vision.results import DetectionParams
 
 from .average_precision import Boxes, iou, mean_average_precision
 
@@ -126,3 +130,22 @@ def test_the_detector_is_what_its_weights_make(tmp_path: Path) -> None:
     weights = {name[:-5]: value.astype(np.float32) for name, value in kept.items() if name.endswith(".half")}
     save(weights, KINDS, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == committed.read_bytes()
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(("width", "height", "least"), [(160, 160, 0.97), (640, 480, 0.9), (240, 160, 0.85)])
+def test_the_server_finds_shapes_in_pictures_of_any_size(
+    detector: onnxruntime.InferenceSession, width: int, height: int, least: float
+) -> None:
+    """Letterboxed, decoded and brought back to the picture's pixels by the server's own code."""
+    image = ImageRecipe(height=160, width=160, resize="letterbox")
+    recipe, params = VisionRecipe(image=image, head="yolov8", labels=KINDS), DetectionParams(threshold=0.05)
+    found, truth = [], []
+    for seed in range(100):
+        picture, shapes = scene(seed, width, height)
+        numbers, framing = prepare(picture, image)
+        outputs = {"output0": detector.run(None, {"images": numbers[None]})[0][0]}
+        detections = find_head(outputs, recipe, width=160, height=160).decode(outputs, params, framing)
+        found.append(Boxes(detections.boxes, detections.class_ids, detections.scores))
+        truth.append(true_boxes(shapes))
+    assert mean_average_precision(found, truth) >= least
