@@ -20,6 +20,7 @@ from vmm_server.models.store import InstalledModel
 from vmm_server.models.vision import Picture, ReadyClassifier, ReadyClip, ReadyDetector
 from vmm_server.one_shot import Answered, OneShot
 from vmm_server.requests import EmbeddingRequest, GivenImage
+from vmm_server.vision.drawing import draw
 from vmm_server.vision.results import Detections
 from vmm_server.vision.scores import Rows, class_ids, sigmoid, softmax
 from vmm_server.vision_requests import (
@@ -74,17 +75,12 @@ class Ranked(Encoded):
     """Cosines, in the order of the items."""
 
 
-Draw = Callable[[Picture, Detections, Sequence[str]], bytes]
-"""A picture, what was found in it and the names of classes → a PNG file."""
-
-
 class Vision:
     """Runs models that look at pictures."""
 
-    def __init__(self, one_shot: OneShot, reader: ImageReader, draw: Draw) -> None:
+    def __init__(self, one_shot: OneShot, reader: ImageReader) -> None:
         self._one_shot = one_shot
         self._reader = reader
-        self._draw = draw
 
     def task_of(self, model: str) -> Task:
         """What a model does with pictures. Raises as `OneShot.resolve` does."""
@@ -108,7 +104,7 @@ class Vision:
             async with opened.decoded() as pictures:
                 computed = await ready.detect(pictures, params)
                 found = tuple(computed.results)
-                drawn = await self._drawn(pictures, found, ready.labels) if request.draw else None
+                drawn = await _drawn(pictures, found, ready.labels) if request.draw else None
                 sizes = tuple((picture.shape[1], picture.shape[0]) for picture in pictures)
             return Detected(*_told(model, lease, computed.queued_s), ready.labels, found, sizes, drawn)
 
@@ -197,13 +193,6 @@ class Vision:
     ) -> Told:
         return await self._one_shot.run(model, kind, work, keep_alive=request.keep_alive, wanted=request.wanted)
 
-    async def _drawn(
-        self, pictures: Sequence[Picture], found: Sequence[Detections], labels: Sequence[str]
-    ) -> tuple[bytes, ...]:
-        return await asyncio.to_thread(
-            lambda: tuple(self._draw(*each, labels) for each in zip(pictures, found, strict=True))
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class _Made:
@@ -250,6 +239,13 @@ async def _vectors(
         vectors[~is_text] = rows if dim == ready.dim else unit(rows[:, :dim])
         queued_s = max(queued_s, computed.queued_s)
     return _Made(vectors, num_tokens, num_dropped, queued_s)
+
+
+async def _drawn(pictures: Sequence[Picture], found: Sequence[Detections], labels: Sequence[str]) -> tuple[bytes, ...]:
+    def work() -> tuple[bytes, ...]:
+        return tuple(draw(picture, things, labels) for picture, things in zip(pictures, found, strict=True))
+
+    return await asyncio.to_thread(work)
 
 
 def _check_texts(model: InstalledModel, items: Sequence[Item]) -> None:

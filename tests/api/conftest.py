@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 import uvicorn
+from tests.api.fake_audio import OnSegment, fake_ear, install_ears
+from tests.api.fake_vision import OnPictures, fake_seer, install_fakes
 from tokenizers import Tokenizer
 
 from vmm_adapters import catalog
@@ -78,15 +80,24 @@ class EchoLoader:
     options: EngineOptions = field(default_factory=EngineOptions)
     context_length: int = 512
     num_blocks: int = 64
+    on_pictures: OnPictures | None = None
+    """Told of all that models see."""
+    on_segment: OnSegment | None = None
+    """Told of all that models hear."""
     placements: Sequence[Placement] = ()
     """Where models may run, in place of the CPU alone. `onnxruntime-genai` is echo's model that draws by itself."""
 
-    def __call__(self, model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> ReadyModel | ReadyEncoder:
+    def __call__(self, model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> Any:
         if self.load_gate is not None:
             self.load_gate(Batch(()))
         if not model.generates:
-            encoder = load_encoder(model, Placement("echo", placement.device), Settings(home=model.folder))
-            return replace(encoder, placement=placement)
+
+            def load_text() -> ReadyEncoder:
+                encoder = load_encoder(model, Placement("echo", placement.device), Settings(home=model.folder))
+                return replace(encoder, placement=placement)
+
+            ear = fake_ear(model, placement, self.on_segment)
+            return ear or fake_seer(model, placement, load_text, self.on_pictures) or load_text()
         runner: Any
         if placement.adapter == "onnxruntime-genai":
             runner = catalog.load_text_backend("echo-backend", model.folder, RunnerOptions())
@@ -141,7 +152,9 @@ class LiveServer:
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(app, http="httptools", ws="none", lifespan="on", log_config=None, access_log=False)
+        config = uvicorn.Config(
+            app, http="httptools", ws="websockets-sansio", lifespan="on", log_config=None, access_log=False
+        )
         self.uvicorn = uvicorn.Server(config)
         self._runner = asyncio.Runner(loop_factory=config.get_loop_factory())
         self._thread = threading.Thread(target=self._serve, name="live-server")
@@ -301,6 +314,28 @@ def encoder_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSer
         yield server
 
 
+@pytest.fixture(scope="session")
+def audio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """Has the models of `fake_audio` besides. Of all tests that leave it as it was."""
+    with pytest.MonkeyPatch.context() as patch, servers_in(tmp_path_factory.mktemp("audio")) as start:
+        for name in [name for name in os.environ if name.startswith(("VMM_", "OLLAMA_", "TIKTOKEN_"))]:
+            patch.delenv(name)
+        server = start({"max_audio_seconds": 60, "max_audio_bytes": 3_000_000})
+        install_ears(server.parts.store, server.parts.registry.resolve("echo"))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def vision_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """Has the models of `fake_vision` besides. Of all tests that leave it as it was."""
+    with pytest.MonkeyPatch.context() as patch, servers_in(tmp_path_factory.mktemp("vision")) as start:
+        for name in [name for name in os.environ if name.startswith(("VMM_", "OLLAMA_", "TIKTOKEN_"))]:
+            patch.delenv(name)
+        server = start()
+        install_fakes(server.parts.store, server.parts.registry.resolve("echo"))
+        yield server
+
+
 @pytest.fixture
 def coder(start_server: StartServer, tmp_path: Path) -> LiveServer:
     """A server whose `coder` knows StarCoder's tokens, and fills every gap with the alphabet."""
@@ -355,6 +390,8 @@ def install_examples() -> Callable[[LiveServer], None]:
             "folder": folder,
         }
         store.install(replace(echo, **names, capabilities=("embedding",), context_length=64))
+        install_ears(store, echo)
+        install_fakes(store, echo, detector="yolo11n", classifier="efficientnet:lite0")
         responses, given = server.parts.response_store, LIST_INPUT_ITEMS[0].answer["data"]
         server.run(responses.delete(WHOLE["id"]))
         server.run(responses.put(WHOLE, given=given, output=[ITEM]))

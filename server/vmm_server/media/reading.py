@@ -65,6 +65,10 @@ class ImageReader:
         files, num_pixels = await asyncio.to_thread(_opened, given, self._limits)
         return OpenedImages(files, num_pixels, self._budget, self._limits)
 
+    async def aclose(self) -> None:
+        """Close what is open. Idempotent."""
+        await self._fetcher.aclose()
+
 
 def _opened(given: Sequence[GivenImage], limits: ImageLimits) -> tuple[tuple[tuple[IO[bytes], str], ...], int]:
     files: list[tuple[IO[bytes], str]] = []

@@ -11,7 +11,8 @@ import numpy as np
 import openai
 import pytest
 
-from vmm_server.api.openai.embeddings import MAX_INPUTS, encode_vectors
+from vmm_server.api.openai.embeddings import MAX_INPUTS
+from vmm_server.api.vectors import encode_vectors
 
 
 def embed(server: Any, **fields: Any) -> Any:

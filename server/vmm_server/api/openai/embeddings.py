@@ -1,32 +1,24 @@
 """`POST /v1/embeddings`: vectors of texts."""
 
-import asyncio
-import base64
 from typing import Annotated, Any, Literal
 
-import msgspec
-import numpy as np
 from litestar import Controller, Request, post
 from litestar.di import NamedDependency
 from litestar.types import ASGIApp
-from numpy.typing import NDArray
 from pydantic import Field
 
-from vmm_server.api.answers import provenance
 from vmm_server.api.body import Duration, Integer, field_path, read_body
 from vmm_server.api.openai.embedding_examples import EMBEDDINGS
 from vmm_server.api.openapi import described
 from vmm_server.api.placement import PlacementFields, placed
 from vmm_server.api.streaming import WholeAnswer, json_response
-from vmm_server.embedding import Embedded, Embeddings
+from vmm_server.api.vectors import EncodingFormat, check_encoding_format, embedding_answer
+from vmm_server.embedding import Embeddings
 from vmm_server.errors import InvalidRequest
 from vmm_server.requests import EmbeddingRequest
 
 MAX_INPUTS = 2048
 """Texts in one request, as OpenAI's limit is."""
-FORMATS = ("float", "base64")
-_MANY_NUMBERS = 20_000
-"""From here on encoding takes milliseconds, which the event loop has not."""
 
 
 class EmbeddingsBody(PlacementFields):
@@ -35,7 +27,7 @@ class EmbeddingsBody(PlacementFields):
     model: str
     input: object = None
     """A string, token ids, or an array of either."""
-    encoding_format: Annotated[str | None, Field(json_schema_extra={"enum": [*FORMATS, None]})] = None
+    encoding_format: EncodingFormat = None
     """`base64` is little-endian float32, which OpenAI's clients ask for."""
     dimensions: Annotated[Integer, Field(ge=1)] | None = None
     """Cut each vector to so many numbers and normalise it again."""
@@ -71,22 +63,14 @@ class EmbeddingsController(Controller):
 
         async def answer() -> WholeAnswer:
             embedded = await embeddings.embed(asked)
-            if embedded.vectors.size < _MANY_NUMBERS:
-                data = encode_vectors(embedded.vectors, as_base64=wire.encoding_format == "base64")
-            else:
-                as_base64 = wire.encoding_format == "base64"
-                data = await asyncio.to_thread(encode_vectors, embedded.vectors, as_base64=as_base64)
-            return WholeAnswer(embedding_list(embedded, asked.model, data), provenance(embedded))
+            return await embedding_answer(embedded, asked.model, wire.encoding_format)
 
         return json_response(answer)
 
 
 def embedding_request(wire: EmbeddingsBody) -> EmbeddingRequest:
     """What a body asks for. Raises `InvalidRequest` naming the field."""
-    if wire.encoding_format not in (None, *FORMATS):
-        raise InvalidRequest(
-            "Invalid value for 'encoding_format': must be 'float' or 'base64'", param="encoding_format"
-        )
+    check_encoding_format(wire.encoding_format)
     limit = wire.truncate_prompt_tokens
     if limit == 0:
         raise InvalidRequest("truncate_prompt_tokens: must be at least 1, or -1", param="truncate_prompt_tokens")
@@ -106,23 +90,6 @@ def embedding_request(wire: EmbeddingsBody) -> EmbeddingRequest:
         prompt_param="input_type" if wire.prompt_name is None else "prompt_name",
         keep_alive=wire.keep_alive,
     )
-
-
-def encode_vectors(vectors: NDArray[np.float32], *, as_base64: bool) -> msgspec.Raw:
-    """`data` as JSON. No number passes through Python code."""
-    if as_base64:
-        content = vectors.astype("<f4", copy=False)
-        shown: list[Any] = [base64.b64encode(np.ascontiguousarray(row).data).decode("ascii") for row in content]
-    else:
-        shown = vectors.tolist()
-    rows = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(shown)]
-    return msgspec.Raw(msgspec.json.encode(rows))
-
-
-def embedding_list(embedded: Embedded, model: str, data: msgspec.Raw) -> dict[str, object]:
-    """The answer; `model` as the client wrote it."""
-    usage = {"prompt_tokens": embedded.num_tokens, "total_tokens": embedded.num_tokens}
-    return {"object": "list", "data": data, "model": model, "usage": usage}
 
 
 def _is_token_ids(value: object) -> bool:
