@@ -15,8 +15,8 @@ from tests.fixtures.detector_graph import save
 from tests.fixtures.shapes import COLOURS, KINDS, LOOKS, Shape, held_out, paint, portrait, scene
 
 from vmm_adapters import catalog
-from vmm_adapters.card import ImageRecipe, VisionRecipe
 from vmm_adapters.types import SessionOptions
+from vmm_server.models.importers.vision_folder import import_onnx_file
 from vmm_server.vision.heads.finding import find_head
 from vmm_server.vision.preprocess import prepare
 from vmm_server.vision.results import DetectionParams
@@ -135,17 +135,19 @@ def test_the_detector_is_what_its_weights_make(tmp_path: Path) -> None:
 @pytest.mark.runtime
 @pytest.mark.parametrize(("width", "height", "least"), [(160, 160, 0.97), (640, 480, 0.9), (240, 160, 0.85)])
 def test_the_server_finds_shapes_in_pictures_of_any_size(
-    detector: onnxruntime.InferenceSession, width: int, height: int, least: float
+    detector: onnxruntime.InferenceSession, tmp_path: Path, width: int, height: int, least: float
 ) -> None:
-    """Letterboxed, decoded and brought back to the picture's pixels by the server's own code."""
-    image = ImageRecipe(height=160, width=160, resize="letterbox")
-    recipe, params = VisionRecipe(image=image, head="yolov8", labels=KINDS), DetectionParams(threshold=0.05)
+    """How, it reads from the file alone; boxes are in the pixels of the picture, not of its letterbox."""
+    recipe = import_onnx_file(FIXTURES / "detector.onnx", tmp_path, lambda done, total: None).vision
+    assert recipe is not None
+    assert recipe.image is not None
     found, truth = [], []
     for seed in range(100):
         picture, shapes = scene(seed, width, height)
-        numbers, framing = prepare(picture, image)
+        numbers, framing = prepare(picture, recipe.image)
         outputs = {"output0": detector.run(None, {"images": numbers[None]})[0][0]}
-        detections = find_head(outputs, recipe, width=160, height=160).decode(outputs, params, framing)
+        head = find_head(outputs, recipe, width=recipe.image.width, height=recipe.image.height)
+        detections = head.decode(outputs, DetectionParams(threshold=0.05), framing)
         found.append(Boxes(detections.boxes, detections.class_ids, detections.scores))
         truth.append(true_boxes(shapes))
     assert mean_average_precision(found, truth) >= least
