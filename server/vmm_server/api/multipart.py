@@ -88,11 +88,15 @@ class Form:
         return found[0]
 
     def parse(self, shape: type[Shape]) -> Shape:
-        """The fields, checked; `"0.5"` is a number where one is wanted. Raises `InvalidRequest` naming the field."""
+        """The fields, checked; `"0.5"` is a number where one is wanted, and a field that is empty was left empty.
+
+        Raises `InvalidRequest` naming the field.
+        """
+        filled = {name: value for name, value in self.fields.items() if value != ""}
         try:
-            return shape.model_validate(self.fields, strict=False)
+            return shape.model_validate(filled, strict=False)
         except ValidationError as error:
-            raise invalid_request(error, sent=self.fields if error.error_count() > 1 else None) from error
+            raise invalid_request(error, sent=filled if error.error_count() > 1 else None) from error
 
     def close(self) -> None:
         """Forget the files."""

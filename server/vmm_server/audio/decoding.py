@@ -24,8 +24,8 @@ _ESTIMATE = {"aac", "ac3", "amr", "amrnb", "amrwb", "eac3", "gsm", "mp3", "mpeg"
 MIN_RATE, MAX_RATE = 1_000, 768_000
 """Samples a second that a file may have."""
 MAX_CHANNELS = 64
-_BLOCK_SAMPLES = 1 << 18
-"""Of all channels together, read at once."""
+_BLOCK_SAMPLES = 1 << 13
+"""Of all channels together, read at once; where libsndfile finds damage, the whole block is lost."""
 _MIN_GAP_S, _MAX_GAP_S = 0.1, 600.0
 """Gaps between packets that are silence; what is shorter is rounding, what is longer a clock that jumped."""
 _TAIL_S = 0.5

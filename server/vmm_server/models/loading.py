@@ -24,6 +24,7 @@ from vmm_server.models.router import Load, Placement
 from vmm_server.models.speech import load_speaker
 from vmm_server.models.store import InstalledModel
 from vmm_server.models.tokenizer_file import read_tokenizer
+from vmm_server.models.vad import load_vad
 from vmm_server.models.vision import load_classifier, load_clip, load_detector
 from vmm_server.models.whisper import load_transcriber
 from vmm_server.prompt.chat import ChatTemplate, read_chat_template, read_token_texts
@@ -79,6 +80,7 @@ _ONE_SHOT: Mapping[str, Callable[[InstalledModel, Placement, Settings], Ready]] 
     "image-embedding": load_clip,
     "transcription": load_transcriber,
     "speech": load_speaker,
+    "vad": load_vad,
 }
 """Capability → what loads a model that has it."""
 

@@ -41,7 +41,7 @@ MIN_KV_BYTES = 64 * 1024**2
 """What a model's blocks need besides its weights."""
 ANY_ADAPTER = "openvino"
 """The `adapter` of a model that every runtime which reads its form can compute; another one is the only one."""
-SESSION_TASKS = frozenset(("detection", "classification", "image-embedding", "transcription", "speech"))
+SESSION_TASKS = frozenset(("detection", "classification", "image-embedding", "transcription", "speech", "vad"))
 """Capabilities of models whose graphs are run as they are: arrays in, arrays out."""
 _FIRST_REST_S = 60.0
 _LONGEST_REST_S = 3600.0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import IO, Literal, cast
 
-from vmm_server.api.openai.audio.wire import FORMATS, ServerVad, TranscriptionForm, TranslationForm
+from vmm_server.api.openai.audio.wire import FORMATS, TranscriptionForm, TranslationForm
 from vmm_server.audio.languages import language_code
 from vmm_server.audio.transcript import TranscriptionOptions
 from vmm_server.audio.vad import SpeechOptions
@@ -78,8 +78,6 @@ def _speech(form: TranslationForm) -> SpeechOptions | None:
         return VAD_FILTER if form.vad_filter else None
     if form.vad_filter is not None:
         raise InvalidRequest("vad_filter: send this or chunking_strategy, not both", param="vad_filter")
-    if not isinstance(given, ServerVad):
-        return SpeechOptions()
     return SpeechOptions(given.threshold, given.prefix_padding_ms / 1000, given.silence_duration_ms / 1000)
 
 

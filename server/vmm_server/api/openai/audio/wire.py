@@ -11,14 +11,16 @@ from vmm_server.api.placement import PlacementFields
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 
 
-def _object(value: object) -> object:
-    """A form has an object as JSON text, or as fields of their own."""
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"is no JSON: {error}") from error
-    return value
+def _server_vad(value: object) -> object:
+    """A form has an object as JSON text, or as fields of their own; `auto` leaves the figures to the server."""
+    if not isinstance(value, str):
+        return value
+    if value == "auto":
+        return {"type": "server_vad"}
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError('must be auto, or an object such as {"type": "server_vad"}') from error
 
 
 class ServerVad(Wire):
@@ -43,7 +45,7 @@ class TranslationForm(PlacementFields):
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     """0 (the default) begins at 0, and goes up where the text would be a guess or repeat itself."""
     chunking_strategy: Annotated[
-        Literal["auto"] | ServerVad | None, BeforeValidator(_object, json_schema_input_type=str | ServerVad | None)
+        ServerVad | None, BeforeValidator(_server_vad, json_schema_input_type=str | ServerVad | None)
     ] = None
     """Hear only where somebody speaks: `auto`, or how that is found. It needs the model silero-vad."""
     vad_filter: bool | None = None
