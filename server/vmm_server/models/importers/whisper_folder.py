@@ -67,7 +67,7 @@ def describe_whisper(folder: Path) -> ImportedModel:
             raise CorruptFile(f"{folder / name}: is missing", hint="fetch the whole folder")
     (encoder, quantization), (decoder, _) = (count_onnx_weights(folder / name) for name in (ENCODER, DECODER))
     is_multilingual = read_json_object(folder / "generation_config.json").get("is_multilingual") is True
-    count = encoder + decoder
+    count = encoder + decoder - config.decoder_layers * config.d_model  # zeros, where keys would have a bias
     return ImportedModel(
         family=FAMILY,
         parameter_count=count,
