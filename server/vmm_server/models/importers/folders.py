@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
+from vmm_server.models.importers.clip_folder import describe_clip, find_clip_graphs
 from vmm_server.models.importers.ctranslate2_file import FILE as CTRANSLATE2_FILE
 from vmm_server.models.importers.ctranslate2_file import is_ctranslate2
 from vmm_server.models.importers.encoder_folder import describe_encoder, find_graph
@@ -23,12 +24,7 @@ from vmm_server.models.importers.kokoro import describe_kokoro, is_kokoro
 from vmm_server.models.importers.onnx_file import read_graph, starts_like_onnx
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
 from vmm_server.models.importers.safetensors_weights import FILE, INDEX
-from vmm_server.models.importers.vision_folder import (
-    describe_clip,
-    describe_vision,
-    find_clip_graphs,
-    find_vision_graph,
-)
+from vmm_server.models.importers.vision_folder import describe_vision, find_vision_graph
 from vmm_server.models.importers.whisper_folder import check_layout, describe_whisper, is_whisper_folder
 
 Format = Literal["gguf", "onnx", "openvino", "safetensors", "onnx-file", "ctranslate2"]

@@ -39,9 +39,11 @@ def positive(value: object, path: Path, key: str) -> int:
     return value
 
 
-def number(value: object, path: Path, key: str, default: float | None = None) -> float:
-    """A positive finite number; `default` stands in for `None`. Raises `CorruptFile` naming the key."""
+def number(value: object, path: Path, key: str, default: float | None = None, *, signed: bool = False) -> float:
+    """A finite number, positive unless it is `signed`; `default` stands in for `None`. Raises `CorruptFile`."""
     value = default if value is None else value
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise CorruptFile(f"{path}: {key} is {value!r}, a positive number is expected", hint=f"mend {path.name}")
+    least = -math.inf if signed else 0
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least < value < math.inf:
+        what = "a number" if signed else "a positive number"
+        raise CorruptFile(f"{path}: {key} is {value!r}, {what} is expected", hint=f"mend {path.name}")
     return float(value)

@@ -12,8 +12,9 @@ from typing import Literal
 from pydantic import ValidationError
 
 from vmm_adapters.card import ImageRecipe
-from vmm_server.errors import CorruptFile, UnsupportedArchitecture
+from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
 from vmm_server.models.importers.json_files import read_json_object
+from vmm_server.models.importers.onnx_file import Port
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 """The second is what transformers 5 writes for models that read texts too."""
@@ -55,6 +56,20 @@ def read_image_recipe(folder: Path) -> ImageRecipe | None:
         if isinstance(config, dict) and (name == FILES[0] or "image_processor_type" in config):
             return _Reader(path, config).recipe()
     return None
+
+
+def fit_image(image: ImageRecipe | None, port: Port, path: Path) -> ImageRecipe | None:
+    """The recipe, if pictures made by it fit what the graph takes. Raises `ImportFailed`."""
+    height, width = port.shape[2:]
+    if image is None or (height in (None, image.height) and width in (None, image.width)):
+        return image
+    if image.resize == "stretch":  # sizes of a DETR that would take any, exported for one
+        return image.model_copy(update={"height": height or image.height, "width": width or image.width})
+    raise ImportFailed(
+        f"{path}: takes pictures of {width or 'any'}x{height or 'any'}, its preprocessor_config.json makes "
+        f"{image.width}x{image.height}",
+        hint="mend preprocessor_config.json, or say it in a model card: [vision.image]",
+    )
 
 
 class _Reader:

@@ -1,4 +1,4 @@
-"""A folder of safetensors, whatever model it holds: config.json tells if it writes text, hears or is an encoder."""
+"""A folder of safetensors, whatever model it holds: config.json tells which importer's it is."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +7,9 @@ from pathlib import Path
 from gguf.constants import LlamaFileType
 
 from vmm_server.errors import InvalidRequest, UnsupportedArchitecture
+from vmm_server.models.importers.clip import check_clip, import_clip
+from vmm_server.models.importers.clip_config import FAMILIES as CLIP_FAMILIES
+from vmm_server.models.importers.clip_config import is_clip_family
 from vmm_server.models.importers.encoder import check_encoder, import_encoder
 from vmm_server.models.importers.encoder_config import FAMILIES as ENCODER_FAMILIES
 from vmm_server.models.importers.imported import ImportedModel
@@ -28,6 +31,8 @@ def check_safetensors(folder: Path) -> None:
     """Say from the small files alone whether the weights could be imported. Raises `ImportFailed` and its kinds."""
     if is_whisper(folder):
         check_whisper(folder)
+    elif is_clip(folder):
+        check_clip(folder)
     elif is_text_model(folder):
         check_tokenizer(folder, read_text_config(folder).vocab_size)
     else:
@@ -43,15 +48,19 @@ def import_safetensors(
 ) -> ImportedModel:
     """Write the model in the folder `source` into the empty `folder`.
 
-    See `import_decoder`, `import_encoder` and `import_whisper`. Raises `InvalidRequest` for another than a text model
-    that is to be quantised.
+    See `import_decoder`, `import_encoder`, `import_clip` and `import_whisper`. Raises `InvalidRequest` for another than
+    a text model that is to be quantised.
     """
-    hears = is_whisper(source)
-    if not hears and is_text_model(source):
+    convert: Convert = import_encoder
+    if is_whisper(source):
+        convert = import_whisper
+    elif is_clip(source):
+        convert = import_clip
+    elif is_text_model(source):
         return import_decoder(source, folder, progress, quantize=quantize)
     if quantize is not None:
         raise InvalidRequest("quantize: only models that write text can be quantized", param="quantize")
-    return (import_whisper if hears else import_encoder)(source, folder, progress)
+    return convert(source, folder, progress)
 
 
 def quantizing(mix: LlamaFileType) -> Convert:
@@ -62,6 +71,11 @@ def quantizing(mix: LlamaFileType) -> Convert:
 def is_whisper(folder: Path) -> bool:
     """Whether config.json is Whisper's. Raises `CorruptFile`."""
     return read_json_object(folder / "config.json").get("model_type") == WHISPER
+
+
+def is_clip(folder: Path) -> bool:
+    """Whether config.json is CLIP's or SigLIP's. Raises `CorruptFile`."""
+    return is_clip_family(read_json_object(folder / "config.json").get("model_type"))
 
 
 def is_text_model(folder: Path) -> bool:
@@ -77,7 +91,8 @@ def is_text_model(folder: Path) -> bool:
     if family not in FAMILIES:
         raise UnsupportedArchitecture(
             f"{path}: the model family {family!r} is not supported in safetensors",
-            hint=f"supported: {', '.join(FAMILIES)}; of encoders {', '.join(ENCODER_FAMILIES)}; {WHISPER}. "
+            hint=f"supported: {', '.join(FAMILIES)}; of encoders {', '.join(ENCODER_FAMILIES)}; "
+            f"{', '.join((*CLIP_FAMILIES, WHISPER))}. "
             "Look for a GGUF file of the model",
         )
     return True

@@ -1,37 +1,28 @@
 """Folders of models that look at pictures, used as they are: what their graphs and small files say of them.
 
-One graph that classifies or detects is model.onnx, onnx/model.onnx or the only ONNX file there is. CLIP and SigLIP are
-two, text_model.onnx and vision_model.onnx. Beside them are transformers' config.json (`id2label`) and
-preprocessor_config.json, as exporters for the hub write them; Ultralytics' exports say everything in the graph itself.
-What cannot be told is left open here: a card's `[vision]` says it, or `check_vision` refuses the model.
+One graph that classifies or detects is model.onnx, onnx/model.onnx or the only ONNX file there is (CLIP and SigLIP are
+two: `clip_folder`). Beside it are transformers' config.json (`id2label`) and preprocessor_config.json, as exporters for
+the hub write them; Ultralytics' exports say everything in the graph itself. What cannot be told is left open here: a
+card's `[vision]` says it, or `check_vision` refuses the model.
 """
 
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vmm_adapters.card import Activation, EmbeddingRecipe, ImageRecipe, VisionRecipe
+from vmm_adapters.card import Activation, ImageRecipe, VisionRecipe
 from vmm_server.errors import CorruptFile, ImportFailed, StoreError, UnsupportedArchitecture
 from vmm_server.models.importers.encoder_folder import GRAPHS
 from vmm_server.models.importers.imported import ImportedModel, parameter_size
-from vmm_server.models.importers.json_files import positive, read_json_object
+from vmm_server.models.importers.json_files import read_json_object
 from vmm_server.models.importers.onnx_file import OnnxGraph, Port, check_image_input, read_graph
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
-from vmm_server.models.importers.preprocessor_config import MAX_SIDE, read_image_recipe
+from vmm_server.models.importers.preprocessor_config import MAX_SIDE, fit_image, read_image_recipe
 from vmm_server.models.importers.vision_heads import FoundHead, find_head
 from vmm_server.models.importers.vision_labels import read_labels
 
-TEXT_GRAPHS = ("text_model.onnx", "onnx/text_model.onnx")
-VISION_GRAPHS = ("vision_model.onnx", "onnx/vision_model.onnx")
 SEES = frozenset(("classification", "detection", "image-embedding"))
 """Capabilities of models that need a `VisionRecipe`."""
-EMBEDS = ("text_embeds", "image_embeds", "pooler_output")
-"""Outputs with a row a text or picture, in the order in which they are looked for."""
-CLIP_LOGIT_SCALE = 100.0
-"""OpenAI's and OpenCLIP's models are trained up to it and kept there; their ONNX exports leave it out."""
-_TEXT_LENGTHS = {"clip": 77, "siglip": 64}
-"""Where config.json leaves out what transformers has as default."""
-_SIGLIP_PAD = 1
 _YOLO_SIZE = 640
 """What all YOLOs are trained for whose graph takes any size and says none."""
 _SOFTMAX_DETR = ("detr", "yolos", "table-transformer")
@@ -49,15 +40,6 @@ def find_vision_graph(folder: Path) -> Path | None:
         if found:
             return found[0] if len(found) == 1 else None
     return None
-
-
-def find_clip_graphs(folder: Path) -> tuple[Path, Path] | None:
-    """The graphs of texts and of pictures."""
-    text, vision = (
-        next((folder / name for name in names if (folder / name).is_file()), None)
-        for names in (TEXT_GRAPHS, VISION_GRAPHS)
-    )
-    return (text, vision) if text and vision else None
 
 
 def describe_vision(folder: Path) -> ImportedModel:
@@ -111,54 +93,6 @@ def import_onnx_file(source: Path, folder: Path, progress: Callable[[int, int], 
         ) from error
     progress(total, total)
     return describe_vision(folder)
-
-
-def describe_clip(folder: Path) -> ImportedModel:
-    """Read what a folder of CLIP or SigLIP holds, as two graphs. Raises as `describe_vision` does."""
-    graphs = find_clip_graphs(folder)
-    if graphs is None:
-        raise CorruptFile(f"{folder / TEXT_GRAPHS[0]}: is missing", hint="fetch the whole folder")
-    path = folder / "config.json"
-    config = read_json_object(path)
-    family = config.get("model_type")
-    if not isinstance(family, str) or family not in _TEXT_LENGTHS:
-        raise UnsupportedArchitecture(f"{path}: model_type {family!r} is not supported; {', '.join(_TEXT_LENGTHS)} are")
-    if not (folder / "tokenizer.json").is_file():
-        raise ImportFailed(
-            f"{folder}: has no tokenizer.json", hint="save it with transformers' save_pretrained beside the model"
-        )
-    counts = [count_onnx_weights(graph) for graph in graphs]
-    text, vision = (read_graph(graph) for graph in graphs)
-    if "input_ids" not in (names := {port.name for port in text.inputs}) or not names <= {
-        "input_ids",
-        "attention_mask",
-    }:
-        raise UnsupportedArchitecture(f"{text.path}: has the inputs {', '.join(sorted(names))}; input_ids is expected")
-    widths = [_embeds(graph).shape[-1] for graph in (text, vision)]
-    count = sum(each for each, _ in counts)
-    texts = config.get("text_config")
-    lengths = texts if isinstance(texts, dict) else {}
-    length = positive(lengths.get("max_position_embeddings", _TEXT_LENGTHS[family]), path, "max_position_embeddings")
-    recipe = VisionRecipe(image=_fitting(read_image_recipe(folder), check_image_input(vision), vision.path))
-    if family == "siglip":
-        pad = lengths.get("pad_token_id", _SIGLIP_PAD)
-        recipe = recipe.model_copy(update={"text_length": length, "pad_token_id": pad if isinstance(pad, int) else 0})
-    else:
-        recipe = recipe.model_copy(update={"logit_scale": CLIP_LOGIT_SCALE})
-    return ImportedModel(
-        family=family,
-        parameter_count=count,
-        parameter_size=parameter_size(count),
-        quantization=counts[1][1],
-        context_length=length,
-        embedding_length=next((width for width in widths if width), None),
-        capabilities=("embedding", "image-embedding"),
-        has_chat_template=False,
-        license=None,
-        name=None,
-        embedding=EmbeddingRecipe(pooling=None, normalize=True),
-        vision=recipe,
-    )
 
 
 def check_vision(source: str, capabilities: Sequence[str], vision: VisionRecipe | None) -> None:
@@ -215,7 +149,7 @@ class _Reader:
             height, width = self._size()
             image = ImageRecipe(height=height, width=width, resize="shortest")
         return VisionRecipe(
-            image=_fitting(image, self._image, self._graph.path), labels=labels, activation=self._activation()
+            image=fit_image(image, self._image, self._graph.path), labels=labels, activation=self._activation()
         )
 
     def detector(self) -> VisionRecipe:
@@ -223,7 +157,7 @@ class _Reader:
         names = read_labels(self._folder, self._graph, None)
         found = find_head(self._graph, height, width, len(names) if names else None)
         if found is None:
-            image = _fitting(read_image_recipe(self._folder), self._image, self._graph.path)
+            image = fit_image(read_image_recipe(self._folder), self._image, self._graph.path)
             return VisionRecipe(image=image, labels=names)
         labels = names or read_labels(self._folder, self._graph, found.num_classes)
         recipe = VisionRecipe(
@@ -246,7 +180,7 @@ class _Reader:
 
     def _detector_image(self, found: FoundHead, height: int, width: int) -> ImageRecipe | None:
         if found.head == "detr":
-            return _fitting(read_image_recipe(self._folder), self._image, self._graph.path)
+            return fit_image(read_image_recipe(self._folder), self._image, self._graph.path)
         if found.head == "yolox":
             return ImageRecipe(
                 height=height, width=width, resize="letterbox", pad_place="top-left", channels="bgr", scale=1.0
@@ -271,28 +205,3 @@ class _Reader:
 
 def _is_side(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIDE
-
-
-def _embeds(graph: OnnxGraph) -> Port:
-    port = graph.output(*EMBEDS)
-    if port is None or len(port.shape) != 2:
-        names = ", ".join(each.name for each in graph.outputs)
-        raise UnsupportedArchitecture(
-            f"{graph.path}: has the outputs {names}; one of {', '.join(EMBEDS)} is expected",
-            hint="export it with its projection",
-        )
-    return port
-
-
-def _fitting(image: ImageRecipe | None, port: Port, path: Path) -> ImageRecipe | None:
-    """The recipe, if pictures made by it fit what the graph takes. Raises `ImportFailed`."""
-    height, width = port.shape[2:]
-    if image is None or (height in (None, image.height) and width in (None, image.width)):
-        return image
-    if image.resize == "stretch":  # sizes of a DETR that would take any, exported for one
-        return image.model_copy(update={"height": height or image.height, "width": width or image.width})
-    raise ImportFailed(
-        f"{path}: takes pictures of {width or 'any'}x{height or 'any'}, its preprocessor_config.json makes "
-        f"{image.width}x{image.height}",
-        hint="mend preprocessor_config.json, or say it in a model card: [vision.image]",
-    )

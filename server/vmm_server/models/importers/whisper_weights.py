@@ -95,10 +95,11 @@ class SafetensorsWhisper:
     def pieces(self, name: str) -> Iterator[NDArray[np.generic]]:
         """See `WhisperWeights`."""
         file, tensor = self._found(name)
-        row_bytes = tensor.size_bytes // tensor.shape[0]
-        rows = max(1, PIECE_BYTES // row_bytes)
-        for start in range(0, tensor.shape[0], rows):
-            stop = min(start + rows, tensor.shape[0])
+        count = tensor.shape[0] if tensor.shape else 1
+        row_bytes = tensor.size_bytes // max(1, count)
+        rows = max(1, PIECE_BYTES // max(1, row_bytes))
+        for start in range(0, count, rows):
+            stop = min(start + rows, count)
             raw = file.read(tensor, start * row_bytes, (stop - start) * row_bytes)
             yield raw.view(_STORED[tensor.dtype][1]).reshape(-1, *tensor.shape[1:])
 
