@@ -17,7 +17,8 @@ from vmm_server.engine.batcher import Batcher, BatcherOptions, BatcherStats, Com
 from vmm_server.errors import ModelLoadFailed
 from vmm_server.models.clip_text import TextGraph, choose_output, find_pad_id
 from vmm_server.models.encoders import MAX_BATCH_TOKENS, MAX_PADDING, ReadyEncoder
-from vmm_server.models.importers.vision_folder import EMBEDS, find_clip_graphs, find_vision_graph
+from vmm_server.models.importers.clip_folder import EMBEDS, find_clip_graphs
+from vmm_server.models.importers.vision_folder import find_vision_graph
 from vmm_server.models.picture_graph import Outputs, Picture, PictureGraph, Watching, open_session, watch
 from vmm_server.models.ready import Ready
 from vmm_server.models.router import NO_LOAD, Load, Placement
