@@ -30,12 +30,10 @@ class Phrases:
     phrases: tuple[Phrase, ...]
     num_frames: int
     """From this window's beginning to that of the next one."""
-    is_cut: bool
-    """Whether the next one begins inside this one."""
 
 
 def split_window(sampled: Sequence[int], num_frames: int, tokens: WhisperTokens) -> Phrases:
-    """Phrases of a window of `num_frames` frames, without those that say nothing."""
+    """Phrases of a window of `num_frames` frames; some may say nothing, or take no time."""
     begin = tokens.timestamp_begin
     window_s = num_frames * TIMESTAMP_S / FRAMES_PER_TIMESTAMP
     is_timestamp = [token >= begin for token in sampled]
@@ -44,20 +42,15 @@ def split_window(sampled: Sequence[int], num_frames: int, tokens: WhisperTokens)
     if not borders:
         last = max((token - begin for token in sampled if token >= begin), default=0)
         end = last * TIMESTAMP_S if last else window_s
-        return Phrases(_spoken([Phrase(0.0, min(end, window_s), tuple(sampled))], tokens), num_frames, False)
+        return Phrases((Phrase(0.0, min(end, window_s), tuple(sampled)),), num_frames)
     if ends_once:
         borders.append(len(sampled))
     pieces = [tuple(sampled[first:last]) for first, last in zip([0, *borders], borders, strict=False)]
-    phrases = [
+    phrases = tuple(
         Phrase((piece[0] - begin) * TIMESTAMP_S, min((piece[-1] - begin) * TIMESTAMP_S, window_s), piece)
         for piece in pieces
-    ]
+    )
     if ends_once:
-        return Phrases(_spoken(phrases, tokens), num_frames, False)
+        return Phrases(phrases, num_frames)
     advance = (pieces[-1][-1] - begin) * FRAMES_PER_TIMESTAMP
-    advance = min(max(advance, MIN_ADVANCE_FRAMES), num_frames)
-    return Phrases(_spoken(phrases, tokens), advance, advance < num_frames)
-
-
-def _spoken(phrases: Sequence[Phrase], tokens: WhisperTokens) -> tuple[Phrase, ...]:
-    return tuple(each for each in phrases if each.start < each.end and tokens.decode(each.tokens).strip())
+    return Phrases(phrases, min(max(advance, MIN_ADVANCE_FRAMES), num_frames))
