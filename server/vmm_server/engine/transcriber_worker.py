@@ -42,9 +42,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_FAILED_STEPS = 2
 """Without a window finished between them."""
-_NO_NUMBER = "the weights are damaged, or too large for what the device computes in: pull them, or ask for the CPU"
-    "the weights are damaged, or too large for what the device computes in: pull them again, or ask for the CPU"
-)
+_NO_NUMBER = "the weights are damaged, or too large for what the device computes in: pull them, or use the CPU"
 
 
 @dataclass(slots=True, eq=False)
