@@ -110,6 +110,8 @@ class Description:
     """The body is bytes."""
     files: Mapping[str, str] = field(default_factory=dict)
     """The body is a form: fields that are files, and what each is. The others are `body`'s."""
+    takes_json: bool = False
+    """Beside the form."""
     runs: bool = False
     """A model's answer: its headers say which one it was, and where it ran."""
 
@@ -139,10 +141,11 @@ def described(
     query: Mapping[str, str] | None = None,
     upload: bool = False,
     files: Mapping[str, str] | None = None,
+    takes_json: bool = False,
     runs: bool = False,
 ) -> dict[str, Description]:
     """For a route handler's `opt`: what is sent to it and what comes back."""
-    return {"openapi": Description(examples, body, query or {}, upload, files or {}, runs)}
+    return {"openapi": Description(examples, body, query or {}, upload, files or {}, takes_json, runs)}
 
 
 def operations(routes: Iterable[BaseRoute]) -> list[Operation]:
@@ -202,12 +205,15 @@ def _operation(operation: Operation, bodies: Mapping[type[BaseModel], Schema]) -
 def _content(description: Description, schema: Schema) -> Schema:
     """The body's media type, with its schema and examples."""
     examples = {one.name: {"summary": one.title, "value": one.body} for one in description.examples}
+    as_json = {JSON: {"schema": schema, "examples": examples}}
     if not description.files:
-        return {JSON: {"schema": schema, "examples": examples}}
+        return as_json
     files = {
         name: {"type": "string", "format": "binary", "description": text} for name, text in description.files.items()
     }
     form = {"allOf": [schema, {"type": "object", "properties": files}]}
+    if description.takes_json:
+        return as_json | {FORM: {"schema": form}}
     return {FORM: {"schema": form, "examples": examples}}
 
 

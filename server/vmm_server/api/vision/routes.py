@@ -13,7 +13,7 @@ from litestar.types import ASGIApp
 from vmm_server.api.answers import provenance
 from vmm_server.api.body import MAX_BODY_BYTES, read_body
 from vmm_server.api.multipart import Form, FormLimits, answer_form, is_form
-from vmm_server.api.openapi import described
+from vmm_server.api.openapi import Description, Example, described
 from vmm_server.api.placement import wanted_of
 from vmm_server.api.streaming import WholeAnswer, json_response
 from vmm_server.api.vectors import embedding_answer
@@ -52,6 +52,17 @@ Shape = TypeVar("Shape", bound=ImagesBody)
 Asked = Request[Any, Any, Any]
 
 
+_FILES = {
+    "file": "Images: PNG, JPEG, WebP, GIF (its first picture) or BMP; as often as there are images.",
+    "query": "The query, where it is an image.",
+}
+
+
+def _described(shown: Sequence[Example], body: type[ImagesBody], *more_files: str) -> dict[str, Description]:
+    files = {name: _FILES[name] for name in ("file", *more_files)}
+    return described(*shown, body=body, files=files, takes_json=True, runs=True)
+
+
 class VisionController(Controller):
     """What models see in pictures."""
 
@@ -62,7 +73,7 @@ class VisionController(Controller):
         status_code=200,
         operation_id="detect",
         summary="Find things in images",
-        opt=described(*examples.DETECT, body=DetectBody, runs=True),
+        opt=_described(examples.DETECT, DetectBody),
     )
     async def detect(self, request: Asked, vision: NamedDependency[Vision]) -> ASGIApp:
         """Boxes, with masks, keypoints or corners where the model has them. JSON, or one picture, drawn."""
@@ -73,7 +84,7 @@ class VisionController(Controller):
         status_code=200,
         operation_id="classify",
         summary="Say what images show",
-        opt=described(*examples.CLASSIFY, body=ClassifyBody, runs=True),
+        opt=_described(examples.CLASSIFY, ClassifyBody),
     )
     async def classify(self, request: Asked, vision: NamedDependency[Vision]) -> ASGIApp:
         """The model's own classes, the most probable first."""
@@ -84,7 +95,7 @@ class VisionController(Controller):
         status_code=200,
         operation_id="embedImages",
         summary="Make vectors of images and texts",
-        opt=described(*examples.EMBED, body=EmbedBody, runs=True),
+        opt=_described(examples.EMBED, EmbedBody),
     )
     async def embed(self, request: Asked, vision: NamedDependency[Vision]) -> ASGIApp:
         """Images first, then texts, then `input`. Texts have the vectors that `/v1/embeddings` gives them."""
@@ -95,7 +106,7 @@ class VisionController(Controller):
         status_code=200,
         operation_id="classifyZeroShot",
         summary="Say which of the request's labels images show",
-        opt=described(*examples.ZERO_SHOT, body=ZeroShotBody, runs=True),
+        opt=_described(examples.ZERO_SHOT, ZeroShotBody),
     )
     async def zero_shot(self, request: Asked, vision: NamedDependency[Vision]) -> ASGIApp:
         """Scores are one together, or, of SigLIP's kind of model, each label's own probability."""
@@ -106,7 +117,7 @@ class VisionController(Controller):
         status_code=200,
         operation_id="searchImages",
         summary="Sort images or texts by how near they are to one",
-        opt=described(*examples.SEARCH, body=SearchBody, runs=True),
+        opt=_described(examples.SEARCH, SearchBody, "query"),
     )
     async def search(self, request: Asked, vision: NamedDependency[Vision]) -> ASGIApp:
         """Nearest first; `index` is the place in the request, images before texts."""
@@ -116,7 +127,7 @@ class VisionController(Controller):
         status_code=200,
         operation_id="vision",
         summary="Do what the model does",
-        opt=described(*examples.VISION, body=VisionBody, runs=True),
+        opt=_described(examples.VISION, VisionBody, "query"),
     )
     async def by_task(self, request: Asked, vision: NamedDependency[Vision]) -> ASGIApp:
         """Detects or classifies; of a model that embeds, `labels` mean zero-shot and `query` search."""
