@@ -188,7 +188,7 @@ class SessionFactory(Protocol):
 class Phonemizer(Protocol):
     """Says how a text is pronounced. Safe from any thread; blocks for milliseconds a page."""
 
-    def __call__(self, text: str, language: str) -> str:
+    def __call__(self, text: str, language: str, /) -> str:
         """Phonemes of a sentence or less, in the phonemizer's own spelling; `language` as `en-us`, `fr`.
 
         Raises `RuntimeFailed` for a language that it does not know.

@@ -27,7 +27,12 @@ MEDIA_TYPES: Mapping[AudioFormat, str] = {
 _UNKNOWN = 0xFFFFFFFF
 """A length in a RIFF header that is not known."""
 _CONTAINERS: Mapping[AudioFormat, tuple[str, str, str, Mapping[str, str]]] = {
-    "mp3": ("mp3", "libmp3lame", "s16p", {"write_xing": "0"}),  # a Xing header would count the frames
+    "mp3": (
+        "mp3",
+        "libmp3lame",
+        "s16p",
+        {"write_xing": "0", "id3v2_version": "0"},
+    ),  # a Xing header would count the frames
     "opus": ("ogg", "libopus", "s16", {"page_duration": "200000"}),  # microseconds; a page is sent when it is full
     "aac": ("adts", "aac", "fltp", {}),
     "flac": ("flac", "flac", "s16", {}),

@@ -203,10 +203,8 @@ def find_voice(asked: str, voices: Mapping[str, Path]) -> str:
     namesakes = [name for name in voices if name.partition("_")[2] == asked and asked]
     if len(namesakes) == 1:
         return namesakes[0]
-    message = (
-        f"voice: {asked[:100]!r} may be {' or '.join(namesakes)}" if namesakes else f"voice: no {asked[:100]!r} here"
-    )
-    raise InvalidRequest(message, param="voice", hint=f"one of {', '.join(voices)}")
+    reason = f"may be {' or '.join(namesakes)}" if namesakes else "is no voice of this model"
+    raise InvalidRequest(f"voice: {asked[:100]!r} {reason}", param="voice", hint=f"one of {', '.join(voices)}")
 
 
 def _language(voice: str) -> str:
