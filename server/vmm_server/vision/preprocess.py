@@ -17,9 +17,9 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_MAX_GROWN = 16
-"""A resized picture may have so many times the pixels of its middle that is cut out: a strip 30,000 wide and 1 high
-would have billions."""
+_MAX_RESIZED = 1 << 24
+"""Pixels of a picture that is resized whole before its middle is cut out; of a strip 30,000 wide and 1 high they would
+be billions."""
 
 
 def prepare(picture: NDArray[np.uint8], recipe: ImageRecipe) -> tuple[Floats, Framing]:
@@ -52,7 +52,7 @@ def _cut_out(image: Image.Image, recipe: ImageRecipe) -> tuple[Floats, Framing]:
     full_width, full_height = edge * width // shorter, edge * height // shorter
     left, top = (full_width - recipe.width) // 2, (full_height - recipe.height) // 2
     area = (left, top, left + recipe.width, top + recipe.height)
-    if full_width * full_height <= _MAX_GROWN * max(edge * edge, recipe.width * recipe.height):
+    if full_width * full_height <= _MAX_RESIZED:
         middle = _resized(image, full_width, full_height, recipe).crop(area)
     else:  # what is cut away is not made; the same to a rounding
         x0, y0, x1, y1 = max(0, left), max(0, top), min(full_width, area[2]), min(full_height, area[3])
