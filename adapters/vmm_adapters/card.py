@@ -11,11 +11,12 @@ from vmm_adapters.types import Pooling
 
 Capability = Literal[
     "completion", "tools", "insert", "vision", "embedding", "thinking", "rerank",
-    "detection", "classification", "image-embedding", "transcription", "translation", "speech",
+    "detection", "classification", "image-embedding", "transcription", "translation", "speech", "vad",
 ]  # fmt: skip
 """What a model can do (`/api/show`, `capabilities`): Ollama's words, and those of models that it has not.
 
 `image-embedding`: images, and with `embedding` texts too, in one space (CLIP). `translation`: speech into English text.
+`vad`: where in a sound somebody speaks.
 """
 
 ToolFormatName = Literal[

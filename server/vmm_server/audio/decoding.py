@@ -86,7 +86,7 @@ class SndfileDecoder:
             try:
                 block = self._file.read(_BLOCK_SAMPLES // self._file.channels, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
-                self.problem = f"damaged after {num_read / rate:.1f} s: {error.error_string}"
+                self.problem = f"it breaks off after {num_read / rate:.1f} s: {error.error_string}"
                 return
             if not len(block):
                 break
@@ -167,9 +167,9 @@ class FFmpegDecoder:
                 try:
                     yield from packet.decode()
                 except av.FFmpegError as error:
-                    self.problem = f"damaged in places: {error.strerror}"
+                    self.problem = f"parts of it cannot be read: {error.strerror}"
         except av.FFmpegError as error:
-            self.problem = f"damaged: {error.strerror}"
+            self.problem = f"it breaks off: {error.strerror}"
 
 
 def check_format(rate: int, channels: int) -> None:

@@ -279,7 +279,8 @@ def test_files_that_cannot_be_heard_are_refused(audio_server: Any, file: bytes, 
 def test_a_file_that_is_cut_off_is_heard_as_far_as_it_goes_and_the_answer_says_so(audio_server: Any) -> None:
     whole = sound(1, 0, 1, 0, 1, 1, format="FLAC")
     response = post(audio_server, whole[: len(whole) * 2 // 3])
-    assert response.json()["text"] == "second 0. second 2."
+    assert response.json()["text"].startswith("second 0. second 2.")
+    assert "second 5" not in response.json()["text"]
     assert "cut off" in response.headers["x-vmm-warning"]
     assert response.json()["warnings"] == [response.headers["x-vmm-warning"]]
     *_, done = events(post(audio_server, whole[: len(whole) * 2 // 3], stream="true"))

@@ -24,6 +24,7 @@ from vmm_server.models.importers.kokoro import describe_kokoro, is_kokoro
 from vmm_server.models.importers.onnx_file import read_graph, starts_like_onnx
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
 from vmm_server.models.importers.safetensors_weights import FILE, INDEX
+from vmm_server.models.importers.vad import describe_vad, is_vad
 from vmm_server.models.importers.vision_folder import describe_vision, find_vision_graph
 from vmm_server.models.importers.whisper_folder import check_layout, describe_whisper, is_whisper_folder
 
@@ -120,6 +121,8 @@ def _describe_one_shot(folder: Path) -> ImportedModel:
     if find_clip_graphs(folder):
         return describe_clip(folder)
     path = find_vision_graph(folder)
+    if path is not None and is_vad(read_graph(path)):
+        return describe_vad(folder)
     if path is None or (read_graph(path).image_input() is None and (folder / "config.json").is_file()):
         return describe_encoder(folder)
     return describe_vision(folder)

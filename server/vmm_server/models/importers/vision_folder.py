@@ -18,6 +18,7 @@ from vmm_server.models.importers.json_files import read_json_object
 from vmm_server.models.importers.onnx_file import OnnxGraph, Port, check_image_input, read_graph
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
 from vmm_server.models.importers.preprocessor_config import MAX_SIDE, fit_image, read_image_recipe
+from vmm_server.models.importers.vad import describe_vad, is_vad
 from vmm_server.models.importers.vision_heads import FoundHead, find_head
 from vmm_server.models.importers.vision_labels import read_labels
 
@@ -77,11 +78,12 @@ def describe_vision(folder: Path) -> ImportedModel:
 
 
 def import_onnx_file(source: Path, folder: Path, progress: Callable[[int, int], None]) -> ImportedModel:
-    """Put one ONNX file of a model that looks at pictures into the empty `folder`.
+    """Put one ONNX file of a model that looks at pictures, or that finds speech, into the empty `folder`.
 
     `progress` gets (bytes written, bytes in all). Raises as `describe_vision` does, and `StoreError`.
     """
-    if read_graph(source).has_external_data:
+    graph = read_graph(source)
+    if graph.has_external_data:
         raise ImportFailed(f"{source}: its weights lie in another file", hint="name the folder that both are in")
     total = source.stat().st_size
     progress(0, total)
@@ -92,7 +94,7 @@ def import_onnx_file(source: Path, folder: Path, progress: Callable[[int, int], 
             f"{folder} cannot be written: {error.strerror or error}", hint="make room, or choose another models_dir"
         ) from error
     progress(total, total)
-    return describe_vision(folder)
+    return describe_vad(folder) if is_vad(graph) else describe_vision(folder)
 
 
 def check_vision(source: str, capabilities: Sequence[str], vision: VisionRecipe | None) -> None:
