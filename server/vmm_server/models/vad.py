@@ -132,7 +132,7 @@ def hear_block(session: Session, block: Block) -> Spoken:
     padded[:_CONTEXT_SAMPLES] = block.before.context
     padded[_CONTEXT_SAMPLES : _CONTEXT_SAMPLES + len(block.samples)] = block.samples
     frames = sliding_window_view(padded, _CONTEXT_SAMPLES + FRAME_SAMPLES)[::FRAME_SAMPLES]
-    feeds = {"input": np.ascontiguousarray(frames), "h": block.before.hidden, "c": block.before.cell}
+    feeds = {"input": frames.copy(), "h": block.before.hidden, "c": block.before.cell}
     outputs = session.run(feeds)
     probabilities, hidden, cell = (outputs[name] for name in OUTPUTS)
     return Spoken(probabilities.reshape(-1), Heard(padded[-_CONTEXT_SAMPLES:].copy(), hidden, cell))
