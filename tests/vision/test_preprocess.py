@@ -93,8 +93,8 @@ def test_a_box_that_is_drawn_comes_back(width: int, height: int, recipe: ImageRe
     picture = np.zeros((height, width, 3), np.uint8)
     picture[top:bottom, left:right] = 255
     numbers, framing = prepare(picture, recipe)
-    is_box = numbers[0] > 0.5
-    assume(is_box.any())  # not thinner than what can be seen of it, nor where it was cut off
+    assume(numbers[0].max() > 0.25)  # neither too thin to be seen, nor cut off
+    is_box = numbers[0] > numbers[0].max() / 2
     rows, columns = np.flatnonzero(is_box.any(1)), np.flatnonzero(is_box.any(0))
     found = framing.boxes(np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float32))[0]
     kept = framing.boxes(np.array([[0, 0, recipe.width, recipe.height]], np.float32))[0]
