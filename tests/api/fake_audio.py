@@ -1,11 +1,13 @@
 """Models that hear what tests make: a second of sound is a segment that says which one it was; silence is nothing."""
 
 import asyncio
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from vmm_adapters.types import TensorSpec
@@ -26,6 +28,14 @@ OnSegment = Callable[[Segment], None]
 
 def loud(samples: NDArray[np.float32]) -> bool:
     return len(samples) > 0 and float(np.abs(samples).mean()) > LOUD
+
+
+def sound(*seconds: int, rate: int = SAMPLE_RATE, format: str = "WAV") -> bytes:
+    """A tone where a second is 1, silence where it is 0."""
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.concatenate([tone * second for second in seconds]), rate, format=format)
+    return buffer.getvalue()
 
 
 class FakeTranscript:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonschema_rs
 from litestar.routes import HTTPRoute
+from tests.api.fake_audio import sound
 
 from vmm_server.api.openapi import SSE, TAGS, Example, Operation, operations
 from vmm_server.api.streaming import NDJSON
@@ -161,7 +162,12 @@ def parsed(text: str, media_type: str) -> Any:
 def check(server: Any, operation: Operation, example: Example) -> None:
     where = f"{operation.method} {operation.path}: {example.title}"
     path = operation.path.format(**example.path)
-    response = server.client.request(operation.method, path, json=example.body)
+    description = operation.description
+    if description is not None and description.files and not description.takes_json:
+        files = {name: ("speech.wav", sound(1, 1)) for name in description.files}
+        response = server.client.request(operation.method, path, data=example.body, files=files)
+    else:
+        response = server.client.request(operation.method, path, json=example.body)
     assert response.status_code == example.status, f"{where}: {response.text}"
     assert response.headers["content-type"].partition(";")[0] == example.media_type, where
     came, shown = parsed(response.text, example.media_type), example.answer

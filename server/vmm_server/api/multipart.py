@@ -142,8 +142,7 @@ async def read_form(request: Request[Any, Any, Any], limits: FormLimits) -> Form
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != "multipart/form-data" or not options.get("boundary"):
-        sent = f"not {kind}" if kind and kind != "multipart/form-data" else "with a boundary"
-        raise InvalidRequest(f"the body must be multipart/form-data, {sent}", hint="curl sends one with -F name=value")
+        raise _no_form(str(kind))
     allowed = limits.max_bytes + limits.max_field_bytes + _SLACK_BYTES
     if request.content_length is not None and request.content_length > allowed:
         raise _too_large(limits)
@@ -179,6 +178,14 @@ async def _chunks(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
                 yield chunk
     except InternalServerException as error:  # Litestar's word for a client that leaves in the middle
         raise RequestCancelled from error
+
+
+def _no_form(kind: str) -> InvalidRequest:
+    hint = "curl sends a form with -F name=value -F file=@path"
+    if not kind:
+        return InvalidRequest("missing request body: it must be multipart/form-data", hint=hint)
+    what = "with a boundary" if kind == "multipart/form-data" else f"not {kind}"
+    return InvalidRequest(f"the body must be multipart/form-data, {what}", hint=hint)
 
 
 def _too_large(limits: FormLimits) -> InvalidRequest:

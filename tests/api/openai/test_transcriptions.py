@@ -8,18 +8,11 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+from tests.api.fake_audio import sound
 
 RATE = 16_000
 ROUTE = "/v1/audio/transcriptions"
 TRANSLATIONS = "/v1/audio/translations"
-
-
-def sound(*seconds: int, rate: int = RATE, format: str = "WAV") -> bytes:
-    """A tone where a second is 1, silence where it is 0."""
-    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.concatenate([tone * second for second in seconds]), rate, format=format)
-    return buffer.getvalue()
 
 
 def post(server: Any, file: bytes | None = None, route: str = ROUTE, **fields: Any) -> httpx.Response:
