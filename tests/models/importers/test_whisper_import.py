@@ -1,7 +1,9 @@
 """Whisper from transformers' folders and from CTranslate2's: one ONNX folder, whatever it came from."""
 
 import json
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
 from vmm_server.models.importers import describe_folder, detect_format
+from vmm_server.models.importers.ctranslate2_file import CTranslate2File
 from vmm_server.models.importers.safetensors_folder import check_safetensors, import_safetensors
 from vmm_server.models.importers.whisper import import_whisper
 from vmm_server.models.importers.whisper_config import WhisperConfig
@@ -275,14 +280,41 @@ def test_what_is_wrong_with_a_model_of_ctranslate2_is_named(
     assert type(caught.value) is error
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
-def test_a_scale_that_is_no_positive_number(scale: float, tmp_path: Path, convert: Callable[[Path], Path]) -> None:
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e-3])
+def test_a_scale_that_no_weights_can_have(scale: float, tmp_path: Path, convert: Callable[[Path], Path]) -> None:
     source = write_ctranslate2(tmp_path / "source", WEIGHTS)
     name = "decoder/layer_0/ffn/linear_0/weight"
     quantized = {name: np.ones((24, 16), np.int8), f"{name}_scale": np.full(24, scale, np.float32)}
     (source / "model.bin").write_bytes(serialize_ct2(ct2_variables(WEIGHTS) | quantized, {}))
-    with pytest.raises(CorruptFile, match="weight_scale has a scale that is no positive number"):
+    with pytest.raises(CorruptFile, match=r"weight_scale has a scale that is no number above 0\.002"):
         convert(source)
+
+
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 150), st.integers(-40, -1), st.integers(0, 255)), min_size=1, max_size=4)
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_model_of_ctranslate2_is_imported_or_refused(
+    changes: list[tuple[int, int, int]], broken: Path, tmp_path: Path
+) -> None:
+    """Bytes are changed before variables, where names, shapes and types are; small numbers are hit too."""
+    whole = (broken / "whole.bin").read_bytes()
+    (broken / "model.bin").write_bytes(whole)
+    with CTranslate2File(broken / "model.bin") as file:
+        starts = [variable.offset for variable in file.variables.values()]
+    damaged = bytearray(whole)
+    for which, before, byte in changes:
+        damaged[starts[which % len(starts)] + before] = byte
+    (broken / "model.bin").write_bytes(damaged)
+    with tempfile.TemporaryDirectory(dir=tmp_path) as target, suppress(ImportFailed):
+        import_whisper(broken, Path(target))
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    folder = write_ctranslate2(tmp_path / "source", WEIGHTS, quantization="int8")
+    (folder / "model.bin").rename(folder / "whole.bin")
+    return folder
 
 
 def test_other_models_of_ctranslate2_are_refused(tmp_path: Path) -> None:

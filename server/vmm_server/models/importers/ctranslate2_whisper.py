@@ -6,6 +6,7 @@ out, as in transformers. Quantised weights are `weight * scale` rounded, one sca
 they become float16, whose own rounding is far below theirs.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,7 @@ _STORED = {
 }
 """Of CTranslate2's types what the weights become, and what is read."""
 _INTEGERS = ("int8", "int16")
+_LARGEST = float(np.finfo(np.float16).max)
 _GELU = 3
 """CTranslate2's number of it (python/ctranslate2/specs/common_spec.py, `Activation`)."""
 _WANTED = {
@@ -149,8 +151,9 @@ class CTranslate2Whisper:
             values = values.reshape(by_column)
         else:
             raise CorruptFile(f"{self.path}: {found.name} has the shape {found.shape}, {shape[:1]} is expected")
-        if not (np.isfinite(values) & (values > 0)).all():
-            raise CorruptFile(f"{self.path}: {found.name} has a scale that is no positive number")
+        least = 2.0 ** (8 * variable.size_bytes // math.prod(shape) - 1) / _LARGEST
+        if not (np.isfinite(values) & (values >= least)).all():
+            raise CorruptFile(f"{self.path}: {found.name} has a scale that is no number above {least:.2g}")
         return values
 
     def _floats(self, variable: Variable) -> NDArray[np.float32]:
