@@ -151,10 +151,12 @@ class Watching:
             return await asyncio.to_thread(lambda: [prepare(picture, self.recipe) for picture in pictures])
 
 
-def watch(graph: PictureGraph, name: str, settings: Settings) -> Watching:
+def watch(
+    graph: PictureGraph, name: str, settings: Settings, clock: Callable[[], float] = time.perf_counter
+) -> Watching:
     """Measure how many pictures a batch should have, and start the graph's thread, which closes the session at its
     end. The graph must have been run once. Raises `AdapterError`."""
-    batch_size = graph.fixed_batch or measured_batch_size(graph, min(_BATCH_SIZES[-1], settings.max_sequences))
+    batch_size = graph.fixed_batch or measured_batch_size(graph, min(_BATCH_SIZES[-1], settings.max_sequences), clock)
     blank = graph.blank
     batcher: Batcher[Floats, Outputs] = Batcher(
         graph.run,
@@ -171,7 +173,7 @@ def watch(graph: PictureGraph, name: str, settings: Settings) -> Watching:
     return Watching(batcher, graph.recipe, blank, batch_size, graph.session.memory_bytes)
 
 
-def measured_batch_size(graph: PictureGraph, limit: int, clock: Callable[[], float] = time.perf_counter) -> int:
+def measured_batch_size(graph: PictureGraph, limit: int, clock: Callable[[], float]) -> int:
     """The smallest batch that gets nearly as many pictures done a second as any, up to `limit`.
 
     Each size is run twice, and the second time counts: the first one may prepare kernels. It ends when a larger one

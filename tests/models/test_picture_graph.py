@@ -1,0 +1,262 @@
+"""What goes into a graph of pictures and comes out, in which batches, whatever computes it."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import DTypeLike, NDArray
+
+from vmm_adapters.card import ImageRecipe
+from vmm_adapters.errors import RuntimeFailed, UnsupportedModel
+from vmm_adapters.types import TensorSpec
+from vmm_server.engine.batcher import Computed
+from vmm_server.errors import GenerationFailed
+from vmm_server.models.picture_graph import Outputs, PictureGraph, Watching, measured_batch_size, watch
+from vmm_server.settings import Settings
+from vmm_server.vision.framing import Framing
+
+RECIPE = ImageRecipe(height=4, width=6, resize="letterbox")
+TIMEOUT_S = 10
+Size = int | str | None
+
+
+def port(shape: tuple[Size, ...], name: str = "images", dtype: DTypeLike = np.float32) -> TensorSpec:
+    return TensorSpec(name, np.dtype(dtype), shape)
+
+
+class FakeSession:
+    """Gives the brightest number of each picture; can be held."""
+
+    def __init__(self, *inputs: TensorSpec) -> None:
+        self.inputs = inputs or (port(("batch", 3, 4, 6)),)
+        self.outputs = (port(("batch", 1), "brightest"),)
+        self.device = "CPU"
+        self.provider = "fake"
+        self.memory_bytes = 7
+        self.feeds: list[Mapping[str, NDArray[Any]]] = []
+        self.is_closed = False
+        self.entered = threading.Semaphore(0)
+        self.permits: threading.Semaphore | None = None
+        self.largest_batch = 1 << 30
+        self.seconds: Callable[[int], float] = lambda batch: 0.0
+        self.now = 0.0
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        self.feeds.append(feeds)
+        pictures = next(array for array in feeds.values() if array.ndim == 4)
+        if len(pictures) > self.largest_batch:
+            raise RuntimeFailed("too many")
+        self.now += self.seconds(len(pictures))
+        self.entered.release()
+        if self.permits is not None:
+            assert self.permits.acquire(timeout=TIMEOUT_S)
+        return {"brightest": pictures.reshape(len(pictures), -1).max(1, keepdims=True).astype(np.float32)}
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    @property
+    def batches(self) -> list[int]:
+        return [len(next(iter(feeds.values()))) for feeds in self.feeds]
+
+
+def numbers(value: float) -> NDArray[np.float32]:
+    return np.full((3, 4, 6), value, np.float32)
+
+
+def grey(value: int) -> NDArray[np.uint8]:
+    return np.full((5, 9, 3), value, np.uint8)
+
+
+def test_pictures_are_stacked_and_answers_split() -> None:
+    session = FakeSession()
+    found = PictureGraph(session, RECIPE).run([numbers(1), numbers(3), numbers(2)])
+    assert [float(each["brightest"][0]) for each in found] == [1, 3, 2]
+    assert session.batches == [3]
+
+
+@pytest.mark.parametrize(("batch", "batches"), [(1, [1, 1, 1]), (2, [2, 2]), (4, [4])])
+def test_a_graph_of_a_fixed_batch_gets_just_that(batch: int, batches: list[int]) -> None:
+    session = FakeSession(port((batch, 3, 4, 6)))
+    found = PictureGraph(session, RECIPE).run([numbers(1), numbers(3), numbers(2)])
+    assert [float(each["brightest"][0]) for each in found] == [1, 3, 2]
+    assert session.batches == batches
+
+
+def test_a_graph_has_its_own_size_and_type() -> None:
+    session = FakeSession(port((None, 3, 8, None), dtype=np.float16))
+    graph = PictureGraph(session, RECIPE)
+    assert (graph.recipe.height, graph.recipe.width) == (8, 6)
+    graph.run([graph.blank])
+    assert session.feeds[0]["images"].dtype == np.float16
+    assert session.feeds[0]["images"].shape == (1, 3, 8, 6)
+
+
+def test_detectors_get_what_they_ask_for_beside_a_picture() -> None:
+    session = FakeSession(
+        port((None, 3, None, None)),
+        port((None, 64, None), "pixel_mask", np.int64),
+        port((None, 2), "orig_target_sizes", np.int64),
+    )
+    PictureGraph(session, RECIPE).run([numbers(0), numbers(0)])
+    feeds = session.feeds[0]
+    assert feeds["pixel_mask"].shape == (2, 64, 6)
+    assert feeds["pixel_mask"].dtype == np.int64
+    assert feeds["pixel_mask"].all()
+    assert feeds["orig_target_sizes"].tolist() == [[6, 4], [6, 4]]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "recipe", "says"),
+    [
+        ([port((1, 4, 6, 3))], RECIPE, r"takes images \[1, 4, 6, 3\]"),
+        ([port((1, 3, 4, 6), dtype=np.uint8)], RECIPE, "uint8"),
+        ([port((1, 3), "input_ids")], RECIPE, "input_ids"),
+        ([port((1, 3, 4, 6)), port((2, 2), "scale")], RECIPE, "beside a picture"),
+        ([port((1, 3, 4, 6))], None, "how pictures become numbers"),
+    ],
+)
+def test_what_takes_no_pictures_is_refused(inputs: list[TensorSpec], recipe: ImageRecipe | None, says: str) -> None:
+    with pytest.raises(UnsupportedModel, match=says) as caught:
+        PictureGraph(FakeSession(*inputs), recipe)
+    assert recipe is not None or "[vision.image]" in (caught.value.hint or "")
+
+
+def test_answers_that_are_not_by_picture_fail() -> None:
+    class Whole(FakeSession):
+        def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            return {"boxes": np.zeros((17, 6), np.float32)}
+
+    with pytest.raises(RuntimeFailed, match=r"boxes has the shape \[17, 6\] for a batch of 1"):
+        PictureGraph(Whole(), RECIPE).run([numbers(0)])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit", "best"),
+    [
+        (lambda batch: 0.002 * batch, 8, 1),  # no faster together
+        (lambda batch: 0.002 + 0.001 * batch, 8, 8),
+        (lambda batch: 0.002 + 0.001 * batch, 4, 4),
+        (lambda batch: 0.01 + 0.0003 * max(0, batch - 2), 2, 2),
+        (lambda batch: 0.01 * batch if batch <= 2 else 0.011 * batch, 8, 1),
+        (lambda batch: 0.2, 8, 1),  # it takes too long to try more
+        (lambda batch: 0.0399 * batch, 8, 1),
+    ],
+)
+def test_a_batch_is_as_large_as_it_pays(seconds: Callable[[int], float], limit: int, best: int) -> None:
+    session = FakeSession()
+    session.seconds = seconds
+    assert measured_batch_size(PictureGraph(session, RECIPE), limit, lambda: session.now) == best
+    assert session.now < 1
+
+
+def test_a_graph_that_cannot_do_with_more_than_one_gets_one() -> None:
+    session = FakeSession()
+    session.largest_batch = 1
+    assert measured_batch_size(PictureGraph(session, RECIPE), 8, lambda: session.now) == 1
+    session.largest_batch = 0
+    with pytest.raises(RuntimeFailed):
+        measured_batch_size(PictureGraph(session, RECIPE), 8, lambda: session.now)
+
+
+def looking(session: FakeSession, body: Callable[[Watching], Any]) -> None:
+    async def run() -> None:
+        settings = Settings.model_construct(max_sequences=8, max_queue=8)
+        watching = watch(PictureGraph(session, RECIPE), "test", settings, lambda: session.now)
+        session.feeds.clear()
+        while session.entered.acquire(blocking=False):
+            pass
+        try:
+            await asyncio.wait_for(body(watching), TIMEOUT_S)
+        finally:
+            await watching.batcher.aclose()
+        assert session.is_closed
+
+    asyncio.run(run())
+
+
+def brightest(outputs: Outputs, framing: Framing) -> tuple[float, int]:
+    return round(float(outputs["brightest"][0]) * 255), framing.width
+
+
+def test_answers_come_in_the_order_of_the_pictures() -> None:
+    async def body(watching: Watching) -> None:
+        values = [int(value) for value in np.random.default_rng(0).permutation(np.arange(120, 145))]
+        computed: Computed[tuple[float, int]] = await watching.look([grey(value) for value in values], brightest)
+        assert computed.results == [(value, 9) for value in values]
+        assert watching.stats.computed_size == 25
+        assert (await watching.look([], brightest)).results == []
+        await watching.try_once()
+        assert watching.stats.computed_size == 26
+
+    looking(FakeSession(), body)
+
+
+class Counted(Sequence[NDArray[np.uint8]]):
+    """Pictures, and how many of them were asked for."""
+
+    def __init__(self, num: int) -> None:
+        self.num = num
+        self.asked = 0
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, place: Any) -> Any:
+        self.asked = max(self.asked, min(self.num, place.stop))
+        return [grey(200)] * len(range(self.num)[place])
+
+
+def test_few_pictures_of_a_request_are_prepared_before_they_are_needed() -> None:
+    """Or a thousand small ones would be gigabytes as numbers."""
+    session = FakeSession(port((1, 3, 4, 6)))
+
+    async def body(watching: Watching) -> None:
+        session.permits = threading.Semaphore(0)
+        pictures = Counted(1000)
+        task = asyncio.create_task(watching.look(pictures, brightest))
+        assert await asyncio.to_thread(session.entered.acquire, timeout=TIMEOUT_S)
+        assert pictures.asked == 8
+        session.permits.release(1000)
+        assert len((await task).results) == 1000
+
+    looking(session, body)
+
+
+def test_requests_of_one_picture_share_a_batch() -> None:
+    session = FakeSession()
+
+    async def body(watching: Watching) -> None:
+        assert watching.batch_size == 8  # by a clock that stands still
+        session.permits = threading.Semaphore(0)
+        tasks = [asyncio.create_task(watching.look([grey(200)], brightest))]
+        assert await asyncio.to_thread(session.entered.acquire, timeout=TIMEOUT_S)
+        tasks += [asyncio.create_task(watching.try_once()) for _ in range(5)]
+        await asyncio.sleep(0)
+        session.permits.release(10)
+        await asyncio.gather(*tasks)
+        assert session.batches == [1, 5]
+
+    looking(session, body)
+
+
+def test_a_failure_is_the_callers() -> None:
+    session = FakeSession()
+
+    async def body(watching: Watching) -> None:
+        session.largest_batch = 0
+        with pytest.raises(GenerationFailed, match="too many"):
+            await watching.look([grey(1)], brightest)
+        session.largest_batch = 8
+
+        def refuse(outputs: Outputs, framing: Framing) -> None:
+            raise GenerationFailed("not a number")
+
+        with pytest.raises(GenerationFailed, match="not a number"):
+            await watching.look([grey(1)], refuse)
+        assert (await watching.look([grey(200)], brightest)).results == [(200, 9)]
+
+    looking(session, body)
