@@ -52,6 +52,8 @@ class Importer:
     """Part of an imported folder's name: a new version imports anew, what is installed stays as it is."""
     quantizers: Mapping[str, Callable[[LlamaFileType], Convert]] = field(default_factory=dict)
     """Converters of the formats whose weights can be quantised meanwhile."""
+    promised: frozenset[str] = frozenset()
+    """Formats of which only a file is taken whose digest its model card says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +78,16 @@ class FolderBuilder:
         report: Callable[[str], None],
         transfer: Callable[[str], Step],
         cancelled: threading.Event,
+        promised: str | None = None,
     ) -> None:
-        """`report` is told a status; `transfer` gives what reports progress under one."""
+        """`report` is told a status; `transfer` gives what reports progress under one; `promised` is a sha256."""
         self._store = store
         self._importer = importer
         self._uri = uri
         self._report = report
         self._transfer = transfer
         self._cancelled = cancelled
+        self._promised = promised
 
     def use_local(self, path: Path) -> Runnable:
         """A GGUF file or a folder of safetensors is imported from where it lies; a runnable folder is used there."""
@@ -195,6 +199,12 @@ class FolderBuilder:
         if (found := self._importer.detect_format(source)) != format_:
             hint = "name the folder it lies in"
             raise ImportFailed(f"{self._uri}: a {format_} file was expected, this is {found}", hint=hint)
+        if format_ in self._importer.promised and digest != self._promised:
+            raise ImportFailed(
+                f"{self._uri}: is {format_}: such files can run code, and are read only where a model card says their "
+                "sha256",
+                hint="look for the model in safetensors or ONNX",
+            )
         folder = self.imported_folder(digest, format_)
         transfer = self._transfer("importing")
 

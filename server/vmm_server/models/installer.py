@@ -55,7 +55,9 @@ class Installer:
         self._client = client
         self._report = report
         self._cancelled = cancelled
-        self._builder = FolderBuilder(store, importer, plan.source.uri, report, self._transfer, cancelled)
+        self._builder = FolderBuilder(
+            store, importer, plan.source.uri, report, self._transfer, cancelled, _promised_digest(plan)
+        )
 
     def run(self) -> InstalledModel:
         """Pull and install; quick when that is done already.
@@ -64,7 +66,7 @@ class Installer:
         """
         plan, report = self._plan, self._report
         report("pulling manifest")
-        promised = plan.card.source.sha256 if plan.card else None
+        promised = _promised_digest(plan)
         model = self._installed(plan.name, promised)
         if model is None:
             key = hashlib.sha256(plan.source.uri.encode()).hexdigest()[:32]
@@ -228,6 +230,10 @@ class Installer:
         model = describe_model(name, runnable, source=self._plan.source.uri, card=self._plan.card)
         bare = replace(model, system=None, sampling=SamplingDefaults(), license=runnable.imported.license)
         return identified(model, bare)
+
+
+def _promised_digest(plan: Plan) -> str | None:
+    return plan.card.source.sha256 if plan.card else None
 
 
 def _small(digests: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 
 from vmm_server.models.building import Importer
 from vmm_server.models.importers import describe_folder, detect_format
+from vmm_server.models.importers.efficientnet import import_efficientnet
 from vmm_server.models.importers.gguf import import_gguf
 from vmm_server.models.importers.safetensors_folder import check_safetensors, import_safetensors, quantizing
 from vmm_server.models.importers.vision_folder import import_onnx_file
@@ -27,11 +28,13 @@ IMPORTER = Importer(
         "ctranslate2": import_whisper,
         "gguf": import_gguf,
         "onnx-file": import_onnx_file,
+        "pickled": import_efficientnet,
         "safetensors": import_safetensors,
     },
     check_config=check_safetensors,
     version=IMPORTER_VERSION,
     quantizers={"safetensors": quantizing},
+    promised=frozenset(("pickled",)),
 )
 
 

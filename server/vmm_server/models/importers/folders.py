@@ -23,14 +23,15 @@ from vmm_server.models.importers.json_files import positive, read_json_object
 from vmm_server.models.importers.kokoro import describe_kokoro, is_kokoro
 from vmm_server.models.importers.onnx_file import read_graph, starts_like_onnx
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
+from vmm_server.models.importers.pickled_weights import is_pickled
 from vmm_server.models.importers.safetensors_weights import FILE, INDEX
 from vmm_server.models.importers.vad import describe_vad, is_vad
 from vmm_server.models.importers.vision_folder import describe_vision, find_vision_graph
 from vmm_server.models.importers.whisper_folder import check_layout, describe_whisper, is_whisper_folder
 
-Format = Literal["gguf", "onnx", "openvino", "safetensors", "onnx-file", "ctranslate2"]
+Format = Literal["gguf", "onnx", "openvino", "safetensors", "onnx-file", "ctranslate2", "pickled"]
 """`safetensors` is a folder of transformers, `ctranslate2` one of Whisper, `onnx-file` one file of a model that looks
-at pictures; they and `gguf` have to be imported."""
+at pictures, `pickled` one of PyTorch that a card promises; they and `gguf` have to be imported."""
 
 _HINT = (
     "name a GGUF or ONNX file, a folder of safetensors, an onnxruntime-genai folder, an OpenVINO IR folder or an ONNX "
@@ -75,6 +76,8 @@ def detect_format(path: Path) -> Format:
         raise ImportFailed(f"{path}: {error.strerror}", hint="check the path and its permissions") from error
     if start == MAGIC:
         return "gguf"
+    if is_pickled(path):
+        return "pickled"
     if starts_like_onnx(start):
         return "onnx-file"
     if not start:
