@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -41,6 +41,7 @@ from vmm_server.api.request_log import logged
 from vmm_server.api.rerank import RerankController
 from vmm_server.api.schema import SchemaController
 from vmm_server.api.vision.routes import VisionController
+from vmm_server.api.vision.stream import vision_stream
 from vmm_server.api.vmm.calibration import CalibrationController
 from vmm_server.api.vmm.devices import DevicesController
 from vmm_server.audio.files import AudioLimits
@@ -49,6 +50,7 @@ from vmm_server.embedding import Embeddings
 from vmm_server.errors import ShuttingDown, VMMError
 from vmm_server.inference import Inference
 from vmm_server.media.fetching import Fetcher
+from vmm_server.media.images import LIMITS
 from vmm_server.media.reading import ImageReader
 from vmm_server.metrics import CountedLoads, Metrics
 from vmm_server.models.calibration import Calibrator
@@ -91,6 +93,12 @@ OLLAMA = [
     ManageController,
     BlobsController,
 ]
+WEBSOCKETS: Mapping[str, Any] = {
+    "ws": "websockets-sansio",
+    "ws_max_size": LIMITS.max_bytes,
+    "ws_per_message_deflate": False,  # pictures are compressed already
+}
+"""How uvicorn has to be told to serve WebSockets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +159,7 @@ def create_app(
             Router("/", route_handlers=OPENAI, tags=["OpenAI"]),
             Router("/", route_handlers=OLLAMA, tags=["Ollama"]),
             Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
-            Router("/", route_handlers=[VisionController], tags=["Vision"]),
+            Router("/", route_handlers=[VisionController, vision_stream], tags=["Vision"]),
             Router("/", route_handlers=[RerankController, *TOKEN_ROUTES], tags=["Text"]),
             Router("/", route_handlers=[DevicesController, CalibrationController], tags=["VMM"]),
             Router("/", route_handlers=[HealthController, MetricsController], tags=["Health"]),

@@ -11,7 +11,8 @@ server/routes.go).
 
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -73,7 +74,7 @@ class Guard:
         self, app: Callable[[Any, Any, Any], Awaitable[None]], scope: Any, receive: Any, send: Any
     ) -> None:
         """Run one ASGI connection, or refuse it in the words of its route."""
-        if scope["type"] != "http":
+        if scope["type"] not in _REFUSE:
             await app(scope, receive, send)
             return
         hosts, origins = (_values(scope["headers"], name) for name in (b"host", b"origin"))
@@ -81,9 +82,9 @@ class Guard:
         try:
             self._check(hosts, origins)
         except VMMError as error:
-            await _refuse(scope["path"], error, send)
+            await _REFUSE[scope["type"]](scope["path"], error, send)
             return
-        if origin is None:
+        if origin is None or scope["type"] == "websocket":
             await app(scope, receive, send)
         elif scope["method"] == "OPTIONS":
             asked = ",".join(_values(scope["headers"], b"access-control-request-headers"))
@@ -166,12 +167,19 @@ def _preflight(asked: str) -> Headers:
     ]
 
 
-async def _refuse(path: str, error: VMMError, send: Any) -> None:
+async def _refuse(path: str, error: VMMError, send: Any, kind: str = "http.response") -> None:
     body, media_type = worded(path, error)
     headers = {"content-type": media_type, "content-length": str(len(body)), **headers_of(error)}
     encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status_of(error), "headers": encoded})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": f"{kind}.start", "status": status_of(error), "headers": encoded})
+    await send({"type": f"{kind}.body", "body": body})
+
+
+_REFUSE: Mapping[str, Callable[[str, VMMError, Any], Awaitable[None]]] = {
+    "http": _refuse,
+    "websocket": partial(_refuse, kind="websocket.http.response"),  # an answer in place of the handshake's
+}
+"""By the kind of connection. Browsers let any page open a WebSocket, and ask nobody before: only its origin tells."""
 
 
 def _one_of(patterns: Iterable[str]) -> re.Pattern[str]:

@@ -20,6 +20,9 @@ ANTHROPIC_HEADER = b"request-id"
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _PROBES = ("/health", "/health/live", "/health/ready", "/metrics")
 _CLIENT_LEFT = 499
+_SWITCHED = 101
+_STARTS = ("http.response.start", "websocket.http.response.start", "websocket.accept")
+"""Messages with the headers of the answer."""
 _MAX_PATH = 200
 
 
@@ -32,7 +35,7 @@ async def logged(
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Run one ASGI connection. The client's own `x-request-id` is kept when it is short and plain."""
-    if scope["type"] != "http":
+    if scope["type"] not in ("http", "websocket"):
         await app(scope, receive, send)
         return
     chosen = _request_id(scope["headers"])
@@ -41,9 +44,9 @@ async def logged(
 
     async def send_with_id(message: Message) -> None:
         nonlocal status
-        if message["type"] == "http.response.start":
-            status = message["status"]
-            message["headers"] = [*message["headers"], *((name, chosen.encode()) for name in names)]
+        if message["type"] in _STARTS:
+            status = message.get("status", _SWITCHED)
+            message["headers"] = [*message.get("headers", ()), *((name, chosen.encode()) for name in names)]
         await send(message)
 
     token = request_id.set(chosen)
@@ -53,7 +56,7 @@ async def logged(
         level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
         took_ms = 1e3 * (clock() - started)
         path = quote(scope["path"][:_MAX_PATH], safe="/:@")  # no line break of a client's gets into the log
-        logger.log(level, "%s %s %d %.1f ms", scope["method"], path, status, took_ms)
+        logger.log(level, "%s %s %d %.1f ms", scope.get("method", "GET"), path, status, took_ms)
         request_id.reset(token)
 
 

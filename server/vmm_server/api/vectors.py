@@ -42,10 +42,15 @@ async def embedding_answer(embedded: Embedded, model: str, encoding_format: str 
 
 def encode_vectors(vectors: NDArray[np.float32], *, as_base64: bool) -> msgspec.Raw:
     """`data` as JSON. No number passes through Python code."""
-    if as_base64:
-        content = vectors.astype("<f4", copy=False)
-        shown: list[Any] = [base64.b64encode(np.ascontiguousarray(row).data).decode("ascii") for row in content]
-    else:
-        shown = vectors.tolist()
+    shown = shown_vectors(vectors, as_base64=as_base64)
     rows = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(shown)]
     return msgspec.Raw(msgspec.json.encode(rows))
+
+
+def shown_vectors(vectors: NDArray[np.float32], *, as_base64: bool) -> list[Any]:
+    """Each as numbers, or as base64."""
+    if as_base64:
+        content = vectors.astype("<f4", copy=False)
+        return [base64.b64encode(np.ascontiguousarray(row).data).decode("ascii") for row in content]
+    numbers: list[Any] = vectors.tolist()
+    return numbers

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from vmm_server.app import App
+from vmm_server.app import WEBSOCKETS, App
 from vmm_server.errors import AddressInUse, SettingsError
 from vmm_server.logs import RequestIdFilter
 
@@ -89,7 +89,7 @@ def http_server(app: App) -> HTTPServer:
         uvicorn.Config(
             app,
             http="httptools",
-            ws="none",
+            **WEBSOCKETS,
             lifespan="on",
             log_config=None,
             access_log=False,
