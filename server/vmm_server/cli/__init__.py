@@ -18,6 +18,10 @@ from vmm_server.errors import AddressInUse, SettingsError, VMMError
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("vmm_server.cli.serve:serve", "Start the server"),
     "run": ("vmm_server.cli.run:run", "Ask a model, or chat with it"),
+    "transcribe": ("vmm_server.cli.transcribe:transcribe", "Write speech down"),
+    "detect": ("vmm_server.cli.detect:detect", "Find things in pictures"),
+    "classify": ("vmm_server.cli.classify:classify", "Name what pictures show"),
+    "embed": ("vmm_server.cli.embed:embed", "Make vectors of texts and pictures"),
     "create": ("vmm_server.cli.create:create", "Create a model from a Modelfile"),
     "quantize": ("vmm_server.cli.quantize:quantize", "Make a smaller variant of a model"),
     "show": ("vmm_server.cli.show:show", "Show what is known of a model"),

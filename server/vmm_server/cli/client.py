@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import httpx
 
-from vmm_server.errors import ModelNotFound, VMMError
+from vmm_server.errors import InvalidRequest, ModelNotFound, VMMError
 from vmm_server.models.jobs import PullEvent
 from vmm_server.ollama_environment import parse_host
 from vmm_server.settings import Settings
@@ -17,6 +17,9 @@ from vmm_server.settings import Settings
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a server listens on every address, ask this one
 _CONNECT_TIMEOUT_S = 5.0
+
+UploadedFile = tuple[str, IO[bytes]]
+"""A file of a form: its name, and what it holds."""
 
 
 def server_url(address: str | None, settings: Settings) -> str:
@@ -137,6 +140,31 @@ class Client:
         """`/api/chat`, streamed; the last object has `done: true` and the timings."""
         return self._stream("/api/chat", {"model": model, "messages": messages, **fields})
 
+    def ask(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+        """The JSON that a route answers; `body` names the model. Raises `ModelNotFound`, `InvalidRequest`."""
+        return self._post(path, body)
+
+    def send_form(self, path: str, fields: Mapping[str, Any], file: UploadedFile) -> httpx.Response:
+        """A form with one file; its fields name the model. Raises `ModelNotFound`, `InvalidRequest`."""
+        with _transport_errors(self.url, self._hint):
+            response = self._http.post(path, data=fields, files={"file": file})
+        return _checked(response, str(fields["model"]))
+
+    def stream_form(self, path: str, fields: Mapping[str, Any], file: UploadedFile) -> Iterator[dict[str, Any]]:
+        """The same, answered by server-sent events. Raises the same, also in the middle."""
+        asked = self._http.stream("POST", path, data=fields, files={"file": file})
+        with _transport_errors(self.url, self._hint), asked as response:
+            if response.is_error:
+                response.read()
+            _checked(response, str(fields["model"]))
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    event: dict[str, Any] = json.loads(line.removeprefix("data: "))
+                    if error := event.get("error"):
+                        message, hint = _words(error)
+                        raise VMMError(message, hint=hint)
+                    yield event
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -199,9 +227,15 @@ def _checked(response: httpx.Response, model: str) -> httpx.Response:
     hint = f"try again in {wait} s" if (wait := response.headers.get("retry-after")) else None
     try:
         body = response.json()
-        message, hint = str(body["error"]), body.get("hint", hint)
+        message, own_hint = _words(body["error"])
+        hint = own_hint or body.get("hint", hint)
     except (ValueError, KeyError, TypeError):
         message = f"{response.request.url} answered {response.status_code}"
     if response.status_code == 404 and model:
         raise ModelNotFound(model, hint=hint)
-    raise VMMError(message, hint=hint)
+    raise (InvalidRequest if response.status_code in (400, 413) else VMMError)(message, hint=hint)
+
+
+def _words(error: str | Mapping[str, Any]) -> tuple[str, str | None]:
+    """Message and hint of an error, as Ollama's routes spell it or as OpenAI's do."""
+    return (error, None) if isinstance(error, str) else (str(error["message"]), error.get("hint"))
