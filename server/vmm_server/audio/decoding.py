@@ -1,10 +1,12 @@
 """Sound files → blocks of mono samples at the file's own rate, by libsndfile or FFmpeg. Blocks: for a thread.
 
-libsndfile reads WAV, FLAC, Ogg, MP3 and the formats of old workstations; FFmpeg what phones, browsers and cameras make.
+libsndfile reads WAV, FLAC, Ogg and the formats of old workstations; FFmpeg what phones, browsers and cameras make, and
+MP3, of which libsndfile's own decoder prints to stderr whatever is odd.
 FFmpeg gets a file object, a list of formats that are nothing but themselves, and an opener that refuses: no playlist
 (HLS, DASH, concat) is read, and no format that names other files can have them opened.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import IO, Any, Protocol
 
@@ -58,18 +60,28 @@ class Decoder(Protocol):
 def open_decoder(file: IO[bytes]) -> Decoder:
     """Whichever library reads the file, from its beginning. Raises `CannotDecode`."""
     file.seek(0)
-    try:
-        return SndfileDecoder(file)
-    except soundfile.LibsndfileError:
+    head = file.read(3)
+    is_mpeg = head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")
+    if not is_mpeg:
         file.seek(0)
-        return FFmpegDecoder(file)
+        with contextlib.suppress(soundfile.LibsndfileError):
+            return SndfileDecoder(file)
+    return FFmpegDecoder(file)
+
+
+class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
+    """Read once and in order. The library seeks after each read of a file that can, which costs, and breaks MP3."""
+
+    def seekable(self) -> bool:
+        """Never."""
+        return False
 
 
 class SndfileDecoder:
     """libsndfile's. Raises its `LibsndfileError` for a file that it does not know."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = soundfile.SoundFile(file)
+        self._file = _Sequential(file)
         self.problem: str | None = None
         try:
             check_format(self._file.samplerate, self._file.channels)
@@ -103,6 +115,8 @@ class FFmpegDecoder:
     """FFmpeg's, in the calling thread alone."""
 
     def __init__(self, file: IO[bytes]) -> None:
+        counts_frames = _counts_frames(file)
+        file.seek(0)
         try:
             self._container = av.open(
                 file,
@@ -120,7 +134,7 @@ class FFmpegDecoder:
             self.close()
             raise
         duration = self._container.duration
-        known = duration is not None and not {*self._container.format.name.split(",")} & _ESTIMATE
+        known = duration is not None and (counts_frames or not {*self._container.format.name.split(",")} & _ESTIMATE)
         self.duration_s: float | None = duration / av.time_base if known else None
 
     def blocks(self) -> Iterator[tuple[int, Mono]]:
@@ -178,6 +192,16 @@ def check_format(rate: int, channels: int) -> None:
         raise CannotDecode(f"{rate} samples a second; {MIN_RATE} to {MAX_RATE} can be read")
     if not 1 <= channels <= MAX_CHANNELS:
         raise CannotDecode(f"{channels} channels; 1 to {MAX_CHANNELS} can be read")
+
+
+def _counts_frames(file: IO[bytes]) -> bool:
+    """Whether an MP3 says in its first frame how many there are: behind ID3v2, whose size has 7 bits a byte."""
+    file.seek(0)
+    head = file.read(10)
+    tag_bytes = 10 + sum(byte << 7 * place for place, byte in enumerate(head[:5:-1])) if head[:3] == b"ID3" else 0
+    file.seek(tag_bytes)
+    first_frame = file.read(2048)
+    return any(name in first_frame for name in (b"Xing", b"Info", b"VBRI"))
 
 
 def _refuse(url: str, flags: int, options: object) -> IO[bytes]:
