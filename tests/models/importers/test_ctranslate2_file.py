@@ -87,6 +87,7 @@ def test_a_damaged_file_is_read_or_refused_in_little_memory(
     ("content", "words"),
     [
         (WHOLE + b"x", "has 1 bytes after its variables"),
+        (WHOLE[:60], "is cut off at byte 60, in variable 'a/weight'"),
         (serialize_ct2(VARIABLES, {"z": "y"}), "'z' is another name of 'y', which is not there"),
         (serialize_ct2(VARIABLES, {"b": "c"}), "has two variables 'b'"),
         (

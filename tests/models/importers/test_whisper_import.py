@@ -251,7 +251,14 @@ def test_files_that_are_missing_are_named(tmp_path: Path, convert: Callable[[Pat
     (folder / "decoder.onnx.data").write_bytes(whole[:-1])
     with pytest.raises(CorruptFile, match=r"decoder\.onnx\.data: is cut off"):
         describe_folder(folder)
-    (source / "model-00002-of-00002.safetensors").unlink()
+    second = source / "model-00002-of-00002.safetensors"
+    content = second.read_bytes()
+    second.write_bytes((source / "model-00001-of-00002.safetensors").read_bytes())
+    with pytest.raises(CorruptFile, match=r"00002\.safetensors: tensor .* is in another file as well"):
+        convert(source)
+    second.write_bytes(content)
+    convert(source)
+    second.unlink()
     with pytest.raises(CorruptFile, match=r"model-00002-of-00002\.safetensors: is missing"):
         convert(source)
 
