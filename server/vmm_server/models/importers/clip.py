@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmm_server.errors import CorruptFile, ImportFailed, StoreError
 from vmm_server.models.importers.clip_config import ClipConfig, read_clip_config
-from vmm_server.models.importers.clip_folder import describe_clip
+from vmm_server.models.importers.clip_folder import SMALL_FILES, describe_clip
 from vmm_server.models.importers.clip_graph import build_text, build_vision
 from vmm_server.models.importers.imported import ImportedModel
 from vmm_server.models.importers.json_files import read_json_object
@@ -20,7 +20,6 @@ from vmm_server.models.importers.preprocessor_config import FILES as PREPROCESSO
 from vmm_server.models.importers.preprocessor_config import read_image_recipe
 from vmm_server.models.importers.whisper_weights import SafetensorsWhisper, as_float32
 
-SMALL_FILES = ("config.json", "tokenizer.json", *PREPROCESSOR_FILES, "tokenizer_config.json", "special_tokens_map.json")
 _MAX_SCALE_LOG = 20.0
 
 

@@ -5,7 +5,7 @@ The graphs are text_model.onnx and vision_model.onnx, here or in `onnx`, as expo
 weights that no such graph has, may stand in config.json.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vmm_adapters.card import EmbeddingRecipe, VisionRecipe
@@ -13,10 +13,12 @@ from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
 from vmm_server.models.importers.clip_config import FAMILIES, is_clip_family, text_config
 from vmm_server.models.importers.imported import ImportedModel, parameter_size
 from vmm_server.models.importers.json_files import number, positive, read_json_object
-from vmm_server.models.importers.onnx_file import OnnxGraph, Port, check_image_input, read_graph
+from vmm_server.models.importers.onnx_file import OnnxGraph, Port, check_image_input, read_graph, with_external_data
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
+from vmm_server.models.importers.preprocessor_config import FILES as PREPROCESSOR_FILES
 from vmm_server.models.importers.preprocessor_config import fit_image, read_image_recipe
 
+SMALL_FILES = ("config.json", "tokenizer.json", *PREPROCESSOR_FILES, "tokenizer_config.json", "special_tokens_map.json")
 TEXT_GRAPHS = ("text_model.onnx", "onnx/text_model.onnx")
 VISION_GRAPHS = ("vision_model.onnx", "onnx/vision_model.onnx")
 EMBEDS = ("text_embeds", "image_embeds", "pooler_output")
@@ -32,6 +34,18 @@ def find_clip_graphs(folder: Path) -> tuple[Path, Path] | None:
         for names in (TEXT_GRAPHS, VISION_GRAPHS)
     )
     return (text, vision) if text and vision else None
+
+
+def clip_files(paths: Sequence[str]) -> list[str]:
+    """Of the files of a repository (relative, with `/`), those that its two graphs need, weights last.
+
+    Of several precisions the plain one is taken; empty when there is no such model.
+    """
+    graphs = [next((name for name in names if name in paths), None) for names in (TEXT_GRAPHS, VISION_GRAPHS)]
+    found = [graph for graph in graphs if graph]
+    if len(found) != len(graphs) or not {"config.json", "tokenizer.json"} <= {*paths}:
+        return []
+    return [name for name in SMALL_FILES if name in paths] + with_external_data(found, paths)
 
 
 def describe_clip(folder: Path) -> ImportedModel:

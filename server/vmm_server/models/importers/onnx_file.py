@@ -1,7 +1,7 @@
 """What an ONNX file says of itself: its inputs and outputs, what computes them, and the texts put into it beside."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,11 @@ def read_graph(path: Path) -> OnnxGraph:
         _operators(graph),
         any(tensor.data_location == TensorProto.EXTERNAL for tensor in graph.initializer),
     )
+
+
+def with_external_data(graphs: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Graphs of a repository, and the files of its `paths` that their weights may lie in."""
+    return [path for graph in graphs for path in (graph, f"{graph}.data", f"{graph}_data") if path in paths]
 
 
 def check_image_input(graph: OnnxGraph) -> Port:

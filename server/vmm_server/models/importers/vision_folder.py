@@ -6,6 +6,7 @@ the hub write them; Ultralytics' exports say everything in the graph itself. Wha
 card's `[vision]` says it, or `check_vision` refuses the model.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from vmm_server.errors import CorruptFile, ImportFailed, StoreError, Unsupported
 from vmm_server.models.importers.encoder_folder import GRAPHS
 from vmm_server.models.importers.imported import ImportedModel, parameter_size
 from vmm_server.models.importers.json_files import read_json_object
-from vmm_server.models.importers.onnx_file import OnnxGraph, Port, check_image_input, read_graph
+from vmm_server.models.importers.onnx_file import OnnxGraph, Port, check_image_input, read_graph, with_external_data
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
+from vmm_server.models.importers.preprocessor_config import FILES as PREPROCESSOR_FILES
 from vmm_server.models.importers.preprocessor_config import MAX_SIDE, fit_image, read_image_recipe
 from vmm_server.models.importers.vad import describe_vad, is_vad
 from vmm_server.models.importers.vision_heads import FoundHead, find_head
@@ -28,6 +30,7 @@ _YOLO_SIZE = 640
 """What all YOLOs are trained for whose graph takes any size and says none."""
 _SOFTMAX_DETR = ("detr", "yolos", "table-transformer")
 """DETR's kin with a class for nothing."""
+_LABELS = re.compile(r"(?i)([^/]*(labels|classes|names|coco|imagenet)[^/]*\.txt|[^/]+\.names)")
 _EXTRA_INPUTS = {"pixel_mask"}
 
 
@@ -41,6 +44,29 @@ def find_vision_graph(folder: Path) -> Path | None:
         if found:
             return found[0] if len(found) == 1 else None
     return None
+
+
+def vision_files(paths: Sequence[str]) -> list[str]:
+    """Of the files of a repository (relative, with `/`), those that a classifier or detector needs, the graph last.
+
+    Of several precisions the plain one is taken; empty when there is no such model, or several are.
+    """
+    if "tokenizer.json" in paths:
+        return []
+    graphs = [name for name in GRAPHS if name in paths][:1] or lone_graphs(paths)
+    return small_files(paths) + with_external_data(graphs, paths) if len(graphs) == 1 else []
+
+
+def lone_graphs(paths: Sequence[str]) -> list[str]:
+    """ONNX files at the top, or without one there in `onnx`."""
+    top = [path for path in paths if re.fullmatch(r"[^/]+\.onnx", path)]
+    return top or [path for path in paths if re.fullmatch(r"onnx/[^/]+\.onnx", path)]
+
+
+def small_files(paths: Sequence[str]) -> list[str]:
+    """What may lie beside a graph and say something of it."""
+    named = [name for name in ("config.json", *PREPROCESSOR_FILES) if name in paths]
+    return named + [path for path in paths if _LABELS.fullmatch(path)]
 
 
 def describe_vision(folder: Path) -> ImportedModel:

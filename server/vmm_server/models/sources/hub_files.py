@@ -3,8 +3,8 @@
 GGUF files come first, and go by their quantization, which stands at the end of their names or is the name of their
 folder. As with Ollama, a repository without one means Q4_K_M where there is that, else something reasonable; a whole
 file name does as well as a quantization (huggingface.co/docs/hub/ollama). Then come folders that can be run as they
-are, then safetensors, which are quantised while they are imported where that is asked for; pickled weights are never
-taken.
+are, then safetensors, which are quantised while they are imported where that is asked for. Of the precisions of an ONNX
+graph the plain one is taken, another when it is named. Pickled weights are never taken.
 """
 
 import re
@@ -12,13 +12,17 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from vmm_server.errors import ImportFailed, SourceNotFound
+from vmm_server.models.importers.clip_folder import clip_files
 from vmm_server.models.importers.encoder_folder import encoder_files
 from vmm_server.models.importers.gguf_parts import PartName, all_parts, whole_name
 from vmm_server.models.importers.kokoro import kokoro_files
+from vmm_server.models.importers.onnx_file import with_external_data
+from vmm_server.models.importers.preprocessor_config import FILES as PREPROCESSOR_FILES
 from vmm_server.models.importers.quantization_mix import find_mix
 from vmm_server.models.importers.safetensors_tokenizer import FILES, TOKENIZER
 from vmm_server.models.importers.safetensors_weights import FILE as SAFETENSORS_FILE
 from vmm_server.models.importers.safetensors_weights import INDEX
+from vmm_server.models.importers.vision_folder import lone_graphs, small_files, vision_files
 from vmm_server.models.importers.whisper_folder import ctranslate2_files, is_other_layout
 
 PREFERRED = (
@@ -46,6 +50,8 @@ def choose_files(
     saying what there is.
     """
     chooser = _Chooser(uri, repo, quantization, [each for each in paths if _is_weights(each)])
+    if path in paths and path.endswith(".onnx"):
+        return _one_graph(path, paths)
     if path in paths:
         return chooser.parts(chooser.readable(path), paths), None
     prefix = f"{path}/" if path else ""
@@ -60,16 +66,16 @@ def choose_files(
     if weights or (quantization and not is_made):
         return chooser.parts(chooser.weights(weights), paths), None
     folders = [] if is_made else sorted({_parent(path) for path in below if PurePosixPath(path).name in _FOLDER_MARKS})
-    if speaker := kokoro_files(relative):
-        return [prefix + each for each in speaker], prefix
+    if ready := kokoro_files(relative) or clip_files(relative):
+        return [prefix + each for each in ready], prefix
     encoder = [] if folders or is_made else encoder_files(relative)
     if encoder and not (generates and "modules.json" not in encoder):
         return [prefix + each for each in encoder], prefix
     if not folders and text:
         chooser.check_parts(text)
         return [prefix + each for each in text], prefix
-    if not folders and (converted := ctranslate2_files(relative)):
-        return [prefix + each for each in converted], prefix
+    if not folders and (other := ctranslate2_files(relative) or vision_files(relative)):
+        return [prefix + each for each in other], prefix
     folder = chooser.folder(folders, relative)
     return [each for each in paths if _parent(each) == folder and _is_needed(each)], f"{folder}/" if folder else ""
 
@@ -107,6 +113,9 @@ class _Chooser:
                 f"{self._uri}: {pickled} is pickled, and is never read: such files can run code",
                 hint="look for a revision or repository with safetensors or a GGUF file",
             )
+        graphs = [] if folders or TOKENIZER in paths else lone_graphs(paths)
+        if len(graphs) > 1:
+            return self._only(graphs, graphs, "ONNX file")
         for_cpu = [folder for folder in folders if "cpu" in folder.lower()]
         what = "GGUF file, safetensors, or genai ONNX, OpenVINO or encoder folder,"
         return self._only(for_cpu if len(for_cpu) == 1 else folders, folders, what)
@@ -150,6 +159,16 @@ class _Chooser:
         raise SourceNotFound(f"{self._uri}: no {what} there", hint=hint)
 
 
+def _one_graph(path: str, paths: Sequence[str]) -> tuple[list[str], str | None]:
+    """An ONNX file that is named, with what lies beside it, or beside `onnx`, and says something of it."""
+    folder = _parent(path)
+    root = _parent(folder) if folder.rpartition("/")[2] == "onnx" else folder
+    prefix = f"{root}/" if root else ""
+    beside = [each.removeprefix(prefix) for each in paths if each.startswith(prefix)]
+    chosen = [prefix + each for each in small_files(beside)] + with_external_data([path], paths)
+    return (chosen, prefix) if len(chosen) > 1 else (chosen, None)
+
+
 def text_files(paths: Sequence[str]) -> list[str]:
     """Of the files of a folder (relative, with `/`), those that a text model in safetensors needs, weights last.
 
@@ -162,7 +181,7 @@ def text_files(paths: Sequence[str]) -> list[str]:
         weights = [INDEX, *sorted(weights)] if weights and INDEX in paths else []
     if not weights or "config.json" not in paths or TOKENIZER not in paths:
         return []
-    return [path for path in ("config.json", TOKENIZER, *FILES[1:]) if path in paths] + weights
+    return [path for path in ("config.json", TOKENIZER, *FILES[1:], *PREPROCESSOR_FILES) if path in paths] + weights
 
 
 def _firsts(paths: Sequence[str]) -> list[str]:
