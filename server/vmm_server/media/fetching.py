@@ -29,6 +29,8 @@ MAX_REQUEST_BYTES = 64 * 1024 * 1024
 MAX_CONNECTIONS = 16
 """At a time, of all requests."""
 _MAX_URL = 2048
+_MAX_PORT = 65535
+_PORTS = {"http": 80, "https": 443}
 _NAT64 = IPv6Network("64:ff9b::/96")
 """RFC 6052: addresses that stand for those of IPv4."""
 _SEND_IT = "send the image itself, as a data URI or a file"
@@ -107,8 +109,10 @@ class Fetcher:
 
     async def _get(self, url: httpx.URL, param: str) -> httpx.Response:
         """The head of an answer, from the first of the host's addresses that can be connected to."""
-        if url.scheme not in ("http", "https") or not url.host:
+        if url.scheme not in _PORTS or not url.host:
             raise _refused(param, "only http and https URLs are fetched")
+        if (url.port or 1) > _MAX_PORT:
+            raise _refused(param, f"there is no port {url.port}")
         if url.userinfo:
             raise _refused(param, "its URL has a user's name in it")
         *others, last = reversed(await self._addresses(url, param))
@@ -121,7 +125,7 @@ class Fetcher:
 
     async def _addresses(self, url: httpx.URL, param: str) -> list[Address]:
         """Of a URL's host. Raises `InvalidRequest` if one of them is not to be reached, or there is none."""
-        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        port = url.port or _PORTS[url.scheme]
         host = url.raw_host.decode("ascii")
         found = [ip_address(address.partition("%")[0]) for address in await self._resolve(host, port)]
         if not found:

@@ -220,6 +220,8 @@ def _by_task(request: Asked, vision: Vision, wire: VisionBody, form: Form) -> AS
 
 def _files(form: Form, *names: str) -> Sequence[GivenImage]:
     found = form.files_of(*(names or FILES))
+    if "file" in form.fields:
+        raise InvalidRequest("file: must be a file, not text", param="file", hint="curl sends one with -F file=@path")
     return [
         GivenImage(file.content, file.field if len(found) == 1 else f"{file.field}[{index}]")
         for index, file in enumerate(found)
