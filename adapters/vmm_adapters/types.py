@@ -213,7 +213,7 @@ class EncoderOptions:
 
 
 Precision = Literal["f32", "f16", "bf16"]
-"""What a runtime may compute in. OpenVINO's words; others know the first two."""
+"""What a runtime may compute in. OpenVINO's words; others know the first two. A processor without bf16 takes f32."""
 
 
 @dataclass(frozen=True, slots=True)

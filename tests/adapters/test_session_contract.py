@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -207,3 +207,15 @@ def test_the_folder_for_engines_is_made_and_one_that_cannot_be_is_named(tmp_path
     assert folder.is_dir()
     with pytest.raises(RuntimeFailed, match="folder for compiled engines"):
         catalog.load_session("onnxruntime", path, SessionOptions(cache_dir=path / "engines"))
+
+
+@pytest.mark.runtime
+def test_what_was_compiled_for_one_precision_is_not_taken_for_another(tmp_path: Path) -> None:
+    path, folder = write_model(tmp_path / "model.onnx"), tmp_path / "engines"
+    feeds = {"x": np.full((2, 3), 1.001, np.float32), "scale": np.float32(1)}
+    for precision in get_args(Precision):
+        session = catalog.load_session("openvino", path, SessionOptions(precision=precision, cache_dir=folder))
+        assert session.run(feeds)["y"] == pytest.approx(feeds["x"], rel=0.01)
+        session.close()
+    blobs = {blob.parent.name for blob in folder.rglob("*.blob")}
+    assert {"f32", "f16"} <= blobs <= set(get_args(Precision))

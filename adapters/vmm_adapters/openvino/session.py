@@ -12,7 +12,7 @@ from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
 from vmm_adapters.feeds import check_feeds
 from vmm_adapters.heap import trim_heap
 from vmm_adapters.openvino.devices import check_device
-from vmm_adapters.types import SessionOptions, TensorSpec
+from vmm_adapters.types import Precision, SessionOptions, TensorSpec
 
 
 class OpenVINOSession:
@@ -57,14 +57,23 @@ def load_session(path: Path, options: SessionOptions) -> OpenVINOSession:
     weights = {*path.parent.glob(f"{path.name}*"), *path.parent.glob(f"{path.stem}.bin")}
     weight_bytes = sum(each.stat().st_size for each in weights)
     with runtime_errors(f"compiling {path.name} for {options.device}", RuntimeError):
-        compiled = core.compile_model(model, options.device, _properties(options))
+        compiled = core.compile_model(model, options.device, _properties(options, _precision(core, options)))
     return OpenVINOSession(compiled, device=options.device, memory_bytes=weight_bytes)
 
 
-def _properties(options: SessionOptions) -> dict[str, Any]:
-    chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": options.computed_in}
+def _precision(core: Any, options: SessionOptions) -> Precision:
+    """What is asked for; f32 on a processor without instructions for bf16, where it is slower."""
+    if options.computed_in == "bf16" and options.device.startswith("CPU"):
+        with runtime_errors("asking for the processor's abilities", RuntimeError):
+            return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    return options.computed_in
+
+
+def _properties(options: SessionOptions, precision: Precision) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     if options.cache_dir is not None:
-        chosen["CACHE_DIR"] = str(options.cache_dir)
+        # OpenVINO 2026.4 takes what was compiled for one precision for another, and crashes
+        chosen["CACHE_DIR"] = str(options.cache_dir / precision)
     if options.device.startswith("CPU"):
         chosen["ENABLE_CPU_PINNING"] = False  # the event loop shares the cores
         if options.num_threads is not None:
