@@ -49,11 +49,18 @@ class OpenedImages:
 class ImageReader:
     """Reads the images of all requests."""
 
-    def __init__(self, fetcher: Fetcher, *, max_waiting: int = 512, limits: ImageLimits = LIMITS) -> None:
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        *,
+        max_waiting: int = 512,
+        max_pixels_in_memory: int = MAX_PIXELS_IN_MEMORY,
+        limits: ImageLimits = LIMITS,
+    ) -> None:
         """`max_waiting`: requests that may wait for room."""
         self._fetcher = fetcher
         self._limits = limits
-        self._budget = PixelBudget(MAX_PIXELS_IN_MEMORY, max_waiting=max_waiting)
+        self._budget = PixelBudget(max_pixels_in_memory, max_waiting=max_waiting)
 
     async def open(self, given: Sequence[GivenImage]) -> OpenedImages:
         """Fetch those that are elsewhere, and look at every header.

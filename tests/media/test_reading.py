@@ -1,0 +1,172 @@
+"""The images of a request → pixels, off the event loop and bounded over all requests."""
+
+import asyncio
+import base64
+import io
+import struct
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmm_server.errors import InvalidRequest, Overloaded, UnsupportedParameter
+from vmm_server.media.fetching import Fetcher
+from vmm_server.media.images import ImageLimits
+from vmm_server.media.reading import ImageReader
+from vmm_server.requests import GivenImage
+
+Result = TypeVar("Result")
+
+
+def file_of(image: Any, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def square(side: int, colour: str = "red") -> GivenImage:
+    return GivenImage(io.BytesIO(file_of(Image.new("RGB", (side, side), colour))), f"file{side}")
+
+
+def with_reader(work: Callable[[ImageReader], Awaitable[Result]], **options: Any) -> Result:
+    async def run() -> Result:
+        reader = ImageReader(Fetcher("off"), **options)
+        try:
+            return await work(reader)
+        finally:
+            await reader.aclose()
+
+    return asyncio.run(run())
+
+
+def test_files_and_data_uris_come_out_in_their_order() -> None:
+    text = base64.b64encode(file_of(Image.new("RGB", (3, 2), "blue"))).decode()
+
+    async def work(reader: ImageReader) -> list[tuple[tuple[int, ...], list[int]]]:
+        given = [square(4), GivenImage(f"data:image/png;base64,{text}", "image"), GivenImage(text, "image")]
+        opened = await reader.open(given)
+        assert opened.num_pixels == 16 + 6 + 6
+        async with opened.decoded() as pictures:
+            return [(picture.shape, picture[0, 0].tolist()) for picture in pictures]
+
+    red, blue = [255, 0, 0], [0, 0, 255]
+    assert with_reader(work) == [((4, 4, 3), red), ((2, 3, 3), blue), ((2, 3, 3), blue)]
+
+
+def test_pictures_can_be_decoded_again() -> None:
+    """A request whose device fails begins anew on another."""
+
+    async def work(reader: ImageReader) -> None:
+        opened = await reader.open([square(4)])
+        for _ in range(2):
+            async with opened.decoded() as (picture,):
+                assert picture.shape == (4, 4, 3)
+
+    with_reader(work)
+
+
+def test_headers_are_believed_before_anything_is_decoded() -> None:
+    whole = file_of(Image.effect_noise((64, 64), 50))
+    broken = GivenImage(io.BytesIO(whole[: len(whole) // 2]), "file")
+
+    async def work(reader: ImageReader) -> None:
+        opened = await reader.open([square(2), broken])
+        assert opened.num_pixels == 4 + 64 * 64
+        with pytest.raises(InvalidRequest, match="damaged") as caught:
+            async with opened.decoded():
+                pytest.fail("it was decoded")
+        assert caught.value.param == "file"
+
+    with_reader(work)
+
+
+def test_what_a_header_promises_beyond_the_limit_is_refused_at_once() -> None:
+    limits = ImageLimits(max_pixels=100, max_total_pixels=150, max_bytes=10_000)
+
+    async def work(reader: ImageReader) -> None:
+        with pytest.raises(InvalidRequest, match="the limit is 100 pixels"):
+            await reader.open([square(11)])
+        with pytest.raises(InvalidRequest, match="more than 150 pixels together"):
+            await reader.open([square(10), square(10)])
+        with pytest.raises(InvalidRequest, match="the limit is 10000"):
+            await reader.open([GivenImage(io.BytesIO(bytes(10_001)), "file")])
+
+    with_reader(work, limits=limits)
+
+
+def test_a_url_is_the_fetchers_business() -> None:
+    async def work(reader: ImageReader) -> None:
+        with pytest.raises(UnsupportedParameter, match="not fetched"):
+            await reader.open([GivenImage("https://example.com/a.png", "image")])
+
+    with_reader(work)
+
+
+def test_pixels_of_all_requests_are_bounded_together() -> None:
+    inside: list[int] = []
+
+    async def work(reader: ImageReader) -> int:
+        async def one() -> int:
+            opened = await reader.open([square(10)])
+            async with opened.decoded():
+                inside.append(1)
+                most = len(inside)
+                await asyncio.to_thread(lambda: None)
+                inside.pop()
+                return most
+
+        return max(await asyncio.gather(*(one() for _ in range(40))))
+
+    assert with_reader(work, max_pixels_in_memory=250) == 2
+
+
+def test_more_who_wait_than_may_are_told_to_come_again() -> None:
+    async def work(reader: ImageReader) -> None:
+        first = await reader.open([square(10)])
+        second = await reader.open([square(10)])
+        async with first.decoded():
+            with pytest.raises(Overloaded):
+                async with second.decoded():
+                    pytest.fail("there was room")
+
+    with_reader(work, max_waiting=0, max_pixels_in_memory=100)
+
+
+COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "white": (255, 255, 255), "black": (0, 0, 0)}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.parametrize("colour", COLOURS)
+def test_colours_stay_what_they_are_in_every_kind_of_file(mode: str, colour: str) -> None:
+    image = Image.new("RGB", (16, 16), colour).convert(mode)
+    kind = {"CMYK": "JPEG", "YCbCr": "JPEG"}.get(mode, "PNG")
+    if mode == "HSV":
+        image, kind = image.convert("RGB"), "WEBP"
+
+    async def work(reader: ImageReader) -> Any:
+        opened = await reader.open([GivenImage(io.BytesIO(file_of(image, kind)), "file")])
+        async with opened.decoded() as (picture,):
+            return picture[8, 8]
+
+    assert np.abs(with_reader(work).astype(int) - COLOURS[colour]).max() <= 4
+
+
+def test_16_bits_of_colour_become_8() -> None:
+    """A PNG by hand, since Pillow writes none: 2 by 1, RGB, 16 bits a sample."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    row = b"\0" + struct.pack(">6H", 65535, 32768, 0, 257, 0, 65535)
+    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+
+    async def work(reader: ImageReader) -> Any:
+        opened = await reader.open([GivenImage(io.BytesIO(file), "file")])
+        async with opened.decoded() as (picture,):
+            return picture.tolist()
+
+    assert with_reader(work) == [[[255, 128, 0], [1, 0, 255]]]
