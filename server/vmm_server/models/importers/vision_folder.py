@@ -31,7 +31,8 @@ _YOLO_SIZE = 640
 _SOFTMAX_DETR = ("detr", "yolos", "table-transformer")
 """DETR's kin with a class for nothing."""
 _LABELS = re.compile(r"(?i)([^/]*(labels|classes|names|coco|imagenet)[^/]*\.txt|[^/]+\.names)")
-_EXTRA_INPUTS = {"pixel_mask"}
+_EXTRA_INPUTS = {"pixel_mask", "orig_target_sizes"}
+"""What DETR's kin may be told beside a picture."""
 
 
 def find_vision_graph(folder: Path) -> Path | None:
@@ -197,17 +198,26 @@ class _Reader:
         )
         if found.head != "detr":
             return recipe
-        is_softmax = self._config.get("model_type") in _SOFTMAX_DETR
+        return recipe.model_copy(update={"activation": self._detr_activation(labels or ())})
+
+    def _detr_activation(self, labels: Sequence[str]) -> Activation:
+        """Told by whether there is a class for nothing; of Ultralytics' export, which joins boxes and classes, none."""
         logits = self._graph.output("logits")
-        width_found = logits.shape[-1] if logits and logits.shape else None
-        if labels and width_found is not None and width_found != len(labels) + is_softmax:
+        if logits is None:
+            return "none"
+        count = logits.shape[-1] if logits.shape else None
+        if not labels or count is None:
+            return "softmax" if self._config.get("model_type") in _SOFTMAX_DETR else "sigmoid"
+        if count not in (len(labels), len(labels) + 1):
             raise ImportFailed(
-                f"{self._graph.path}: its logits have {width_found} numbers, its config.json {len(labels)} names"
+                f"{self._graph.path}: has {count} classes and {len(labels)} names", hint="mend its id2label"
             )
-        return recipe.model_copy(update={"activation": "softmax" if is_softmax else "sigmoid"})
+        return "sigmoid" if count == len(labels) else "softmax"
 
     def _detector_image(self, found: FoundHead, height: int, width: int) -> ImageRecipe | None:
-        if found.head == "detr":
+        if found.head == "detr" and not self._graph.output("logits"):
+            return ImageRecipe(height=height, width=width)
+        if found.head == "detr" or self._graph.output("scores"):
             return fit_image(read_image_recipe(self._folder), self._image, self._graph.path)
         if found.head == "yolox":
             return ImageRecipe(

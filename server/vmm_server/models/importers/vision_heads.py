@@ -38,9 +38,11 @@ def find_head(graph: OnnxGraph, height: int, width: int, num_labels: int | None)
 
     `None` where it cannot be told. Raises `ImportFailed` when names and outputs do not fit.
     """
-    logits = graph.output("logits")
-    if logits and graph.output("pred_boxes"):
+    names = {port.name for port in graph.outputs}
+    if {"logits", "pred_boxes"} <= names:
         return FoundHead("detr", num_classes=num_labels)
+    if {"labels", "boxes", "scores"} <= names:
+        return FoundHead("end2end", num_classes=num_labels)
     first = graph.outputs[0]
     if len(first.shape) != 3:
         return None
@@ -66,6 +68,8 @@ class _Outputs:
             return self._with_task("end2end", columns, fixed=_BOX + 2, one_class=False)
         if columns in self._grids or (columns is None and self._told_by_columns(rows)):
             return self._with_task("yolov8", rows, fixed=_BOX)
+        if self._is_rt_detr():
+            return FoundHead("detr", num_classes=self._num_labels)
         if rows in {3 * grid for grid in self._grids} or (rows is None and self._is_yolov5()):
             return self._with_objectness("yolov5", columns)
         if (rows is None or rows in self._grids) and self._operator == "Transpose":
@@ -90,6 +94,11 @@ class _Outputs:
         if rows is None or self._num_labels is None:
             return self._rows is None or self._columns is None
         return rows >= _BOX + self._num_labels and (self._task is not None or rows == _BOX + self._num_labels)
+
+    def _is_rt_detr(self) -> bool:
+        """Ultralytics' export of it: boxes and classes side by side."""
+        is_short = self._rows is not None and self._rows <= _MAX_ROWS
+        return is_short and self._task == "detect" and self._columns == _BOX + (self._num_labels or 0)
 
     def _is_yolov5(self) -> bool:
         """Its exports have names and strides, and no task."""
