@@ -25,7 +25,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 400  # a first start fetches 98 MB
 STOP_TIMEOUT_S = 60
-PULLS = (("file:compat_tests/scripted", "--name", "scripted"), ("all-minilm",))
+PULLS = (("file:compat_tests/scripted", "--name", "scripted"), ("all-minilm",), ("whisper:tiny.en",), ("silero-vad",))
 """Models that the tests ask for beside the default one."""
 
 TIKTOKEN_DIR = next(ROOT.glob(".venv-clients/lib/*/site-packages/litellm/litellm_core_utils/tokenizers"), None)
@@ -120,6 +120,22 @@ def embedding_model(installed: list[str]) -> str:
     if not any(name.startswith("all-minilm") for name in installed):
         pytest.skip("the server does not have the embedding model: vmm pull all-minilm")
     return "all-minilm"
+
+
+@pytest.fixture(scope="session")
+def whisper(installed: list[str]) -> str:
+    """A small model that hears."""
+    if "whisper:tiny.en" not in installed:
+        pytest.skip("the server does not have a model that hears: vmm pull whisper:tiny.en")
+    return "whisper:tiny.en"
+
+
+@pytest.fixture(scope="session")
+def vad(installed: list[str]) -> str:
+    """The model that finds speech."""
+    if not any(name.startswith("silero-vad") for name in installed):
+        pytest.skip("the server does not have the model that finds speech: vmm pull silero-vad")
+    return "silero-vad"
 
 
 @pytest.fixture(scope="session")

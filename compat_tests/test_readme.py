@@ -1,7 +1,9 @@
-"""Every snippet of the README's first screen and of docs/clients.md runs as it stands, against the real server."""
+"""Every snippet of the README's first screen, of docs/clients.md and of docs/audio.md runs as it stands, against the
+real server."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ FIRST_SCREEN = (ROOT / "README.md").read_text().partition("\n## ")[0]
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 SNIPPETS = FENCED.findall(FIRST_SCREEN)
 CLIENTS = FENCED.findall((ROOT / "docs" / "clients.md").read_text())
+AUDIO = FENCED.findall((ROOT / "docs" / "audio.md").read_text())
 NODE = ROOT / "compat_tests" / "node"
 DEFAULT_URL = "http://127.0.0.1:11434"
 
@@ -81,6 +84,17 @@ def test_a_client_does_what_its_page_says(language: str, code: str, base_url: st
         output = run(base_url, sys.executable, "-c", code)
     promised = re.search(r"^print\(.*\)  # (.+)$", code, re.M)
     assert promised.group(1) in output if promised else looks_like_an_answer(output), output
+
+
+@pytest.mark.parametrize(("language", "code"), AUDIO)
+def test_speech_is_written_down_as_its_page_says(
+    language: str, code: str, base_url: str, whisper: str, tmp_path: Path
+) -> None:
+    shutil.copy(ROOT / "tests" / "data" / "media" / "0930.wav", tmp_path / "speech.wav")
+    code = "\n".join(line for line in code.splitlines() if not line.startswith("vmm pull"))
+    shell = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    output = run(base_url, *shell, code.replace(DEFAULT_URL, base_url), cwd=tmp_path)
+    assert output.count("made amiable himself") == code.count("create(") + code.count("curl ")
 
 
 def test_make_serve_is_a_target() -> None:
