@@ -25,7 +25,7 @@ from vmm_server.settings import read_settings
 STDIN = "-"
 DEFAULTS = {
     "transcription": "whisper:tiny.en",
-    "detection": "yolo11n",
+    "detection": "yolox:nano",
     "classification": "efficientnet:lite0",
     "embedding": "all-minilm",
     "image-embedding": "clip",

@@ -101,8 +101,8 @@ def test_a_stream_has_a_delta_for_each_segment_and_the_whole_text_at_its_end(aud
     response = post(audio_server, stream="true")
     *deltas, done = events(response)
     assert deltas == [
-        {"type": "transcript.text.delta", "delta": "second 0."},
-        {"type": "transcript.text.delta", "delta": " second 2."},
+        {"type": "transcript.text.delta", "delta": "second 0.", "start": 0.0, "end": 1.0},
+        {"type": "transcript.text.delta", "delta": " second 2.", "start": 2.0, "end": 3.0},
     ]
     assert done == {
         "type": "transcript.text.done",

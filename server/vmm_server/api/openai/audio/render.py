@@ -106,14 +106,15 @@ class Events:
     """Held back: the text does not end with any."""
 
     def segment(self, segment: Segment) -> bytes:
-        """`transcript.text.delta`; nothing where the segment has no text."""
+        """`transcript.text.delta`, with the segment's times in seconds; nothing where it has no text."""
         text = self._blanks + segment.text if self._parts else segment.text.lstrip()
         delta = text.rstrip()
         if not delta:
             return b""
         self._blanks = text[len(delta) :]
         self._parts.append(delta)
-        return sse_event({"type": "transcript.text.delta", "delta": delta})
+        times = {"start": _rounded(segment.start), "end": _rounded(segment.end)}
+        return sse_event({"type": "transcript.text.delta", "delta": delta, **times})
 
     def end(self, duration_s: float, num_tokens: int, warnings: Sequence[str] = ()) -> bytes:
         """`transcript.text.done`, and the end of the stream."""

@@ -49,7 +49,7 @@ TRANSCRIPTIONS = (
     Example(
         "A stream",
         (
-            {"type": "transcript.text.delta", "delta": SPOKEN},
+            {"type": "transcript.text.delta", "delta": SPOKEN, "start": 0.0, "end": 2.8},
             {"type": "transcript.text.done", "text": SPOKEN, "usage": USAGE},
             "[DONE]",
         ),
