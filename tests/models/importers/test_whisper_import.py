@@ -273,6 +273,14 @@ def test_files_that_are_missing_are_named(tmp_path: Path, convert: Callable[[Pat
         ({"decoder/layer_1/attention/linear_1/weight": np.zeros((31, 16), np.float32)}, CorruptFile, "no 2 matrices"),
         ({"encoder/conv1/weight": np.zeros((0, 8, 3), np.float32)}, CorruptFile, "encoder/conv1/weight has the shape"),
         ({"decoder/layer_0/ffn/linear_0/weight": np.zeros((24, 16), np.int8)}, CorruptFile, "linear_0/weight_scale"),
+        (
+            {
+                "encoder/conv1/weight": np.ones((16, 8, 3), np.int8),
+                "encoder/conv1/weight_scale": np.ones(8, np.float32),
+            },
+            CorruptFile,
+            r"weight_scale has the shape \(8,\), \(16,\) is expected",
+        ),
         ({"decoder/projection/weight": np.zeros((1521, 16), np.float32)}, UnsupportedArchitecture, "projection/weight"),
     ],
 )

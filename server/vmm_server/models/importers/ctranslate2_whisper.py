@@ -6,7 +6,6 @@ out, as in transformers. Quantised weights are `weight * scale` rounded, one sca
 they become float16, whose own rounding is far below theirs.
 """
 
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,17 +140,11 @@ class CTranslate2Whisper:
 
     def _scale(self, variable: Variable) -> NDArray[np.float32]:
         """What a quantised variable was multiplied by, so that it divides rows of it: `[rows or 1, …]`."""
-        found = self._variable(f"{variable.name}_scale")
-        values = self._floats(found)
-        shape = variable.shape
-        by_column = (*shape[:1], 1, *shape[2:])  # one for each place of a convolution's kernel
-        if found.shape == shape[:1] or values.size == 1:
-            values = values.reshape(-1, *(1 for _ in shape[1:]))
-        elif len(shape) == 3 and found.shape == (shape[0], shape[2]):
-            values = values.reshape(by_column)
-        else:
+        found, shape = self._variable(f"{variable.name}_scale"), variable.shape
+        if found.shape not in ((), shape[:1]):
             raise CorruptFile(f"{self.path}: {found.name} has the shape {found.shape}, {shape[:1]} is expected")
-        least = 2.0 ** (8 * variable.size_bytes // math.prod(shape) - 1) / _LARGEST
+        values = self._floats(found).reshape(-1, *(1 for _ in shape[1:]))
+        least = -np.iinfo(variable.dtype).min / _LARGEST
         if not (np.isfinite(values) & (values >= least)).all():
             raise CorruptFile(f"{self.path}: {found.name} has a scale that is no number above {least:.2g}")
         return values
