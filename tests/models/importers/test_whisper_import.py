@@ -179,6 +179,7 @@ def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
 
 
 CONFIG = WhisperConfig(**SIZES)
+FC2 = "decoder/layer_0/ffn/linear_1"
 UPPER_HALF = tuple((1, head) for head in range(4))
 
 
@@ -280,6 +281,11 @@ def test_files_that_are_missing_are_named(tmp_path: Path, convert: Callable[[Pat
             },
             CorruptFile,
             r"weight_scale has the shape \(8,\), \(16,\) is expected",
+        ),
+        (
+            {f"{FC2}/weight": np.zeros((0, 24), np.int8), f"{FC2}/weight_scale": np.zeros(0, np.float32)},
+            CorruptFile,
+            r"fc2\.weight has the shape \(0, 24\), \(16, 24\) is expected",
         ),
         ({"decoder/projection/weight": np.zeros((1521, 16), np.float32)}, UnsupportedArchitecture, "projection/weight"),
     ],
