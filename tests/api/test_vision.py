@@ -3,6 +3,11 @@
 import base64
 import io
 import math
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import numpy as np
@@ -10,7 +15,8 @@ import openai
 import pytest
 from openai.types import CreateEmbeddingResponse
 from PIL import Image
-from tests.api.fake_vision import COLOURS, DIM
+from tests.api.conftest import StartServer
+from tests.api.fake_vision import COLOURS, DIM, install_fakes
 
 from vmm_server.api.vision.wire import MAX_IMAGES, MAX_TEXTS
 
@@ -395,6 +401,62 @@ def test_a_wrong_field_is_a_bad_request_that_names_it(
 ) -> None:
     found, message = refused(vision_server, route, **fields)
     assert (found, words in message) == (param, True), message
+
+
+def huge_png() -> bytes:
+    """A header of 30,000 by 30,000 pixels, and none behind it."""
+    chunks = [struct.pack(">4sIIBBBBB", b"IHDR", 30_000, 30_000, 8, 2, 0, 0, 0), b"IDAT", b"IEND"]
+    framed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+@pytest.mark.parametrize("route", ["detect", "classify", "embed", "zero-shot", "search", ""])
+def test_more_pixels_than_the_limit_are_refused_on_every_route(vision_server: Any, route: str) -> None:
+    fields = {} if route else {"model": "detector"}
+    param, message = refused(vision_server, route, image=uri(huge_png()), **fields)
+    assert param == "image"
+    assert "50000000 pixels" in message
+
+
+def test_of_an_animation_the_first_picture_is_seen(vision_server: Any) -> None:
+    frames = [Image.new("RGB", (8, 8), COLOURS[name]) for name in ("green", "red")]
+    file = png_of(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    (one,) = seen(vision_server, "classify", image=uri(file))["data"]
+    assert one["classes"][0]["label"] == "green"
+
+
+def test_a_local_url_is_not_fetched(vision_server: Any) -> None:
+    param, message = refused(vision_server, "detect", images=[{"image_url": {"url": f"{vision_server.url}/metrics"}}])
+    assert param == "images.image_url.url"
+    assert "no address of the public internet" in message
+
+
+def test_a_url_is_fetched_where_it_may_be(start_server: StartServer, png_server: str) -> None:
+    server = start_server({"image_urls": "any"})
+    install_fakes(server.parts.store, server.parts.registry.resolve("echo"))
+    assert seen(server, "detect", image=png_server)["data"][0]["width"] == 40
+    assert refused(server, "detect", image=f"{png_server}.nope")[1].endswith("its server answers 404")
+
+
+class _Pictures(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/box.png" else 404)
+        self.end_headers()
+        self.wfile.write(png_of(box()))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def png_server() -> Iterator[str]:
+    """The URL of a picture, on this machine."""
+    with HTTPServer(("127.0.0.1", 0), _Pictures) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/box.png"
+        server.shutdown()
+        thread.join(10)
 
 
 @pytest.mark.parametrize(
