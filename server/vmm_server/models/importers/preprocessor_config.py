@@ -19,7 +19,7 @@ from vmm_server.models.importers.onnx_file import Port
 FILES = ("preprocessor_config.json", "processor_config.json")
 """The second is what transformers 5 writes for models that read texts too."""
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-_RESAMPLE: dict[object, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """PIL.Image.Resampling's numbers."""
 _NAMES: tuple[Interpolation, ...] = ("nearest", "bilinear", "bicubic", "lanczos")
 _BICUBIC = ("CLIP", "Siglip", "ConvNext", "ChineseCLIP", "Bit", "Deit", "DeiT", "PoolFormer")
@@ -179,7 +179,7 @@ class _Reader:
         if isinstance(value, str):
             found = next((name for name in _NAMES if name == value), None)
         else:
-            found = None if isinstance(value, bool) else _RESAMPLE.get(value)
+            found = _RESAMPLE.get(value) if type(value) is int else None
         if found is None:
             raise UnsupportedArchitecture(
                 f"{self._path}: resample {value!r} is not supported; 0 to 3 are",

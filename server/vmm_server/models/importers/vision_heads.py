@@ -98,7 +98,8 @@ class _Outputs:
     def _is_rt_detr(self) -> bool:
         """Ultralytics' export of it: boxes and classes side by side."""
         is_short = self._rows is not None and self._rows <= _MAX_ROWS
-        return is_short and self._task == "detect" and self._columns == _BOX + (self._num_labels or 0)
+        is_wide = self._num_labels is not None and self._columns == _BOX + self._num_labels
+        return is_short and is_wide and self._task == "detect"
 
     def _is_yolov5(self) -> bool:
         """Its exports have names and strides, and no task."""
