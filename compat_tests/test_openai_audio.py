@@ -4,6 +4,7 @@ import io
 import re
 import wave
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -96,7 +97,8 @@ def test_a_stream_says_the_same_in_pieces(client: openai.OpenAI, whisper: str) -
 
 
 def test_options_that_the_client_nests(client: openai.OpenAI, whisper: str, vad: str) -> None:
-    for strategy in ("auto", {"type": "server_vad", "threshold": 0.4, "silence_duration_ms": 500}):
+    own: Any = {"type": "server_vad", "threshold": 0.4, "silence_duration_ms": 500}
+    for strategy in ("auto", own):
         heard = client.audio.transcriptions.create(
             model=whisper, file=SPEECH, chunking_strategy=strategy, temperature=0, language="en", prompt="Jane Austen."
         )
@@ -132,7 +134,7 @@ def test_mistakes_are_the_clients_own_errors(client: openai.OpenAI, whisper: str
     with pytest.raises(openai.NotFoundError):
         client.audio.transcriptions.create(model="whisper-9", file=SPEECH)
     with (
-        pytest.warns(DeprecationWarning),  # OpenAI's own models translate no more
+        pytest.warns(DeprecationWarning, match="deprecated"),  # OpenAI's own models translate no more
         pytest.raises(openai.BadRequestError, match="does not support translation"),
     ):
         client.audio.translations.create(model=whisper, file=SPEECH)

@@ -17,7 +17,7 @@ from vmm_server.errors import UnsupportedParameter
 from vmm_server.models.ready import Ready
 from vmm_server.models.router import NO_LOAD, Load, Placement
 from vmm_server.models.store import InstalledModel, Store
-from vmm_server.models.vad import ReadyVad, hear_block
+from vmm_server.models.vad import Block, ReadyVad, Spoken, hear_block
 from vmm_server.models.whisper import ReadyTranscriber
 
 LOUD = 0.01
@@ -114,15 +114,15 @@ class FakeTranscriber(ReadyTranscriber):
         self.asked: list[TranscriptionOptions] = []
 
     @property
-    def placement(self) -> Placement:  # type: ignore[override]
+    def placement(self) -> Placement:
         return self._where
 
     @property
-    def context_length(self) -> int:  # type: ignore[override]
+    def context_length(self) -> int:
         return 448
 
     @property
-    def memory_bytes(self) -> int:  # type: ignore[override]
+    def memory_bytes(self) -> int:
         return 1000
 
     @property
@@ -152,12 +152,12 @@ class FakeVadSession:
 
     def __init__(self) -> None:
         float32 = np.dtype(np.float32)
-        self.inputs = (
+        self.inputs: tuple[TensorSpec, ...] = (
             TensorSpec("input", float32, (None, 576)),
             TensorSpec("h", float32, (1, 1, 128)),
             TensorSpec("c", float32, (1, 1, 128)),
         )
-        self.outputs = (
+        self.outputs: tuple[TensorSpec, ...] = (
             TensorSpec("speech_probs", float32, (None,)),
             TensorSpec("hn", float32, (1, 1, 128)),
             TensorSpec("cn", float32, (1, 1, 128)),
@@ -182,7 +182,7 @@ def fake_ear(model: InstalledModel, placement: Placement, on_segment: OnSegment 
     if "vad" not in model.capabilities:
         return None
     session = FakeVadSession()
-    batcher = Batcher(
+    batcher: Batcher[Block, Spoken] = Batcher(
         lambda blocks: [hear_block(session, block) for block in blocks], size=lambda _: 1, close=session.close
     )
     return ReadyVad(batcher, placement, session.memory_bytes)

@@ -81,7 +81,8 @@ def test_verbose_json_has_segments(audio_server: Any) -> None:
 def test_granularities_say_which_times_there_are(
     audio_server: Any, name: str, given: list[str], shown: set[str]
 ) -> None:
-    body = post(audio_server, response_format="verbose_json", **{name: given}).json()
+    fields: dict[str, Any] = {name: given}
+    body = post(audio_server, response_format="verbose_json", **fields).json()
     assert body.keys() & {"words", "segments"} == shown
     if "words" in shown:
         assert body["words"][:2] == [
