@@ -391,7 +391,7 @@ def install_examples() -> Callable[[LiveServer], None]:
         }
         store.install(replace(echo, **names, capabilities=("embedding",), context_length=64))
         install_ears(store, echo)
-        install_fakes(store, echo, detector="yolo11n", classifier="efficientnet:lite0")
+        install_fakes(store, echo, detector="yolox:nano", classifier="efficientnet:lite0", clip="clip:vit-b32")
         responses, given = server.parts.response_store, LIST_INPUT_ITEMS[0].answer["data"]
         server.run(responses.delete(WHOLE["id"]))
         server.run(responses.put(WHOLE, given=given, output=[ITEM]))

@@ -36,7 +36,7 @@ def run_in(start_server: StartServer, tmp_path: Path) -> Callable[[str], str]:
     return lambda text: run(*told(text.replace(ADDRESS, f"127.0.0.1:{server.port}")))
 
 
-NAMES = {"detector": "yolo11n", "classifier": "efficientnet:lite0", "clip": "clip"}
+NAMES = {"detector": "yolox:nano", "classifier": "efficientnet:lite0", "clip": "clip:vit-b32"}
 
 
 def told(text: str) -> list[str]:

@@ -2,9 +2,9 @@
 
 from vmm_server.api.openapi import Example
 
-DETECTOR = "yolo11n"
+DETECTOR = "yolox:nano"
 CLASSIFIER = "efficientnet:lite0"
-CLIP = "clip"
+CLIP = "clip:vit-b32"
 IMAGE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABAAAAAMAQMAAABRKa/CAAAABlBMVEX////cHigw"
     "pYgPAAAAE0lEQVR42mNggAH+D0wMDMgIDgAZzgEKREBzNAAAAABJRU5ErkJggg=="
@@ -52,7 +52,7 @@ DETECT = (
     Example(
         "A model that segments: masks are COCO's run lengths",
         _detected(_BOX | {"mask": {"size": [12, 16], "counts": "c1660000000000000]1"}}),
-        {"model": "yolo11n-seg", "image": IMAGE},
+        {"model": "yolo11:n-seg", "image": IMAGE},
         is_sent=False,
     ),
 )
