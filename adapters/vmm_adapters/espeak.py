@@ -34,7 +34,7 @@ class EspeakPhonemizer:
 
         Punctuation is not told: clauses are joined by a space.
         """
-        pointer = ctypes.c_char_p(text.replace("\0", " ").encode())
+        pointer = ctypes.c_char_p(text.replace("\0", " ").encode(errors="replace"))
         clauses: list[str] = []
         with _LOCK:
             if self._library.espeak_SetVoiceByName(language.encode()):

@@ -1,5 +1,6 @@
 """A folder of Kokoro's → a model that speaks."""
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ from vmm_adapters.types import SessionOptions
 from vmm_server.errors import CorruptFile, InvalidRequest, UnsupportedArchitecture, UnsupportedParameter
 from vmm_server.models.importers import describe_folder
 from vmm_server.models.importers.kokoro import MAX_TOKENS, KokoroInputs, kokoro_files, read_inputs
+from vmm_server.models.ready import Sampled
 from vmm_server.models.router import Placement
+from vmm_server.models.sources.hub_files import choose_files
 from vmm_server.models.speech import (
     ReadySpeaker,
     Utterance,
@@ -99,6 +102,27 @@ def test_of_a_repository_all_voices_and_one_graph_are_taken() -> None:
     needed = ["config.json", "tokenizer.json", "voices/af_bella.bin", "voices/zm_yunxi.bin", "onnx/model.onnx"]
     assert sorted(kokoro_files(sorted([*others, *needed]))) == sorted(needed)
     assert kokoro_files([*others, "config.json", "tokenizer.json", "onnx/model.onnx"]) == []
+
+
+def test_a_pull_of_the_hubs_repository_means_the_voices_too() -> None:
+    paths = ["README.md", "config.json", "onnx/model.onnx", "onnx/model_q4.onnx", "tokenizer.json", "voices/af.bin"]
+    chosen, folder = choose_files("hf:a/b", "a/b", paths, path="", quantization=None, generates=False)
+    assert (sorted(chosen), folder) == (["config.json", "onnx/model.onnx", "tokenizer.json", "voices/af.bin"], "")
+
+
+def test_it_can_be_tried(folder: Path, settings: MakeSettings) -> None:
+    async def body() -> None:
+        session = KokoroSession()
+        speaker = ready(folder, settings, session)
+        assert isinstance(speaker, Sampled)
+        before = speaker.stats.computed_size
+        await speaker.try_once()
+        assert speaker.stats.computed_size - before == len(session.said[-1]) == 50
+        assert speaker.load.num_running == speaker.load.num_waiting == 0
+        await speaker.aclose()
+        assert session.is_closed
+
+    asyncio.run(body())
 
 
 def test_each_sentence_is_an_utterance(folder: Path, settings: MakeSettings) -> None:
