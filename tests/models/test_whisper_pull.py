@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vmm_server.errors import CorruptFile, ImportFailed, InvalidRequest
+from vmm_server.errors import CorruptFile, ImportFailed, InvalidRequest, SourceNotFound
 from vmm_server.models.pull import Puller
 from vmm_server.models.registry import Registry
 from vmm_server.models.sources import RetryPolicy
@@ -123,3 +123,6 @@ def test_an_export_of_another_layout_names_what_to_pull(store: Store, hub: Any, 
         pull(store, "hf:onnx-community/whisper-base")
     assert caught.value.hint == "pull its safetensors, as a rule hf:openai/whisper-base"
     assert not fetched(web)
+    hub.repo("onnx-community/flan-t5", dict.fromkeys(names, b"{}"), **HEARS)
+    with pytest.raises(SourceNotFound):
+        pull(store, "hf:onnx-community/flan-t5")

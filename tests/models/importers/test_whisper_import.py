@@ -104,6 +104,15 @@ def test_weights_are_kept_as_they_are(
     assert describe_folder(folder).quantization == dtype
 
 
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_parts_of_one_matrix_in_several_types(dtype: str, tmp_path: Path, convert: Callable[[Path], Path]) -> None:
+    folder = convert(write_transformers(tmp_path / "source", WEIGHTS, dtype=dtype, odd="k_proj.weight"))
+    kind, found = stored(folder, "decoder.layers.0.self_attn.qkv_proj.weight")
+    assert kind == "FLOAT"
+    expected = np.concatenate([WEIGHTS[f"decoder.layers.0.self_attn.{part}_proj.weight"] for part in "qkv"])
+    np.testing.assert_allclose(found, expected, rtol=2**-7 if dtype == "BF16" else 0)
+
+
 @pytest.mark.parametrize("quantization", ["float32", "bfloat16", "int8", "int16"])
 def test_every_type_of_ctranslate2(quantization: str, tmp_path: Path, convert: Callable[[Path], Path]) -> None:
     folder = convert(write_ctranslate2(tmp_path / "source", WEIGHTS, quantization=quantization))
@@ -216,7 +225,7 @@ def test_alignment_heads_that_are_not_this_models_are_not_taken(found: object, h
         ("config.json", {"max_target_positions": 33}, CorruptFile, r"embed_positions\.weight has the shape"),
         ("generation_config.json", {"suppress_tokens": [9999]}, CorruptFile, "suppress_tokens is no list of tokens"),
         ("generation_config.json", {"begin_suppress_tokens": "x"}, CorruptFile, "begin_suppress_tokens is no list"),
-        ("tokenizer.json", {"added_tokens": []}, CorruptFile, r"has no token <\|endoftext\|>"),
+        ("tokenizer.json", {"added_tokens": [{"content": []}, 7]}, CorruptFile, r"has no token <\|endoftext\|>"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_named_before_a_weight_is_written(

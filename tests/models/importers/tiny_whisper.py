@@ -97,9 +97,12 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_transformers(
-    folder: Path, weights: Weights, *, dtype: str = "F16", shards: int = 1, **config: object
+    folder: Path, weights: Weights, *, dtype: str = "F16", shards: int = 1, odd: str = "", **config: object
 ) -> Path:
-    """A folder as `save_pretrained` writes it, in `shards` files; `config` is said in config.json besides."""
+    """A folder as `save_pretrained` writes it, in `shards` files; `config` is said in config.json besides.
+
+    Weights that are called like `odd` are float32.
+    """
     folder.mkdir(parents=True)
     write_tokenizer(folder)
     content = {"model_type": "whisper", **SIZES, "activation_function": "gelu"} | config
@@ -114,15 +117,16 @@ def write_transformers(
         index = {f"model.{name}": file for file, parts in files.items() for name in parts}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     for file, parts in files.items():
-        _write_safetensors(folder / file, {f"model.{name}": weights[name] for name in parts}, dtype)
+        _write_safetensors(folder / file, {f"model.{name}": weights[name] for name in parts}, dtype, odd)
     return folder
 
 
-def _write_safetensors(path: Path, tensors: Weights, dtype: str) -> None:
+def _write_safetensors(path: Path, tensors: Weights, dtype: str, odd: str) -> None:
     header, data = {}, b""
     for name, value in tensors.items():
-        raw = _stored(value, dtype)
-        header[name] = {"dtype": dtype, "shape": value.shape, "data_offsets": [len(data), len(data) + len(raw)]}
+        kind = "F32" if odd and name.endswith(odd) else dtype
+        raw = _stored(value, kind)
+        header[name] = {"dtype": kind, "shape": value.shape, "data_offsets": [len(data), len(data) + len(raw)]}
         data += raw
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)

@@ -17,8 +17,6 @@ _CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json",
 _VOCABULARIES = ("vocabulary.json", "vocabulary.txt")
 """One of them is in every CTranslate2 folder; what is in it, tokenizer.json has too."""
 _OPTIONAL = ("generation_config.json",)
-
-
 _OTHER_LAYOUT = re.compile(r"(?:.*/)?(?:encoder|decoder)_model[^/]*\.onnx")
 
 

@@ -57,7 +57,7 @@ def read_tokens(folder: Path, vocab_size: int) -> WhisperTokens:
     tokenizer = read_json_object(path)
     added = tokenizer.get("added_tokens")
     entries = [entry for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
-    ids = {entry.get("content"): entry.get("id") for entry in entries}
+    ids = {text: entry.get("id") for entry in entries if isinstance(text := entry.get("content"), str)}
     found = {field: _token(ids, text, path) for field, text in _NAMES.items()}
     model = tokenizer.get("model")
     words = model.get("vocab") if isinstance(model, dict) else None
@@ -71,15 +71,12 @@ def read_tokens(folder: Path, vocab_size: int) -> WhisperTokens:
     languages = {
         text: number
         for text, number in ids.items()
-        if isinstance(text, str)
-        and isinstance(number, int)
-        and _LANGUAGE.fullmatch(text)
-        and found["start"] < number < found["translate"]
+        if isinstance(number, int) and _LANGUAGE.fullmatch(text) and found["start"] < number < found["translate"]
     }
     return WhisperTokens(**found, languages=languages)
 
 
-def _token(ids: Mapping[object, object], text: str, path: Path) -> int:
+def _token(ids: Mapping[str, object], text: str, path: Path) -> int:
     number = ids.get(text)
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
         raise CorruptFile(f"{path}: has no token {text}", hint="it is not Whisper's: fetch the model's own")

@@ -103,7 +103,8 @@ class _Chooser:
 
     def folder(self, folders: Sequence[str], paths: Sequence[str]) -> str:
         """The folder that can be run: the only one, or the only one made for CPUs."""
-        if not folders and (graph := next(filter(is_other_layout, paths), None)):
+        is_whisper = "whisper" in self._repo.lower()
+        if not folders and is_whisper and (graph := next(filter(is_other_layout, paths), None)):
             raise ImportFailed(
                 f"{self._uri}: {graph} is Whisper in a layout that is not read",
                 hint=f"pull its safetensors, as a rule hf:openai/{self._repo.partition('/')[2]}",
