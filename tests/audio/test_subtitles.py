@@ -15,7 +15,7 @@ def said(text: str, start: float, end: float) -> Segment:
 
 
 TIMES = st.floats(0, 400_000, allow_nan=False)
-TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=20)
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
 SEGMENTS = st.lists(st.builds(said, TEXTS, TIMES, TIMES), max_size=8)
 CLOCK = {",": r"(\d\d+):([0-5]\d):([0-5]\d),(\d{3})", ".": r"(\d\d+):([0-5]\d):([0-5]\d)\.(\d{3})"}
 

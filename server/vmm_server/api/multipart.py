@@ -6,10 +6,8 @@ the event loop.
 """
 
 import asyncio
-import contextlib
-import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, TypeVar
 
@@ -20,16 +18,13 @@ from multipart import MultipartError, MultipartSegment, ParserLimitReached, Push
 from pydantic import ByteSize, ValidationError
 
 from vmm_server.api.body import Wire, invalid_request
+from vmm_server.api.form_fields import nested
 from vmm_server.errors import InvalidRequest, RequestCancelled, StoreError
 
 SPOOL_BYTES = 1024 * 1024
 """From here on a file lies on the disk, and is written there in pieces of this size."""
 _SLACK_BYTES = 64 * 1024
 """Boundaries and headers of parts."""
-_MAX_DEPTH = 4
-"""Brackets in a field's name."""
-_NAME = re.compile(r"(?P<root>[^\[\]]+)(?P<keys>(?:\[[^\[\]]*\])*)")
-_KEY = re.compile(r"\[([^\[\]]*)\]")
 
 Shape = TypeVar("Shape", bound=Wire)
 
@@ -285,42 +280,3 @@ def _text(name: str, raw: bytes) -> str:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{name}: must be UTF-8 text", param=name) from error
-
-
-def nested(fields: Sequence[tuple[str, str]]) -> dict[str, object]:
-    """Fields by name: `a[]` and what comes several times as a list, `a[b]` as a mapping, as SDKs write them."""
-    found: dict[str, Any] = {}
-    for name, value in fields:
-        path = _path(name)
-        with contextlib.suppress(_Clash):
-            _put(found, path, value)
-            continue
-        raise InvalidRequest(f"{name}: sent in two forms", param=path[0])
-    return found
-
-
-class _Clash(Exception):
-    """A name is a value and holds others."""
-
-
-def _path(name: str) -> list[str]:
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return [name]
-    return [match["root"], *_KEY.findall(match["keys"])][: _MAX_DEPTH + 1]
-
-
-def _put(into: dict[str, Any], path: Sequence[str], value: str) -> None:
-    *parents, last = path if path[-1] else path[:-1]
-    for key in parents:
-        into = into.setdefault(key, {})
-        if not isinstance(into, dict):
-            raise _Clash
-    if last not in into:
-        into[last] = value if path[-1] else [value]
-    elif isinstance(into[last], dict):
-        raise _Clash
-    elif isinstance(into[last], list):
-        into[last].append(value)
-    else:
-        into[last] = [into[last], value]
