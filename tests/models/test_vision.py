@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,21 @@ def test_siglip_reads_its_padding(tmp_path: Path, placement: Placement, quick: S
         np.testing.assert_allclose(vector, matrix.sum(0) / np.linalg.norm(matrix.sum(0)), atol=1e-4)
 
     use(load_model(siglip_in(tmp_path, table, matrix), placement, 0, quick), body)
+
+
+def test_texts_of_a_batch_do_not_see_its_padding(tmp_path: Path, placement: Placement, quick: Settings) -> None:
+    table = weights(3, VOCAB, DIM)
+    installed = siglip_in(tmp_path, table, weights(4, 3, DIM))
+    save_text(tmp_path / "onnx" / "text_model.onnx", table)
+    vision = VisionRecipe(image=SMALL, pad_token_id=1)
+
+    async def body(ready: ReadyClip) -> None:
+        ids = [[5, 7, 2, 9, 3, 3, 4, 8, 6, 10, 11], [4, 4, 5, 6, 7, 8, 9, 10, 11, 3]]
+        rows = await ready.batcher.call([EncoderInput(each) for each in ids])
+        for row, each in zip(rows, ids, strict=True):
+            np.testing.assert_allclose(row, table[each].sum(0), atol=1e-4)
+
+    use(load_model(replace(installed, vision=vision), placement, 0, quick), body)
 
 
 def test_halves_of_two_models_are_refused(tmp_path: Path, quick: Settings) -> None:

@@ -347,3 +347,12 @@ def test_without_names_classes_are_counted() -> None:
     assert find_head(outputs, VisionRecipe(head="yolov8"), width=SIZE, height=SIZE).num_classes == 3
     outputs["output1"] = np.zeros((2, 32, 32), np.float32)
     assert find_head(outputs, VisionRecipe(head="yolov8"), width=SIZE, height=SIZE).num_classes == 1
+
+
+def test_a_small_picture_may_have_fewer_cells_than_classes() -> None:
+    labels = tuple(f"thing {number}" for number in range(80))
+    values = np.zeros((4 + len(labels), 16 + 4 + 1), np.float32)
+    values[:4, 5], values[4 + 33, 5] = (16, 16, 8, 8), 0.9
+    head = find_head({"output0": values}, recipe("yolov8", labels=labels), width=32, height=32)
+    found = head.decode({"output0": values}, PARAMS, Framing(32, 32, 32, 32, 1.0, 1.0))
+    assert found.class_ids.tolist() == [33]
