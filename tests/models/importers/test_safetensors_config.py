@@ -209,7 +209,7 @@ def test_a_sentence_transformer_is_no_text_model(write_folder: Write) -> None:
         check_safetensors(folder)
 
 
-def test_encoders_are_not_quantised(write_folder: Write, tmp_path: Path) -> None:
+def test_only_text_models_are_quantised(write_folder: Write, tmp_path: Path) -> None:
     folder = write_folder("qwen3", config={"model_type": "bert"})
-    with pytest.raises(InvalidRequest, match="encoders cannot be quantized"):
+    with pytest.raises(InvalidRequest, match="only models that write text can be quantized"):
         import_safetensors(folder, tmp_path, quantize=parse_quantization("q8_0"))
