@@ -56,7 +56,8 @@ def test_clips_old_and_new_form_say_the_same(folder: Path) -> None:
     recipe = read(folder, CLIP)
     assert recipe == read(folder, new)
     assert sizes(recipe) == (224, 224, "shortest", 224)
-    assert (recipe.interpolation, recipe.scale, recipe.channels) == ("bicubic", pytest.approx(1 / 255), "rgb")
+    assert (recipe.interpolation, recipe.channels) == ("bicubic", "rgb")
+    assert recipe.scale == pytest.approx(1 / 255)
     assert recipe.mean == tuple(CLIP["image_mean"])
     assert read(folder, {"image_processor_type": "CLIPImageProcessor"} | CLIP) == recipe
 

@@ -87,7 +87,7 @@ def describe_vision(folder: Path) -> ImportedModel:
             hint="export it without, as transformers or Ultralytics do",
         )
     reader = _Reader(folder, graph, image)
-    classifies = len(graph.outputs[0].shape) == 2 and not graph.output("pred_boxes")
+    classifies = len(graph.outputs[0].shape) == 2 and not graph.output("pred_boxes", "boxes")
     recipe = reader.classifier() if classifies else reader.detector()
     return ImportedModel(
         family=reader.family or recipe.head or "unknown",
