@@ -2,6 +2,7 @@
 
 import io
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,3 +361,21 @@ def test_it_knows_how_long_the_sound_is() -> None:
     num_samples = len(read_all(reader))
     assert reader.duration_s == num_samples / SAMPLE_RATE
     assert open_audio(io.BytesIO(WAV)).duration_s == 5.0
+
+
+def test_half_an_hour_is_never_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "long.wav"
+    minute = np.random.default_rng(0).uniform(-0.5, 0.5, 60 * 8000).astype(np.float32)
+    with soundfile.SoundFile(path, "w", 8000, 1, subtype="ULAW") as file:
+        for _ in range(30):
+            file.write(minute)
+    tracemalloc.start()
+    reader = open_audio(path)
+    num_samples = 0
+    while len(samples := reader.read(30 * SAMPLE_RATE)):
+        num_samples += len(samples)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    reader.close()
+    assert num_samples == 30 * 60 * SAMPLE_RATE
+    assert peak_bytes < 12_000_000
