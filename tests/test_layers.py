@@ -83,6 +83,7 @@ PURE_API = (
     ),
     *(f"openai.audio.{name}" for name in ("convert", "render")),
     "openai.tokens.wire",
+    *(f"vision.{name}" for name in ("convert", "masks", "render")),
 )
 IMPURE = {"asyncio", "threading", "time", "socket", "queue", "concurrent"}
 CONTRACT_PACKAGES = {"numpy", "pydantic", "vmm_adapters", *sys.stdlib_module_names}

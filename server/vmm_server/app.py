@@ -195,10 +195,11 @@ def build_parts(
     placer = placer or Placer(settings, machine.read)
     pool = ModelPool(settings, loads, placer)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
-    inference = Inference(registry, pool)
+    fetcher = Fetcher(settings.image_urls)
+    inference = Inference(registry, pool, fetcher=fetcher)
     one_shot = OneShot(registry, pool)
     embeddings = Embeddings(one_shot, read_table=partial(read_cl100k, settings.tiktoken_dir))
-    image_reader = ImageReader(Fetcher(settings.image_urls), max_waiting=settings.max_queue)
+    image_reader = ImageReader(fetcher, max_waiting=settings.max_queue)
     kept = ResponseStore(settings.response_store_path, max_bytes=settings.response_store_size)
     puller = Puller(store, registry)
     return Parts(

@@ -27,6 +27,8 @@ from vmm_server.errors import (
     UnsupportedCapability,
     UnsupportedParameter,
 )
+from vmm_server.media.fetching import Fetcher
+from vmm_server.media.images import LIMITS, is_url
 from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.leases import Lease
 from vmm_server.models.loading import ReadyModel
@@ -83,9 +85,12 @@ class Inference:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         new_call_id: Callable[[], str] = lambda: f"call_{secrets.token_hex(12)}",
         clock: Callable[[], float] = time.perf_counter,
+        fetcher: Fetcher | None = None,
     ) -> None:
+        """`fetcher` gets images that are sent as URLs; without one they are refused."""
         self._registry = registry
         self._pool = pool
+        self._fetcher = fetcher or Fetcher("off")
         self._now = now
         self._new_call_id = new_call_id
         self._clock = clock
@@ -103,7 +108,8 @@ class Inference:
         if beside is None:
             model, lease, request = await self._acquire(request)
         else:
-            model, lease, request = beside.model, beside.lease_again(), _with_model(request, beside.model)
+            request = await self._fetched(_with_model(request, beside.model))
+            model, lease = beside.model, beside.lease_again()
         leased_at, load_s = self._clock(), lease.load_s
         try:
             sampling = request.sampling
@@ -202,10 +208,19 @@ class Inference:
         if not model.generates:
             asked = "chat" if isinstance(request.prompt, ChatPrompt) else "generate"
             raise UnsupportedCapability(request.model, asked)
-        if (image := _first_image(request)) is not None and "vision" not in model.capabilities:
-            raise UnsupportedCapability(request.model, "vision", param=image.param)
-        request = _with_model(request, model)
+        if (images := _images(request)) and "vision" not in model.capabilities:
+            raise UnsupportedCapability(request.model, "vision", param=images[0].param)
+        request = await self._fetched(_with_model(request, model))
         return model, await self._lease(model, request), request
+
+    async def _fetched(self, request: GenerateRequest) -> GenerateRequest:
+        """With files in place of the URLs of its images."""
+        prompt = request.prompt
+        if not isinstance(prompt, ChatPrompt) or not any(map(is_url, _images(request))):
+            return request
+        files = iter(await self._fetcher.fetched(_images(request), LIMITS))
+        messages = [replace(each, images=tuple(next(files) for _ in each.images)) for each in prompt.messages]
+        return replace(request, prompt=replace(prompt, messages=tuple(messages)))
 
     async def _lease(
         self, model: InstalledModel, request: GenerateRequest, form: Constraint | Composite | None = None
@@ -234,9 +249,9 @@ class Inference:
             self._idle.set()
 
 
-def _first_image(request: GenerateRequest) -> GivenImage | None:
+def _images(request: GenerateRequest) -> list[GivenImage]:
     messages = request.prompt.messages if isinstance(request.prompt, ChatPrompt) else ()
-    return next((image for message in messages for image in message.images), None)
+    return [image for message in messages for image in message.images]
 
 
 async def _compile(form: Constraint | Composite, sampling: SamplingParams, ready: ReadyModel) -> CompiledGrammar:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import uvicorn
 from tests.api.fake_audio import OnSegment, fake_ear, install_ears
-from tests.api.fake_vision import OnPictures, fake_seer, install_fakes
+from tests.api.fake_vision import OnPictures, box, fake_seer, install_fakes, picture_served, png_of
 from tokenizers import Tokenizer
 
 from vmm_adapters import catalog
@@ -334,6 +334,13 @@ def vision_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServ
         server = start()
         install_fakes(server.parts.store, server.parts.registry.resolve("echo"))
         yield server
+
+
+@pytest.fixture
+def red_box_url() -> Iterator[str]:
+    """Where a picture is, on this machine."""
+    with picture_served(png_of(box())) as url:
+        yield url
 
 
 @pytest.fixture

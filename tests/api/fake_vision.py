@@ -1,12 +1,18 @@
 """Models that see what tests draw: anything not white is a cat; colours are what texts call them."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import base64
+import io
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vmm_adapters.card import EmbeddingRecipe, VisionRecipe
 from vmm_adapters.echo_encoder import write_echo_encoder
@@ -21,6 +27,47 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 LABELS = ("person", "cat", "dog")
 DIM = 64
 SEES = ("detection", "classification", "image-embedding")
+
+
+def png_of(image: Any, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def uri(file: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file).decode()}"
+
+
+def box(width: int = 40, height: int = 20) -> Any:
+    """A red box from (10, 5) to (30, 15), on white."""
+    image = Image.new("RGB", (width, height), "white")
+    image.paste((255, 0, 0), (10, 5, 30, 15))
+    return image
+
+
+@contextmanager
+def picture_served(file: bytes) -> Iterator[str]:
+    """Its URL, on this machine; any other path is not found there."""
+
+    class Pictures(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/box.png" else 404)
+            self.end_headers()
+            self.wfile.write(file)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Pictures) as server:
+        thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/box.png"
+        finally:
+            server.shutdown()
+            thread.join(10)
+
 
 OnPictures = Callable[[Sequence[Picture]], None]
 """Told of every batch, in a thread; it may block or raise."""

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,7 +33,9 @@ def seeing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServ
     folder = tmp_path_factory.mktemp("seer")
     write_seeing_folder(folder / "model")
     (folder / "model" / "chat_template.jinja").write_text(TEMPLATE)
-    settings = Settings.model_validate({"home": folder / "home", "default_model": "", "calibrate": "off"})
+    settings = Settings.model_validate(
+        {"home": folder / "home", "default_model": "", "calibrate": "off", "image_urls": "any"}
+    )
     server = LiveServer(create_app(settings), EchoLoader())
     server.start()
     try:
@@ -142,13 +145,29 @@ def test_answers_about_an_image_are_streamed(seeing_server: LiveServer) -> None:
 @pytest.mark.runtime
 @pytest.mark.parametrize(
     ("url", "words"),
-    [("https://example.com/a.png", "not fetched"), ("data:image/png;base64,aGk=", "no image"), ("!", "not base64")],
+    [
+        ("http://127.0.0.1:1/a.png", "cannot be fetched"),
+        ("ftp://x/a.png", "only http and https"),
+        ("data:image/png;base64,aGk=", "no image"),
+        ("!", "not base64"),
+    ],
 )
 def test_what_is_no_image_is_a_bad_request(seeing_server: LiveServer, url: str, words: str) -> None:
     response = openai(seeing_server, {"type": "image_url", "image_url": {"url": url}}, text("what?"))
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == "messages[0].content[0].image_url.url"
     assert words in response.json()["error"]["message"]
+
+
+@pytest.mark.runtime
+def test_an_image_may_be_a_url_in_every_dialect_that_has_them(seeing_server: LiveServer, red_box_url: str) -> None:
+    image = base64.b64encode(httpx.get(red_box_url, trust_env=False).content).decode()
+    said = openai(seeing_server, linked(image), text("what?")).json()["choices"][0]["message"]["content"]
+    part = {"type": "image_url", "image_url": {"url": red_box_url}}
+    answers = openai(seeing_server, part, text("what?"), n=2).json()["choices"]
+    assert [answer["message"]["content"] for answer in answers] == [said] * 2
+    block = {"type": "image", "source": {"type": "url", "url": red_box_url}}
+    assert anthropic(seeing_server, block, text("what?")).json()["content"][0]["text"] == said
 
 
 @pytest.mark.runtime

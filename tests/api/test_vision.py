@@ -4,10 +4,7 @@ import base64
 import io
 import math
 import struct
-import threading
 import zlib
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import numpy as np
@@ -16,7 +13,7 @@ import pytest
 from openai.types import CreateEmbeddingResponse
 from PIL import Image
 from tests.api.conftest import StartServer
-from tests.api.fake_vision import COLOURS, DIM, install_fakes
+from tests.api.fake_vision import COLOURS, DIM, box, install_fakes, png_of, uri
 
 from vmm_server.api.vision.wire import MAX_IMAGES, MAX_TEXTS
 
@@ -27,23 +24,6 @@ ROUTES = {
     "zero-shot": {"model": "clip", "labels": ["red", "blue"]},
     "search": {"model": "clip", "query": "red"},
 }
-
-
-def png_of(image: Any, kind: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def uri(file: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(file).decode()}"
-
-
-def box(width: int = 40, height: int = 20) -> Any:
-    """A red box from (10, 5) to (30, 15), on white."""
-    image = Image.new("RGB", (width, height), "white")
-    image.paste((255, 0, 0), (10, 5, 30, 15))
-    return image
 
 
 def plain(colour: str, size: tuple[int, int] = (8, 8)) -> str:
@@ -431,32 +411,11 @@ def test_a_local_url_is_not_fetched(vision_server: Any) -> None:
     assert "no address of the public internet" in message
 
 
-def test_a_url_is_fetched_where_it_may_be(start_server: StartServer, png_server: str) -> None:
+def test_a_url_is_fetched_where_it_may_be(start_server: StartServer, red_box_url: str) -> None:
     server = start_server({"image_urls": "any"})
     install_fakes(server.parts.store, server.parts.registry.resolve("echo"))
-    assert seen(server, "detect", image=png_server)["data"][0]["width"] == 40
-    assert refused(server, "detect", image=f"{png_server}.nope")[1].endswith("its server answers 404")
-
-
-class _Pictures(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/box.png" else 404)
-        self.end_headers()
-        self.wfile.write(png_of(box()))
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def png_server() -> Iterator[str]:
-    """The URL of a picture, on this machine."""
-    with HTTPServer(("127.0.0.1", 0), _Pictures) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/box.png"
-        server.shutdown()
-        thread.join(10)
+    assert seen(server, "detect", image=red_box_url)["data"][0]["width"] == 40
+    assert refused(server, "detect", image=f"{red_box_url}.nope")[1].endswith("its server answers 404")
 
 
 @pytest.mark.parametrize(

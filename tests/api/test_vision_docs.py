@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from tests.api.conftest import StartServer
-from tests.api.fake_vision import install_fakes
-from tests.api.test_vision import box, png_of
+from tests.api.fake_vision import box, install_fakes, png_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "vision.md").read_text()
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.api.fake_vision import COLOURS
-from tests.api.test_vision import box, plain, png_of, refused, seen, uri
+from tests.api.fake_vision import COLOURS, box, png_of, uri
+from tests.api.test_vision import plain, refused, seen
 
 from vmm_server.api.vision.wire import MAX_IMAGES
 

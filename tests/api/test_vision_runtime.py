@@ -12,7 +12,8 @@ import pytest
 from openai.types import CreateEmbeddingResponse
 from PIL import Image
 from tests.api.conftest import EchoLoader, LiveServer
-from tests.api.test_vision import png_of, seen, uri
+from tests.api.fake_vision import png_of, uri
+from tests.api.test_vision import seen
 from tests.api.test_vision_stream import received, stream
 from tests.fixtures.shapes import COLOURS, KINDS, held_out, portrait, scene
 

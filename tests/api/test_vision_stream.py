@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from tests.api.conftest import StartServer
-from tests.api.fake_vision import install_fakes
-from tests.api.test_vision import box, png_of, uri
+from tests.api.fake_vision import box, install_fakes, png_of, uri
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 

@@ -182,6 +182,13 @@ def test_images_that_were_sent_stay_as_they_are() -> None:
     asyncio.run(run())
 
 
+def test_more_urls_than_may_be_are_refused_before_one_is_fetched() -> None:
+    fetcher = Fetcher("any", resolve=resolving(), transport=answering(lambda _: found()))
+    with pytest.raises(InvalidRequest, match="65 URLs of images; the limit is 64") as caught:
+        fetch(fetcher, *["http://a.example/"] * 65)
+    assert caught.value.param == "images[64]"
+
+
 class Endless(httpx.AsyncByteStream):
     """Bytes for ever; counts what was taken."""
 

@@ -24,6 +24,10 @@ from vmm_server.settings import ImageUrls
 MAX_REDIRECTS = 3
 TIMEOUT_S = 20.0
 """For one image, redirects included."""
+REQUEST_TIMEOUT_S = 60.0
+"""For all that one request has fetched."""
+MAX_URLS = 64
+"""In one request."""
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 """Of all images that one request has fetched: what it could have sent itself."""
 MAX_CONNECTIONS = 16
@@ -42,8 +46,12 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 @dataclass(slots=True)
 class _Allowance:
+    """Of one request."""
+
     num_bytes: int
-    """That the images of one request may still have."""
+    """That its images may still have."""
+    deadline: float
+    """Until when they have to be there, on the event loop's clock."""
 
 
 class Fetcher:
@@ -66,11 +74,15 @@ class Fetcher:
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
 
     async def fetched(self, given: Sequence[GivenImage], limits: ImageLimits) -> list[GivenImage]:
-        """The same images, with the files in place of their URLs.
+        """The same images, with the files in place of their URLs: one after the other, so that a request of many does
+        not keep others from theirs.
 
         Raises `InvalidRequest` naming the field, `UnsupportedParameter` where nothing is fetched.
         """
-        allowance = _Allowance(MAX_REQUEST_BYTES)
+        if len(urls := [image for image in given if is_url(image)]) > MAX_URLS:
+            param = urls[MAX_URLS].param
+            raise InvalidRequest(f"{param}: {len(urls)} URLs of images; the limit is {MAX_URLS}", param=param)
+        allowance = _Allowance(MAX_REQUEST_BYTES, asyncio.get_running_loop().time() + REQUEST_TIMEOUT_S)
         return [await self._fetch(image, limits, allowance) if is_url(image) else image for image in given]
 
     async def aclose(self) -> None:
@@ -87,10 +99,11 @@ class Fetcher:
         if len(url) > _MAX_URL:
             raise InvalidRequest(f"{param}: a URL of {len(url)} characters; the limit is {_MAX_URL}", param=param)
         try:
-            async with self._free, asyncio.timeout(TIMEOUT_S):
+            async with self._free, asyncio.timeout_at(allowance.deadline), asyncio.timeout(TIMEOUT_S):
                 file = await self._follow(url, param, limits, allowance)
         except TimeoutError as error:
-            raise _refused(param, f"its server took longer than {TIMEOUT_S:g} s") from error
+            seconds = f"{TIMEOUT_S:g} s, or all images {REQUEST_TIMEOUT_S:g} s"
+            raise _refused(param, f"it took longer than {seconds}") from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             raise _refused(param, str(error) or type(error).__name__) from error
         return replace(image, data=io.BytesIO(file))
