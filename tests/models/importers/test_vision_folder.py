@@ -166,7 +166,7 @@ def test_a_raw_yolox_needs_nothing_beside(tmp_path: Path) -> None:
 def test_detrs_are_told_by_their_outputs(tmp_path: Path, model_type: str, classes: int, expected: str) -> None:
     write(tmp_path, "config.json", {"model_type": model_type, "id2label": {"0": "cat", "1": "dog"}})
     write(tmp_path, "preprocessor_config.json", PREPROCESSOR)
-    inputs = {"pixel_values": ["b", 3, "h", "w"], "pixel_mask": ["b", 64, 64]}
+    inputs: Shapes = {"pixel_values": ["b", 3, "h", "w"], "pixel_mask": ["b", 64, 64]}
     write_graph(tmp_path / "model.onnx", make_graph({"logits": ["b", 9, classes], "pred_boxes": ["b", 9, 4]}, inputs))
     recipe = described(tmp_path)
     assert (recipe.head, recipe.activation, recipe.labels) == ("detr", expected, ("cat", "dog"))

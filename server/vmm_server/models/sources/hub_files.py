@@ -109,14 +109,14 @@ class _Chooser:
                 f"{self._uri}: {graph} is Whisper in a layout that is not read",
                 hint=f"pull its safetensors, as a rule hf:openai/{self._repo.partition('/')[2]}",
             )
+        graphs = [] if folders or TOKENIZER in paths else lone_graphs(paths)
+        if len(graphs) > 1:
+            return self._only(graphs, graphs, "ONNX file")
         if not folders and (pickled := next(filter(_PICKLED.fullmatch, paths), None)):
             raise ImportFailed(
                 f"{self._uri}: {pickled} is pickled, and is never read: such files can run code",
                 hint="look for a revision or repository with safetensors or a GGUF file",
             )
-        graphs = [] if folders or TOKENIZER in paths else lone_graphs(paths)
-        if len(graphs) > 1:
-            return self._only(graphs, graphs, "ONNX file")
         for_cpu = [folder for folder in folders if "cpu" in folder.lower()]
         what = "GGUF file, safetensors, or genai ONNX, OpenVINO or encoder folder,"
         return self._only(for_cpu if len(for_cpu) == 1 else folders, folders, what)
