@@ -355,6 +355,16 @@ def test_other_models_of_ctranslate2_are_refused(tmp_path: Path) -> None:
         import_whisper(source, tmp_path)
 
 
+def test_graphs_of_another_export_are_refused(tmp_path: Path, convert: Callable[[Path], Path]) -> None:
+    folder = convert(write_transformers(tmp_path / "source", WEIGHTS))
+    edit(folder / "generation_config.json", lambda content: content["alignment_heads"].pop())
+    with pytest.raises(CorruptFile, match=r"cross_attention is .*, generation_config\.json has 2 alignment_heads"):
+        describe_folder(folder)
+    edit(folder / "config.json", lambda content: content.update(decoder_layers=3))
+    with pytest.raises(UnsupportedArchitecture, match=r"encoder\.onnx: has no input or output cross_key\.2: it is"):
+        describe_folder(folder)
+
+
 def test_another_layout_names_what_to_pull_in_its_place(tmp_path: Path) -> None:
     config = {"model_type": "whisper", "_name_or_path": "openai/whisper-base"}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -8,11 +8,13 @@ from vmm_server.errors import CorruptFile, UnsupportedArchitecture
 from vmm_server.models.importers.ctranslate2_file import FILE as CTRANSLATE2_FILE
 from vmm_server.models.importers.imported import ImportedModel, parameter_size
 from vmm_server.models.importers.json_files import read_json_object
+from vmm_server.models.importers.onnx_file import read_graph
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
-from vmm_server.models.importers.whisper_config import FAMILY, read_whisper_config
+from vmm_server.models.importers.whisper_config import FAMILY, WhisperConfig, read_whisper_config
 from vmm_server.models.importers.whisper_decoder import FILE as DECODER
 from vmm_server.models.importers.whisper_encoder import FILE as ENCODER
 
+_DECODER_PORTS = ("input_ids", "position_ids", "attention_mask", "logit_positions", "logits", "cross_attention")
 _CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json")
 _VOCABULARIES = ("vocabulary.json", "vocabulary.txt")
 """One of them is in every CTranslate2 folder; what is in it, tokenizer.json has too."""
@@ -64,7 +66,9 @@ def describe_whisper(folder: Path) -> ImportedModel:
         if not (folder / name).is_file():
             raise CorruptFile(f"{folder / name}: is missing", hint="fetch the whole folder")
     (encoder, quantization), (decoder, _) = (count_onnx_weights(folder / name) for name in (ENCODER, DECODER))
-    is_multilingual = read_json_object(folder / "generation_config.json").get("is_multilingual") is True
+    generation = read_json_object(folder / "generation_config.json")
+    _check_ports(folder, config, generation.get("alignment_heads"))
+    is_multilingual = generation.get("is_multilingual") is True
     count = encoder + decoder - config.decoder_layers * config.d_model  # zeros, where keys would have a bias
     return ImportedModel(
         family=FAMILY,
@@ -78,3 +82,25 @@ def describe_whisper(folder: Path) -> ImportedModel:
         license=None,
         name=None,
     )
+
+
+def _check_ports(folder: Path, config: WhisperConfig, alignment_heads: object) -> None:
+    """Raise `UnsupportedArchitecture` naming what an input or output of the graphs is not: other exporters' differ."""
+    caches = [f"{kind}.{layer}" for layer in range(config.decoder_layers) for kind in ("key", "value")]
+    cross = [f"cross_{each}" for each in caches]
+    own = [f"{when}_{each}" for when in ("past", "present") for each in caches]
+    for name, wanted in ((ENCODER, ["input_features", *cross]), (DECODER, [*_DECODER_PORTS, *cross, *own])):
+        graph = read_graph(folder / name)
+        found = {port.name for port in (*graph.inputs, *graph.outputs)}
+        if missing := [each for each in wanted if each not in found]:
+            raise UnsupportedArchitecture(
+                f"{folder / name}: has no input or output {missing[0]}: it is another export of Whisper",
+                hint="pull the model's safetensors",
+            )
+    shape = next(port.shape for port in graph.outputs if port.name == "cross_attention")
+    num_heads = len(alignment_heads) if isinstance(alignment_heads, list) else 0
+    if shape[1:2] != (num_heads,):
+        raise CorruptFile(
+            f"{folder / DECODER}: cross_attention is {shape}, generation_config.json has {num_heads} alignment_heads",
+            hint="fetch the whole folder",
+        )
