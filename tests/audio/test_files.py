@@ -283,7 +283,12 @@ def test_without_a_header_the_limit_holds_while_it_is_read() -> None:
 
 
 CUT: list[tuple[str, Callable[[], bytes]]] = [
-    ("flac", lambda: by_libsndfile(np.random.default_rng(0).normal(0, 0.1, (80_000, 1)), SAMPLE_RATE, "FLAC")),
+    (
+        "flac",
+        lambda: by_libsndfile(
+            np.random.default_rng(0).normal(0, 0.1, (80_000, 1)).astype(np.float32), SAMPLE_RATE, "FLAC"
+        ),
+    ),
     ("mp3", lambda: by_libsndfile(tone(5.0, SAMPLE_RATE), SAMPLE_RATE, "MP3")),
     ("webm", lambda: by_ffmpeg(tone(5.0, 48_000), 48_000, "webm", "libopus")),
     ("mkv", lambda: by_ffmpeg(tone(5.0, 44_100), 44_100, "matroska", "aac")),

@@ -225,6 +225,10 @@ def test_what_is_wrong_is_named(audio_server: Any, fields: dict[str, Any], param
     assert said in error["message"]
 
 
+def test_clients_whose_base_url_lacks_v1_find_the_routes(audio_server: Any) -> None:
+    assert post(audio_server, route="/audio/transcriptions").json()["text"] == "second 0. second 2."
+
+
 def test_a_translation_needs_a_model_that_translates(audio_server: Any) -> None:
     error = post(audio_server, route=TRANSLATIONS).json()["error"]
     assert error["message"] == '"whisper:tiny.en" does not support translation'
