@@ -45,8 +45,9 @@ async def logged(
     async def send_with_id(message: Message) -> None:
         nonlocal status
         if message["type"] in _STARTS:
-            status = message.get("status", _SWITCHED)
-            message["headers"] = [*message.get("headers", ()), *((name, chosen.encode()) for name in names)]
+            start: Any = message
+            status = start.get("status", _SWITCHED)
+            start["headers"] = [*start.get("headers", ()), *((name, chosen.encode()) for name in names)]
         await send(message)
 
     token = request_id.set(chosen)
