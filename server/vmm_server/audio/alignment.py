@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 FRAME_S = 0.02
 """Of the encoder: half as many as of the spectrogram."""
 
-Cost = NDArray[np.float32]
+Cost = NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def token_times(attention: Attention) -> NDArray[np.float64]:
     spread = np.maximum(weights.std(axis=-2, keepdims=True), 1e-9)
     weights = (weights - weights.mean(axis=-2, keepdims=True)) / spread
     smooth = median_of_seven(weights).mean(axis=0)[attention.num_given :]
-    times: NDArray[np.float64] = first_columns(-smooth) * FRAME_S
+    times: NDArray[np.float64] = first_columns(-smooth).astype(np.float64) * FRAME_S
     return times
 
 
