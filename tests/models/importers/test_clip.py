@@ -74,13 +74,14 @@ def test_the_graphs_compute_what_transformers_does(name: str, adapter: str, tmp_
 
 @pytest.mark.runtime
 @pytest.mark.parametrize("padding", [0, 1, 39])
-def test_padding_changes_nothing(source: Path, target: Path, padding: int) -> None:
-    import_clip(source, target)
+@pytest.mark.parametrize("name", ["clip", "clip_legacy"])
+def test_padding_changes_nothing(tmp_path: Path, target: Path, name: str, padding: int) -> None:
+    import_clip(write_source(tmp_path / "source", name), target)
     session = catalog.load_session("onnxruntime", target / "text_model.onnx", SessionOptions())
-    ids, mask = FEATURES["clip/input_ids"].copy(), FEATURES["clip/attention_mask"]
+    ids, mask = FEATURES[f"{name}/input_ids"].copy(), FEATURES[f"{name}/attention_mask"]
     ids[mask == 0] = padding
     found = session.run({"input_ids": ids, "attention_mask": mask})["text_embeds"]
-    np.testing.assert_allclose(found, FEATURES["clip/text_embeds"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found, FEATURES[f"{name}/text_embeds"], rtol=0, atol=1e-4)
     one = session.run({"input_ids": ids[1:2, :4], "attention_mask": mask[1:2, :4]})["text_embeds"]
     np.testing.assert_allclose(one, found[1:2], rtol=0, atol=1e-5)
     session.close()
