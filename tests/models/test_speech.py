@@ -1,13 +1,17 @@
 """A folder of Kokoro's → a model that speaks."""
 
 import asyncio
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tests.conftest import MakeSettings
 from tests.tiny_kokoro import (
     LETTERS,
@@ -121,6 +125,30 @@ def test_it_can_be_tried(folder: Path, settings: MakeSettings) -> None:
         assert speaker.load.num_running == speaker.load.num_waiting == 0
         await speaker.aclose()
         assert session.is_closed
+
+    asyncio.run(body())
+
+
+def test_a_sentence_is_not_held_back_for_those_behind_it(folder: Path, settings: MakeSettings) -> None:
+    first, last = threading.Event(), threading.Event()
+
+    class Slow(KokoroSession):
+        def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            for number, event in ((1, first), (3, last)):
+                assert len(self.said) != number or event.wait(30)
+            return super().run(feeds)
+
+    async def body() -> None:
+        speaker = ready(folder, settings, Slow())
+        calls = [asyncio.create_task(speaker.say(utterance(text))) for text in ("a", "b", "c")]
+        while speaker.stats.num_running + speaker.stats.num_waiting < 3:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0)
+        first.set()
+        await asyncio.wait_for(asyncio.gather(*calls[:2]), 20)
+        assert not calls[2].done()
+        last.set()
+        await calls[2]
+        await speaker.aclose()
 
     asyncio.run(body())
 

@@ -103,7 +103,7 @@ class _ContainerEncoder:
         muxer, codec, sample_format, options = _CONTAINERS[format]
         self._sample_rate = sample_rate
         self._sink = _Sink()
-        self._container = av.open(self._sink, "w", format=muxer, options={"flush_packets": "1", **options})
+        self._container = av.open(self._sink, "w", format=muxer, options=dict(options))
         self._stream: Any = self._container.add_stream(codec, rate=sample_rate, layout="mono", format=sample_format)
         self._num_fed = 0
 
