@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
-from vmm_adapters.card import ImageRecipe
-from vmm_adapters.errors import RuntimeFailed, UnsupportedModel
+from vmm_adapters.card import EmbeddingRecipe, ImageRecipe
+from vmm_adapters.errors import DeviceLost, RuntimeFailed, UnsupportedModel
 from vmm_adapters.types import TensorSpec
-from vmm_server.engine.batcher import Computed
-from vmm_server.errors import GenerationFailed
+from vmm_server.engine.batcher import Batcher, Computed
+from vmm_server.errors import GenerationFailed, PlacementFailed
 from vmm_server.models.picture_graph import Outputs, PictureGraph, Watching, measured_batch_size, watch
+from vmm_server.models.router import Placement
+from vmm_server.models.vision import ReadyClip
 from vmm_server.settings import Settings
 from vmm_server.vision.framing import Framing
 
@@ -41,11 +45,14 @@ class FakeSession:
         self.entered = threading.Semaphore(0)
         self.permits: threading.Semaphore | None = None
         self.largest_batch = 1 << 30
+        self.is_lost = False
         self.seconds: Callable[[int], float] = lambda batch: 0.0
         self.now = 0.0
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self.feeds.append(feeds)
+        if self.is_lost:
+            raise DeviceLost("gone")
         pictures = next(array for array in feeds.values() if array.ndim == 4)
         if len(pictures) > self.largest_batch:
             raise RuntimeFailed("too many")
@@ -258,5 +265,37 @@ def test_a_failure_is_the_callers() -> None:
         with pytest.raises(GenerationFailed, match="not a number"):
             await watching.look([grey(1)], refuse)
         assert (await watching.look([grey(200)], brightest)).results == [(200, 9)]
+
+    looking(session, body)
+
+
+@pytest.mark.parametrize("half", ["texts", "pictures"])
+def test_clip_is_given_up_with_either_half(half: str) -> None:
+    """One is of no use without the other."""
+    session = FakeSession()
+
+    async def body(watching: Watching) -> None:
+        def lost(inputs: Sequence[Any]) -> list[Any]:
+            raise DeviceLost("gone")
+
+        texts: Batcher[Any, Any] = Batcher(lost, size=lambda text: 1, close=lambda: None)
+        clip = ReadyClip(
+            batcher=texts,
+            tokenizer=Tokenizer(WordLevel({"a": 0}, unk_token="a")),
+            recipe=EmbeddingRecipe(),
+            placement=Placement("openvino", "CPU"),
+            context_length=8,
+            vocab_size=1,
+            dim=1,
+            memory_bytes=1,
+            graph=watching,
+            output="brightest",
+        )
+        assert clip.failure is None
+        session.is_lost = True
+        with pytest.raises(PlacementFailed):
+            await (texts.call([1]) if half == "texts" else clip.embed_pictures([grey(1)]))
+        assert "gone" in (clip.failure or "")
+        await clip.aclose()
 
     looking(session, body)

@@ -1,8 +1,8 @@
 """Of many candidates, which are told: the strongest, and of those that overlap in one class the best.
 
-Greedy suppression in the order of the scores. One class leaves another alone. A step compares one box with all that are
-left, and there are no more steps than boxes are asked for; candidates are bounded, so that a low threshold costs
-milliseconds and not seconds.
+Greedy suppression in the order of the scores, class by class. A step compares one box with all that are left of its
+class, and there are no more steps in a class than boxes are asked for; candidates are bounded, so that a low threshold
+costs milliseconds and not seconds.
 """
 
 from collections.abc import Callable
@@ -35,23 +35,30 @@ def strongest(scores: Floats, class_ids: Indices, params: DetectionParams) -> In
 def suppress(boxes: Floats, class_ids: Indices, params: DetectionParams, overlap: Overlap | None = None) -> Indices:
     """Which of `boxes`, best first, stay: the first `max_detections` that overlap with no better one of their class by
     more than `iou_threshold`. `overlap` is that of upright boxes `[n, 4]` (left, top, right, bottom) if not given."""
-    compare = overlap or iou
-    left = np.arange(len(boxes))
+    columns = np.ascontiguousarray(boxes.T)  # what is computed with lies together
+    kept: list[int] = []
+    for class_id in np.unique(class_ids):
+        kept += _kept_of_class(np.flatnonzero(class_ids == class_id), columns, params, overlap or iou)
+    return np.array(sorted(kept)[: params.max_detections], np.int64)
+
+
+def _kept_of_class(left: Indices, columns: Floats, params: DetectionParams, overlap: Overlap) -> list[int]:
     kept: list[int] = []
     while len(left) and len(kept) < params.max_detections:
         first, left = left[0], left[1:]
         kept.append(int(first))
-        is_over = compare(boxes[first], boxes[left]) > params.iou_threshold
-        left = left[~(is_over & (class_ids[left] == class_ids[first]))]
-    return np.array(kept, np.int64)
+        left = left[overlap(columns[:, first], columns[:, left].T) <= params.iou_threshold]
+    return kept
 
 
 def iou(box: Floats, others: Floats) -> Floats:
     """Intersection over union of one box (left, top, right, bottom) with each of `[n, 4]`; 0 where both are empty."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    common = np.prod(np.maximum(sides, 0), axis=1)
-    areas = np.prod(np.maximum(others[:, 2:] - others[:, :2], 0), axis=1)
-    union = np.prod(np.maximum(box[2:] - box[:2], 0)) + areas - common
+    left, top, right, bottom = others.T
+    width = np.minimum(box[2], right) - np.maximum(box[0], left)
+    height = np.minimum(box[3], bottom) - np.maximum(box[1], top)
+    common = np.maximum(width, 0) * np.maximum(height, 0)
+    own = max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+    union = own + np.maximum(right - left, 0) * np.maximum(bottom - top, 0) - common
     return np.asarray(common / np.maximum(union, np.finfo(np.float32).tiny), np.float32)
 
 
