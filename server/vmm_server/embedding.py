@@ -125,7 +125,7 @@ class Embeddings:
 async def text_vectors(
     request: EmbeddingRequest, ready: ReadyEncoder, table: Cl100k | None = None
 ) -> tuple[NDArray[np.float32], Inputs, float]:
-    """`[texts, dimensions]`, the tokens they were made of, and the seconds that those waited. Raises as `embed` does."""
+    """`[texts, dimensions]`, the tokens they are made of, and the seconds that those waited. Raises as `embed` does."""
     check_dimensions(request.dimensions, ready.dim)
     inputs = await _prepare(lambda: embedding_inputs(request, ready, table), ready)
     vectors, queued_s = await _rows(inputs.items, ready, "input")

@@ -21,6 +21,7 @@ from vmm_server.models.vision import Picture, ReadyClassifier, ReadyClip, ReadyD
 from vmm_server.one_shot import Answered, OneShot
 from vmm_server.requests import EmbeddingRequest, GivenImage
 from vmm_server.vision.drawing import draw
+from vmm_server.vision.remembered import Remembered
 from vmm_server.vision.results import Detections
 from vmm_server.vision.scores import Rows, class_ids, sigmoid, softmax
 from vmm_server.vision_requests import (
@@ -38,6 +39,12 @@ MAX_DRAWN_PIXELS = 50_000_000
 """Of all pictures that one request has drawn: their files are in memory, and large."""
 LOGIT_SCALE = 100.0
 """Of models that do not say theirs: what CLIP's training ends at (Radford et al. 2021, section 2.5)."""
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+"""Of models that have none of their own (the same, section 3.1.4)."""
+MAX_SENTENCES = 2048
+"""Labels by templates, of one request."""
+MAX_REMEMBERED = 4096
+"""Vectors of labels' sentences: 16 MB of 1024 numbers each."""
 
 Task = Literal["detection", "classification", "image-embedding"]
 TASKS: tuple[Task, ...] = ("detection", "classification", "image-embedding")
@@ -81,6 +88,7 @@ class Vision:
     def __init__(self, one_shot: OneShot, reader: ImageReader) -> None:
         self._one_shot = one_shot
         self._reader = reader
+        self._remembered: Remembered[tuple[str, str, bool, str]] = Remembered(MAX_REMEMBERED)
 
     def task_of(self, model: str) -> Task:
         """What a model does with pictures. Raises as `OneShot.resolve` does."""
@@ -144,25 +152,28 @@ class Vision:
         """
         model = self._one_shot.resolve(request.model, "image-embedding")
         recipe = model.vision
-        templates = request.templates or (recipe.templates if recipe else None) or ("a photo of a {}.",)
-        texts = tuple(
+        templates = request.templates or (recipe.templates if recipe else None) or DEFAULT_TEMPLATES
+        if (count := len(request.labels) * len(templates)) > MAX_SENTENCES:
+            raise InvalidRequest(
+                f"labels: with the templates these are {count} sentences; the limit is {MAX_SENTENCES}", param="labels"
+            )
+        texts = [
             GivenText(template.replace("{}", label), f"labels[{index}]")
             for index, label in enumerate(request.labels)
             for template in templates
-        )
+        ]
         _check_texts(model, texts)
         opened = await self._reader.open(request.images)
 
         async def zero_shot(lease: Lease[ReadyClip]) -> Classified:
-            items: tuple[Item, ...] = (*texts, *request.images)
-            made = await _vectors(request, items, opened, lease.ready, request.truncate)
-            sentences, pictures = unit(made.vectors[: len(texts)]), unit(made.vectors[len(texts) :])
-            named = unit(sentences.reshape(len(request.labels), len(templates), -1).mean(axis=1))
+            sentences = await self._sentence_vectors(request, texts, model, lease)
+            made = await _vectors(request, request.images, opened, lease.ready)
+            labels = unit(sentences.reshape(len(request.labels), len(templates), -1).mean(axis=1))
             scale = recipe.logit_scale if recipe and recipe.logit_scale is not None else LOGIT_SCALE
-            logits = scale * (pictures @ named.T)
+            logits = scale * (unit(made.vectors) @ labels.T)
             bias = recipe.logit_bias if recipe else None
             scores = softmax(logits) if bias is None else sigmoid(logits + bias)
-            return Classified(*_told(model, lease, made.queued_s), request.labels, scores.astype(np.float32))
+            return Classified(*_told(model, lease, made.queued_s), request.labels, scores)
 
         return await self._run(model, ReadyClip, request, zero_shot)
 
@@ -180,6 +191,20 @@ class Vision:
             return Ranked(*_told(model, lease, made.queued_s), *counts, tuple((vectors[1:] @ vectors[0]).tolist()))
 
         return await self._run(model, ReadyClip, request, search)
+
+    async def _sentence_vectors(
+        self, request: ZeroShotRequest, texts: Sequence[GivenText], model: InstalledModel, lease: Lease[ReadyClip]
+    ) -> Rows:
+        """`[texts, dim]`, of length 1. Only those that were not asked for lately are computed."""
+        where = model.digest, str(lease.loaded.placement), request.truncate
+        found = self._remembered.find({(*where, text.text) for text in texts})
+        missing = {text.text: text for text in texts if (*where, text.text) not in found}
+        if missing:
+            made = await _vectors(request, [*missing.values()], None, lease.ready, request.truncate)
+            new = {(*where, text): row for text, row in zip(missing, unit(made.vectors), strict=True)}
+            self._remembered.keep(new)
+            found |= new
+        return np.stack([found[*where, text.text] for text in texts])
 
     async def _open(self, items: Sequence[Item]) -> OpenedImages:
         return await self._reader.open([item for item in items if isinstance(item, GivenImage)])
@@ -208,9 +233,9 @@ class _Made:
 async def _vectors(
     request: VisionRequest,
     items: Sequence[Item],
-    opened: OpenedImages,
+    opened: OpenedImages | None,
     ready: ReadyClip,
-    truncate: bool,
+    truncate: bool = False,
     dimensions: int | None = None,
 ) -> _Made:
     """Of all items. A text's vector is the one that `/v1/embeddings` answers."""
@@ -231,7 +256,7 @@ async def _vectors(
         )
         vectors[[*texts]] = rows
         num_tokens, num_dropped = inputs.num_tokens, inputs.num_dropped_tokens
-    if len(texts) < len(items):
+    if opened is not None and len(texts) < len(items):
         async with opened.decoded() as pictures:
             computed = await ready.embed_pictures(pictures)
         rows = _finite(np.stack(computed.results))

@@ -282,6 +282,24 @@ def test_templates_are_averaged_as_vectors_of_length_one(vision_server: Any) -> 
     assert len(seen(vision_server, "zero-shot", image=plain("red"), top_k=1)["data"][0]["classes"]) == 1
 
 
+def test_labels_that_were_asked_for_before_are_not_computed_again(start_server: StartServer) -> None:
+    server = start_server()
+    install_fakes(server.parts.store, server.parts.registry.resolve("echo"))
+
+    def num_computed(**fields: Any) -> int:
+        seen(server, "zero-shot", **fields)
+        (loaded,) = server.parts.pool.loaded()
+        size: int = loaded.ready.batcher.stats.computed_size  # type: ignore[attr-defined]
+        return size
+
+    first = num_computed(image=plain("red"), labels=["red", "blue"])
+    assert num_computed(image=plain("blue"), labels=["blue", "red"]) == first
+    second = num_computed(image=plain("red"), labels=["red", "green"])
+    assert second > first
+    assert num_computed(image=plain("red"), labels=["green"]) == second
+    assert num_computed(image=plain("red"), labels=["red"], templates=["a {}"]) > second
+
+
 def cosines_of(server: Any, image: str, texts: list[str]) -> list[float]:
     data = seen(server, "embed", image=image, texts=texts)["data"]
     picture, *rows = (np.array(each["embedding"]) for each in data)

@@ -5,7 +5,9 @@ of them once there is room, and they count until its context ends.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import IO
@@ -20,6 +22,8 @@ from vmm_server.requests import GivenImage
 
 MAX_PIXELS_IN_MEMORY = 100_000_000
 """Of all requests together; 300 MB as arrays. One request may have as many: it then waits until it is alone."""
+MIN_THREADS = 2
+"""One a core on larger machines. They are the images' own: a text's tokens do not wait behind a hundred photographs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,7 @@ class OpenedImages:
     num_pixels: int
     _budget: PixelBudget
     _limits: ImageLimits
+    _threads: Executor
 
     @asynccontextmanager
     async def decoded(self) -> AsyncIterator[tuple[NDArray[np.uint8], ...]]:
@@ -39,7 +44,10 @@ class OpenedImages:
         Raises `InvalidRequest` for a damaged one, `Overloaded` when too many requests wait for room.
         """
         async with self._budget.hold(self.num_pixels):
-            decoding = (asyncio.to_thread(decode, file, param, self._limits) for file, param in self._files)
+            loop = asyncio.get_running_loop()
+            decoding = (
+                loop.run_in_executor(self._threads, decode, file, param, self._limits) for file, param in self._files
+            )
             done = await asyncio.gather(*decoding, return_exceptions=True)
             if (failed := next((one for one in done if isinstance(one, BaseException)), None)) is not None:
                 raise failed
@@ -61,6 +69,7 @@ class ImageReader:
         self._fetcher = fetcher
         self._limits = limits
         self._budget = PixelBudget(max_pixels_in_memory, max_waiting=max_waiting)
+        self._threads = ThreadPoolExecutor(max(MIN_THREADS, os.cpu_count() or 1), "vmm-images")
 
     async def open(self, given: Sequence[GivenImage]) -> OpenedImages:
         """Fetch those that are elsewhere, and look at every header.
@@ -69,12 +78,14 @@ class ImageReader:
         """
         if any(is_url(image) for image in given):
             given = await self._fetcher.fetched(given, self._limits)
-        files, num_pixels = await asyncio.to_thread(_opened, given, self._limits)
-        return OpenedImages(files, num_pixels, self._budget, self._limits)
+        loop = asyncio.get_running_loop()
+        files, num_pixels = await loop.run_in_executor(self._threads, _opened, given, self._limits)
+        return OpenedImages(files, num_pixels, self._budget, self._limits, self._threads)
 
     async def aclose(self) -> None:
         """Close what is open. Idempotent."""
         await self._fetcher.aclose()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _opened(given: Sequence[GivenImage], limits: ImageLimits) -> tuple[tuple[tuple[IO[bytes], str], ...], int]:

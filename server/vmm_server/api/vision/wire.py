@@ -12,7 +12,7 @@ from vmm_server.api.vectors import EncodingFormat
 MAX_IMAGES = 64
 """In one request."""
 MAX_TEXTS = 2048
-"""The same of texts, and of sentences made of labels and templates."""
+"""The same of texts."""
 MAX_DETECTIONS = 1000
 
 
