@@ -240,6 +240,14 @@ def test_only_speech_is_heard(run: Run, tmp_path: Path) -> None:
     run(body)
 
 
+def test_one_model_at_a_time_is_enough_to_find_speech_and_hear_it(run: Run) -> None:
+    async def body(here: Here) -> None:
+        assert await here.heard(SOUND, speech=SpeechOptions()) == SAID
+        assert [each.model.name for each in here.parts.pool.loaded()] == ["whisper:small"]
+
+    run(body, max_loaded_models=1, load_timeout_s=5)
+
+
 def test_finding_speech_needs_its_model(run: Run) -> None:
     async def body(here: Here) -> None:
         with pytest.raises(InvalidRequest, match="vad_filter: speech is found by the model silero-vad") as caught:
@@ -268,9 +276,11 @@ def test_who_answered_is_known(run: Run) -> None:
     async def body(here: Here) -> None:
         request = TranscriptionRequest("whisper:small", io.BytesIO(SOUND))
         async with here.parts.transcriptions.transcribe(request) as transcribed:
+            assert transcribed.answered is not None
             assert transcribed.answered.queued_s is None
             assert [segment.text async for segment in transcribed] == SAID
             answered = transcribed.answered
+            assert answered is not None
             assert (answered.model.name, answered.placement.device, answered.queued_s) == ("whisper:small", "CPU", 0.25)
             assert (transcribed.language, transcribed.duration_s, transcribed.num_tokens) == ("en", 3.0, 4)
             assert transcribed.problem is None

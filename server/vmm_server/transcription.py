@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 VAD_MODEL = "silero-vad"
 """What hears where somebody speaks."""
+_VAD_PLACE = Wanted(device="CPU")
+"""An LSTM goes from frame to frame: nothing else would be faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,74 +65,72 @@ class Transcriptions:
         """
         task = "translation" if request.options.task == "translate" else "transcription"
         model = self._one_shot.resolve(request.model, task)
-        if request.speech is not None:
-            clips = await self._find_speech(request, request.speech)
-            request = replace(request, options=replace(request.options, clips=clips))
-        transcribed = Transcribed(self._one_shot, model, request, self._limits)
+        vad = None if request.speech is None else self._resolve_vad(request.speech_param)
+        transcribed = Transcribed(self._one_shot, model, vad, request, self._limits)
         try:
             await transcribed.begin()
             yield transcribed
         finally:
             await transcribed.aclose()
 
-    async def _find_speech(self, request: TranscriptionRequest, options: SpeechOptions) -> tuple[Clip, ...]:
+    def _resolve_vad(self, param: str) -> InstalledModel:
         try:
-            model = self._one_shot.resolve(VAD_MODEL, "vad")
+            return self._one_shot.resolve(VAD_MODEL, "vad")
         except ModelNotFound as error:
-            param = request.speech_param
             raise InvalidRequest(
                 f"{param}: speech is found by the model {VAD_MODEL}, which is not here",
                 param=param,
                 hint=f"vmm pull {VAD_MODEL}",
             ) from error
 
-        async def find(lease: Lease[ReadyVad]) -> tuple[Clip, ...]:
-            reader = await _open(request, self._limits)
-            try:
-                return await _speech_in(reader, lease.ready, options)
-            finally:
-                await asyncio.to_thread(reader.close)
-
-        return await self._one_shot.run(model, ReadyVad, find, keep_alive=None, wanted=ANYWHERE)
-
 
 class Transcribed:
     """A sound being written down: an async iterator of segments. Owns the lease and whatever reads the file."""
 
     def __init__(
-        self, one_shot: OneShot, model: InstalledModel, request: TranscriptionRequest, limits: AudioLimits
+        self,
+        one_shot: OneShot,
+        model: InstalledModel,
+        vad: InstalledModel | None,
+        request: TranscriptionRequest,
+        limits: AudioLimits,
     ) -> None:
         self.model = model
         self._one_shot = one_shot
+        self._vad = vad
         self._request = request
+        self._options = request.options
         self._limits = limits
         self._stack = AsyncExitStack()
         self._reader: SoundReader
-        self._lease: Lease[ReadyTranscriber]
-        self._transcript: Transcript
+        self._lease: Lease[ReadyTranscriber] | None = None
+        self._transcript: Transcript | None = None
         self._load_s = 0.0
         self._num_segments = 0
         self._num_moves = 0
 
     @property
-    def answered(self) -> Answered:
-        """Who hears it; it may move until the first segment."""
-        return Answered(self.model, self._lease.ready.placement, self._load_s, self._transcript.queued_s)
+    def answered(self) -> Answered | None:
+        """Who hears it; `None` while speech is being found. It may move until the first segment."""
+        if self._lease is None:
+            return None
+        queued_s = self._transcript.queued_s if self._transcript else None
+        return Answered(self.model, self._lease.ready.placement, self._load_s, queued_s)
 
     @property
     def language(self) -> str | None:
         """The code of what is spoken, once it is known."""
-        return self._transcript.language
+        return self._transcript.language if self._transcript else None
 
     @property
     def duration_s(self) -> float:
         """Of the sound; of what is read of it, until it is all read."""
-        return self._transcript.duration_s or 0.0
+        return (self._transcript.duration_s if self._transcript else None) or 0.0
 
     @property
     def num_tokens(self) -> int:
         """Drawn so far."""
-        return self._transcript.num_tokens
+        return self._transcript.num_tokens if self._transcript else 0
 
     @property
     def problem(self) -> str | None:
@@ -138,25 +138,34 @@ class Transcribed:
         return self._reader.problem
 
     async def begin(self) -> None:
-        """Take the model. Raises as `Transcriptions.transcribe` does."""
-        while True:
-            try:
-                return await self._start()
-            except PlacementFailed as error:
-                await self._leave(error)
+        """Open the file, which is when most of what may be wrong with it is known, and take the model.
+
+        Where speech is to be found first, which may take a while, that and the model wait for the first segment: the
+        answer to a stream can then begin. The two models are never held together, for one alone may have room.
+
+        Raises as `Transcriptions.transcribe` does.
+        """
+        if self._vad is None:
+            await self._place()
+        else:
+            reader = await _open(self._request, self._limits)
+            await asyncio.to_thread(reader.close)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Segment:
+        if self._options.clips is None and self._vad is not None and self._request.speech is not None:
+            clips = await self._find_speech(self._vad, self._request.speech)
+            self._options = replace(self._options, clips=clips)
         while True:
+            transcript = self._transcript or await self._place()
             try:
-                segment = await anext(self._transcript)
+                segment = await anext(transcript)
             except PlacementFailed as error:
                 if self._num_segments:
                     raise
                 await self._leave(error)
-                await self.begin()
                 continue
             except StopAsyncIteration:
                 if self.problem is not None:
@@ -169,21 +178,41 @@ class Transcribed:
         """End it at once."""
         await self._stack.aclose()
 
-    async def _start(self) -> None:
+    async def _place(self) -> Transcript:
+        """Begin on a placement that has not failed."""
+        while True:
+            try:
+                return await self._start()
+            except PlacementFailed as error:
+                await self._leave(error)
+
+    async def _start(self) -> Transcript:
         self._reader = await _open(self._request, self._limits)
         self._stack.push_async_callback(asyncio.to_thread, self._reader.close)
         held = self._one_shot.lease(
             self.model, ReadyTranscriber, keep_alive=self._request.keep_alive, wanted=self._request.wanted
         )
-        self._lease = await self._stack.enter_async_context(held)
-        self._load_s += self._lease.load_s
-        self._transcript = self._lease.ready.transcribe(self._reader, self._request.options)
-        self._stack.push_async_callback(self._transcript.aclose)
-        self._lease.begun()
+        self._lease = lease = await self._stack.enter_async_context(held)
+        self._load_s += lease.load_s
+        self._transcript = transcript = lease.ready.transcribe(self._reader, self._options)
+        self._stack.push_async_callback(transcript.aclose)
+        lease.begun()
+        return transcript
+
+    async def _find_speech(self, vad: InstalledModel, options: SpeechOptions) -> tuple[Clip, ...]:
+        async def find(lease: Lease[ReadyVad]) -> tuple[Clip, ...]:
+            reader = await _open(self._request, self._limits)
+            try:
+                return await _speech_in(reader, lease.ready, options)
+            finally:
+                await asyncio.to_thread(reader.close)
+
+        return await self._one_shot.run(vad, ReadyVad, find, keep_alive=None, wanted=_VAD_PLACE)
 
     async def _leave(self, failure: PlacementFailed) -> None:
         """Give up a placement. Raises its failure again when it was one too many."""
         await self._stack.aclose()
+        self._lease = self._transcript = None
         self._num_moves += 1
         if self._num_moves > MAX_MOVES:
             raise failure

@@ -100,14 +100,14 @@ async def _whole(transcriptions: Transcriptions, asked: TranscriptionRequest, wi
             warnings,
         )
         body = await asyncio.to_thread(answer, whole, wish)  # hours of speech are megabytes
-        headers = {"content-type": MEDIA_TYPES[wish.format], **provenance(transcribed.answered)}
+        headers = {"content-type": MEDIA_TYPES[wish.format], **_provenance(transcribed)}
         return WholeAnswer(body, headers | ({"x-vmm-warning": warnings[0]} if warnings else {}))
 
 
 @asynccontextmanager
 async def _stream(transcriptions: Transcriptions, asked: TranscriptionRequest) -> AsyncIterator[ChunkStream]:
     async with transcriptions.transcribe(asked) as transcribed, aclosing(_events(transcribed)) as events:
-        yield ChunkStream(events, lambda: provenance(transcribed.answered))
+        yield ChunkStream(events, lambda: _provenance(transcribed))
 
 
 async def _events(transcribed: Transcribed) -> AsyncGenerator[bytes]:
@@ -116,6 +116,10 @@ async def _events(transcribed: Transcribed) -> AsyncGenerator[bytes]:
         if event := events.segment(segment):
             yield event
     yield events.end(transcribed.duration_s, transcribed.num_tokens, _warnings(transcribed))
+
+
+def _provenance(transcribed: Transcribed) -> dict[str, str]:
+    return {} if transcribed.answered is None else provenance(transcribed.answered)
 
 
 def _warnings(transcribed: Transcribed) -> list[str]:
