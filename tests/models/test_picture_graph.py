@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -231,6 +232,27 @@ def test_few_pictures_of_a_request_are_prepared_before_they_are_needed() -> None
         assert len((await task).results) == 1000
 
     looking(session, body)
+
+
+def test_only_the_first_pictures_of_a_request_are_waited_for() -> None:
+    """Those that follow come when the first ones are computed: a graph that waited for them would do so in vain."""
+    events: list[str] = []
+
+    class Recorder:
+        @contextmanager
+        def preparing(self) -> Iterator[None]:
+            events.append("announced")
+            yield
+            events.append("prepared")
+
+        async def timed_call(self, items: Sequence[Any]) -> Computed[Any]:
+            events.append(f"{len(items)} sent")
+            return Computed([{"brightest": np.ones(1)}] * len(items), 0.5)
+
+    watching = Watching(cast(Any, Recorder()), RECIPE, numbers(0), batch_size=4, memory_bytes=1)
+    computed = asyncio.run(watching.look([grey(1)] * 10, brightest))
+    assert (len(computed.results), computed.queued_s) == (10, 0.5)
+    assert events == ["announced", "prepared", "4 sent", "4 sent", "2 sent"]
 
 
 def test_requests_of_one_picture_share_a_batch() -> None:

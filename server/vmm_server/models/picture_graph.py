@@ -128,11 +128,12 @@ class Watching:
         step = max(self.batch_size, _MIN_PREPARED)
         told: list[Told] = []
         queued_s = None
-        prepared = await self._prepared(pictures[:step])
+        with self.batcher.preparing():
+            prepared = await self._prepared(pictures[:step])
         for start in range(step, len(pictures) + step, step):
             computed, following = await asyncio.gather(
                 self.batcher.timed_call([numbers for numbers, _ in prepared]),
-                self._prepared(pictures[start : start + step]),
+                self._prepared(pictures[start : start + step]),  # unannounced: what they follow is not to wait for them
             )
             queued_s = computed.queued_s if queued_s is None else queued_s
             framings = [framing for _, framing in prepared]
@@ -147,8 +148,7 @@ class Watching:
     async def _prepared(self, pictures: Sequence[Picture]) -> list[tuple[Floats, Framing]]:
         if not pictures:
             return []
-        with self.batcher.preparing():
-            return await asyncio.to_thread(lambda: [prepare(picture, self.recipe) for picture in pictures])
+        return await asyncio.to_thread(lambda: [prepare(picture, self.recipe) for picture in pictures])
 
 
 def watch(
