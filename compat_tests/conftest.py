@@ -25,7 +25,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 400  # a first start fetches 98 MB
 STOP_TIMEOUT_S = 60
-PULLS = (("file:compat_tests/scripted", "--name", "scripted"), ("all-minilm",), ("whisper:tiny.en",), ("silero-vad",))
+PULLS = (
+    *(("file:compat_tests/scripted", "--name", "scripted"), ("all-minilm",), ("whisper:tiny.en",), ("silero-vad",)),
+    *(
+        ("file:tests/fixtures/detector.onnx", "--name", "shapes"),
+        ("file:tests/fixtures/clip-small", "--name", "small-clip"),
+    ),
+    ("efficientnet:lite0",),
+)
 """Models that the tests ask for beside the default one."""
 
 TIKTOKEN_DIR = next(ROOT.glob(".venv-clients/lib/*/site-packages/litellm/litellm_core_utils/tokenizers"), None)
@@ -128,6 +135,30 @@ def whisper(installed: list[str]) -> str:
     if "whisper:tiny.en" not in installed:
         pytest.skip("the server does not have a model that hears: vmm pull whisper:tiny.en")
     return "whisper:tiny.en"
+
+
+@pytest.fixture(scope="session")
+def shapes(installed: list[str]) -> str:
+    """A small detector of shapes."""
+    if "shapes:latest" not in installed:
+        pytest.skip("the server does not have the detector: vmm pull file:tests/fixtures/detector.onnx --name shapes")
+    return "shapes"
+
+
+@pytest.fixture(scope="session")
+def small_clip(installed: list[str]) -> str:
+    """A small CLIP that knows shapes."""
+    if "small-clip:latest" not in installed:
+        pytest.skip("the server does not have the CLIP: vmm pull file:tests/fixtures/clip-small --name small-clip")
+    return "small-clip"
+
+
+@pytest.fixture(scope="session")
+def classifier(installed: list[str]) -> str:
+    """A model that names what photographs show."""
+    if "efficientnet:lite0" not in installed:
+        pytest.skip("the server does not have the classifier: vmm pull efficientnet:lite0")
+    return "efficientnet:lite0"
 
 
 @pytest.fixture(scope="session")
