@@ -18,7 +18,7 @@ from vmm_server.models.importers.imported import ImportedModel
 from vmm_server.models.importers.json_files import read_json_object
 from vmm_server.models.importers.preprocessor_config import FILES as PREPROCESSOR_FILES
 from vmm_server.models.importers.preprocessor_config import read_image_recipe
-from vmm_server.models.importers.whisper_weights import SafetensorsWhisper, as_float32
+from vmm_server.models.importers.stored_weights import SafetensorsWeightFiles, as_float32
 
 _MAX_SCALE_LOG = 20.0
 
@@ -47,7 +47,7 @@ def import_clip(source: Path, folder: Path, progress: Callable[[int, int], None]
     """
     check_clip(source)
     config = read_clip_config(source)
-    with SafetensorsWhisper(source) as weights:
+    with SafetensorsWeightFiles(source) as weights:
         text, vision = build_text(weights, config), build_vision(weights, config)
         scales = _scales(weights, config)
         total = text.size_bytes + vision.size_bytes
@@ -62,7 +62,7 @@ def import_clip(source: Path, folder: Path, progress: Callable[[int, int], None]
     return describe_clip(folder)
 
 
-def _scales(weights: SafetensorsWhisper, config: ClipConfig) -> dict[str, float]:
+def _scales(weights: SafetensorsWeightFiles, config: ClipConfig) -> dict[str, float]:
     """`logit_scale`, and SigLIP's `logit_bias`. Raises `CorruptFile`."""
     scale = _scalar(weights, "logit_scale")
     if scale > _MAX_SCALE_LOG:
@@ -71,7 +71,7 @@ def _scales(weights: SafetensorsWhisper, config: ClipConfig) -> dict[str, float]
     return found if config.family == "clip" else found | {"logit_bias": _scalar(weights, "logit_bias")}
 
 
-def _scalar(weights: SafetensorsWhisper, name: str) -> float:
+def _scalar(weights: SafetensorsWeightFiles, name: str) -> float:
     if math.prod(weights.stored(name).shape) != 1:
         raise CorruptFile(f"{weights.path}: {name} is no single number", hint="fetch the folder again")
     (piece,) = weights.pieces(name)

@@ -12,15 +12,15 @@ from onnx import TensorProto
 from vmm_server.models.importers.clip_config import ClipConfig, Tower
 from vmm_server.models.importers.onnx_matrix import add_product
 from vmm_server.models.importers.onnx_writer import ModelWriter
-from vmm_server.models.importers.whisper_graph import GraphParts
-from vmm_server.models.importers.whisper_weights import WhisperWeights
+from vmm_server.models.importers.stored_weights import StoredWeights
+from vmm_server.models.importers.transformer_graph import GraphParts
 
 TEXT_FILE, VISION_FILE = "text_model.onnx", "vision_model.onnx"
 _OPSET = 21
 _QUICK = 1.702
 
 
-def build_text(weights: WhisperWeights, config: ClipConfig) -> ModelWriter:
+def build_text(weights: StoredWeights, config: ClipConfig) -> ModelWriter:
     """The text graph, to be written. Raises `CorruptFile` naming a weight that is missing or of another shape."""
     writer = ModelWriter(f"{config.family} text", file_name=TEXT_FILE, standard_opset=_OPSET)
     parts = _Parts(writer, weights, config.text)
@@ -45,7 +45,7 @@ def build_text(weights: WhisperWeights, config: ClipConfig) -> ModelWriter:
     return _finished(writer, embeds, "text_embeds", config.projection)
 
 
-def build_vision(weights: WhisperWeights, config: ClipConfig) -> ModelWriter:
+def build_vision(weights: StoredWeights, config: ClipConfig) -> ModelWriter:
     """The graph of pictures, to be written. Raises as `build_text` does."""
     writer = ModelWriter(f"{config.family} vision", file_name=VISION_FILE, standard_opset=_OPSET)
     parts = _Parts(writer, weights, config.vision)
@@ -67,15 +67,9 @@ def build_vision(weights: WhisperWeights, config: ClipConfig) -> ModelWriter:
 class _Parts(GraphParts):
     """Those of one tower."""
 
-    def __init__(self, writer: ModelWriter, weights: WhisperWeights, tower: Tower) -> None:
-        super().__init__(writer, weights, tower.width, tower.num_heads)
+    def __init__(self, writer: ModelWriter, weights: StoredWeights, tower: Tower) -> None:
+        super().__init__(writer, weights, tower.width, tower.num_heads, epsilon=tower.epsilon)
         self._tower = tower
-
-    def norm(self, value: str, name: str) -> str:
-        scale, bias = (self.vector(f"{name}.{part}", self.width) for part in ("weight", "bias"))
-        return self.writer.node(
-            "LayerNormalization", [value, scale, bias], f"/{name}", axis=-1, epsilon=self._tower.epsilon
-        )
 
     def layer(self, hidden: str, layer: str, mask: str | None) -> str:
         name, width = f"{layer}.self_attn", self.width

@@ -18,8 +18,8 @@ from onnx import TensorProto
 
 from vmm_server.errors import CorruptFile, UnsupportedArchitecture
 from vmm_server.models.importers.ctranslate2_file import FILE, CTranslate2File, Variable
+from vmm_server.models.importers.stored_weights import PIECE_BYTES, StoredWeight, as_float32
 from vmm_server.models.importers.whisper_config import WhisperConfig, check_sizes
-from vmm_server.models.importers.whisper_weights import PIECE_BYTES, StoredWeight, as_float32
 
 SPEC = "WhisperSpec"
 _OUTER = {
@@ -66,7 +66,7 @@ _WANTED = {
 
 
 class CTranslate2Whisper:
-    """An open model.bin; `WhisperWeights` and a context manager.
+    """An open model.bin; `StoredWeights` and a context manager.
 
     Raises `CorruptFile`, `ImportFailed`; `UnsupportedArchitecture` for another model than Whisper.
     """
@@ -92,7 +92,7 @@ class CTranslate2Whisper:
         self._file.__exit__(kind, error, trace)
 
     def stored(self, name: str) -> StoredWeight:
-        """See `WhisperWeights`."""
+        """See `StoredWeights`."""
         variable, _, count = self._found(name)
         if variable.dtype not in _STORED or not variable.shape or variable.shape[0] % count:
             raise CorruptFile(
@@ -104,7 +104,7 @@ class CTranslate2Whisper:
         return StoredWeight((variable.shape[0] // count, *variable.shape[1:]), _STORED[variable.dtype][0])
 
     def pieces(self, name: str) -> Iterator[NDArray[np.generic]]:
-        """See `WhisperWeights`."""
+        """See `StoredWeights`."""
         variable, which, count = self._found(name)
         height = variable.shape[0] // count
         row_bytes = variable.size_bytes // variable.shape[0]

@@ -1,6 +1,6 @@
 """A Whisper model's files → its ONNX folder: from CTranslate2's model.bin, or from transformers' safetensors.
 
-One graph builder reads either through `WhisperWeights`, so the same weights give the same bytes. Small files are
+One graph builder reads either through `StoredWeights`, so the same weights give the same bytes. Small files are
 written anew, all from what was checked; tokenizer.json is copied.
 """
 
@@ -16,12 +16,12 @@ from vmm_server.models.importers.ctranslate2_file import FILE as CTRANSLATE2_FIL
 from vmm_server.models.importers.ctranslate2_whisper import CTranslate2Whisper
 from vmm_server.models.importers.imported import ImportedModel
 from vmm_server.models.importers.json_files import read_json_object
+from vmm_server.models.importers.stored_weights import SafetensorsWeightFiles, StoredWeights
 from vmm_server.models.importers.whisper_config import FAMILY, WhisperConfig, read_whisper_config
 from vmm_server.models.importers.whisper_decoder import build_decoder
 from vmm_server.models.importers.whisper_encoder import build_encoder
 from vmm_server.models.importers.whisper_folder import describe_whisper
 from vmm_server.models.importers.whisper_tokens import find_alignment_heads, make_generation_config, read_tokens
-from vmm_server.models.importers.whisper_weights import SafetensorsWhisper, WhisperWeights
 
 _GENERATION = "generation_config.json"
 _SAMPLE_RATE, _HOP_LENGTH, _FFT_LENGTH = 16000, 160, 400
@@ -63,13 +63,13 @@ def import_whisper(source: Path, folder: Path, progress: Callable[[int, int], No
 
 
 @contextmanager
-def _opened(source: Path) -> Iterator[tuple[WhisperWeights, WhisperConfig]]:
+def _opened(source: Path) -> Iterator[tuple[StoredWeights, WhisperConfig]]:
     if (source / CTRANSLATE2_FILE).is_file():
         with CTranslate2Whisper(source) as weights:
             yield weights, weights.config
     else:
         config = read_whisper_config(source)
-        with SafetensorsWhisper(source) as weights:
+        with SafetensorsWeightFiles(source) as weights:
             yield weights, config
 
 

@@ -12,9 +12,9 @@ from onnx import TensorProto
 
 from vmm_server.models.importers.onnx_matrix import FloatMatrix, add_product, add_row_lookup
 from vmm_server.models.importers.onnx_writer import ModelWriter
+from vmm_server.models.importers.stored_weights import StoredWeights
+from vmm_server.models.importers.transformer_graph import OPSET, GraphParts
 from vmm_server.models.importers.whisper_config import WhisperConfig
-from vmm_server.models.importers.whisper_graph import OPSET, GraphParts
-from vmm_server.models.importers.whisper_weights import WhisperWeights
 
 FILE = "decoder.onnx"
 Shape = list[str | int]
@@ -24,7 +24,7 @@ is to be seen, in padding, the shares are numbers still. A float16 holds it, for
 
 
 def build_decoder(
-    weights: WhisperWeights, config: WhisperConfig, alignment_heads: Sequence[tuple[int, int]]
+    weights: StoredWeights, config: WhisperConfig, alignment_heads: Sequence[tuple[int, int]]
 ) -> ModelWriter:
     """The whole graph, to be written; `alignment_heads` are (layer, head).
 
@@ -35,7 +35,7 @@ def build_decoder(
 
 class _Builder:
     def __init__(
-        self, weights: WhisperWeights, config: WhisperConfig, alignment_heads: Sequence[tuple[int, int]]
+        self, weights: StoredWeights, config: WhisperConfig, alignment_heads: Sequence[tuple[int, int]]
     ) -> None:
         self._config = config
         self._heads = alignment_heads

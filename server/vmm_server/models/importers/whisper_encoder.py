@@ -7,14 +7,14 @@ decoder's cross-attention projects the result once here, instead of at each of i
 from onnx import TensorProto
 
 from vmm_server.models.importers.onnx_writer import ModelWriter
+from vmm_server.models.importers.stored_weights import StoredWeights
+from vmm_server.models.importers.transformer_graph import OPSET, GraphParts
 from vmm_server.models.importers.whisper_config import WhisperConfig
-from vmm_server.models.importers.whisper_graph import OPSET, GraphParts
-from vmm_server.models.importers.whisper_weights import WhisperWeights
 
 FILE = "encoder.onnx"
 
 
-def build_encoder(weights: WhisperWeights, config: WhisperConfig) -> ModelWriter:
+def build_encoder(weights: StoredWeights, config: WhisperConfig) -> ModelWriter:
     """The whole graph, to be written. Raises `CorruptFile` naming a weight that is missing or of another shape."""
     writer = ModelWriter("whisper encoder", file_name=FILE, standard_opset=OPSET)
     parts = GraphParts(writer, weights, config.d_model, config.encoder_attention_heads)

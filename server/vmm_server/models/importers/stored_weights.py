@@ -1,4 +1,4 @@
-"""A Whisper model's weights, whatever files they lie in: under transformers' names, without their `model.` in front.
+"""A model's weights, whatever files they lie in: under transformers' names, without their `model.` in front.
 
 Weights are handed on as they are stored, in pieces of rows, so that a model of any size is imported in little memory.
 """
@@ -36,7 +36,7 @@ class StoredWeight:
     """FLOAT, FLOAT16 or BFLOAT16 of `TensorProto`."""
 
 
-class WhisperWeights(Protocol):
+class StoredWeights(Protocol):
     """Weights, read in pieces."""
 
     @property
@@ -53,8 +53,8 @@ class WhisperWeights(Protocol):
         ...
 
 
-class SafetensorsWhisper:
-    """The open files of a folder of transformers; `WhisperWeights` and a context manager.
+class SafetensorsWeightFiles:
+    """The open files of a folder of transformers; `StoredWeights` and a context manager.
 
     Raises `CorruptFile` naming the file that is missing or damaged.
     """
@@ -83,7 +83,7 @@ class SafetensorsWhisper:
         self._files.close()
 
     def stored(self, name: str) -> StoredWeight:
-        """See `WhisperWeights`. Raises `ImportFailed` for a weight of another type."""
+        """See `StoredWeights`. Raises `ImportFailed` for a weight of another type."""
         file, tensor = self._found(name)
         if tensor.dtype not in _STORED:
             raise ImportFailed(
@@ -93,7 +93,7 @@ class SafetensorsWhisper:
         return StoredWeight(tensor.shape, _STORED[tensor.dtype][0])
 
     def pieces(self, name: str) -> Iterator[NDArray[np.generic]]:
-        """See `WhisperWeights`."""
+        """See `StoredWeights`."""
         file, tensor = self._found(name)
         count = tensor.shape[0] if tensor.shape else 1
         row_bytes = tensor.size_bytes // max(1, count)
@@ -111,7 +111,7 @@ class SafetensorsWhisper:
 
 
 def as_float32(piece: NDArray[np.generic]) -> NDArray[np.float32]:
-    """What a piece of `WhisperWeights` says, in float32."""
+    """What a piece of `StoredWeights` says, in float32."""
     if piece.dtype == np.uint16:  # a bfloat16 is the upper half of a float32
         return (piece.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return piece.astype(np.float32)

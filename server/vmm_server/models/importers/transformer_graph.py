@@ -1,8 +1,7 @@
-"""What Whisper's two ONNX graphs are both made of: linear layers, norms, attention and feed-forward.
+"""What the ONNX graphs of Whisper and CLIP are made of: linear layers, norms, attention and feed-forward.
 
 Standard operators of opset 17 alone, in float32. Matrices are stored as their source has them, 16-bit ones with a
-`Cast` beside them; vectors always in float32. Architecture: Radford et al. 2022, arXiv:2212.04356, figure 1; names are
-transformers'.
+`Cast` beside them; vectors always in float32. Names are transformers'.
 """
 
 from collections.abc import Iterator
@@ -14,21 +13,25 @@ from onnx import TensorProto
 from vmm_server.errors import CorruptFile
 from vmm_server.models.importers.onnx_matrix import FloatMatrix, add_product
 from vmm_server.models.importers.onnx_writer import ModelWriter, Pieces, TensorSpec
-from vmm_server.models.importers.whisper_weights import WhisperWeights, as_float32
+from vmm_server.models.importers.stored_weights import StoredWeights, as_float32
 
 OPSET = 17
-_EPSILON = 1e-5
+EPSILON = 1e-5
+"""Of layer norms, as PyTorch has it."""
 
 
 class GraphParts:
     """Adds to one graph. A value is known by its name; every part returns that of its result."""
 
-    def __init__(self, writer: ModelWriter, weights: WhisperWeights, d_model: int, num_heads: int) -> None:
+    def __init__(
+        self, writer: ModelWriter, weights: StoredWeights, d_model: int, num_heads: int, *, epsilon: float = EPSILON
+    ) -> None:
         self.writer = writer
         self.width = d_model
         self.num_heads = num_heads
         self.head_size = d_model // num_heads
         self._weights = weights
+        self._epsilon = epsilon
 
     def linear(self, value: str, name: str, rows: int, columns: int, *, has_bias: bool = True) -> str:
         """`value @ weight.T + bias` of the layer `name`."""
@@ -40,7 +43,7 @@ class GraphParts:
     def norm(self, value: str, name: str) -> str:
         """The layer norm `name`."""
         scale, bias = (self.vector(f"{name}.{part}", self.width) for part in ("weight", "bias"))
-        return self.writer.node("LayerNormalization", [value, scale, bias], f"/{name}", axis=-1, epsilon=_EPSILON)
+        return self.writer.node("LayerNormalization", [value, scale, bias], f"/{name}", axis=-1, epsilon=self._epsilon)
 
     def gelu(self, value: str, base: str) -> str:
         """Exact GELU, `x * (1 + erf(x / sqrt 2)) / 2`; opset 17 has no operator for it, runtimes know the form."""
@@ -75,7 +78,7 @@ class GraphParts:
         return writer.node("Reshape", [context, self.ints(0, 0, self.width)], f"{base}/context/Reshape"), shares
 
     def feed_forward(self, hidden: str, layer: str, inner: int) -> str:
-        """The second half of the layer, added to `hidden`."""
+        """The second half of a layer of Whisper (arXiv:2212.04356, figure 1), added to `hidden`."""
         value = self.linear(self.norm(hidden, f"{layer}.final_layer_norm"), f"{layer}.fc1", inner, self.width)
         value = self.linear(self.gelu(value, f"/{layer}.gelu"), f"{layer}.fc2", self.width, inner)
         return self.add(hidden, value, f"/{layer}.feed_forward")
