@@ -173,14 +173,14 @@ class TranscriberWorker:
 
     def _turn(self) -> None:
         """One step of every row."""
-        for job in [job for job in self._running if job.is_cancelled]:
-            self._leave(job)
+        self._drop_cancelled()
         while jobs := self._neighbours(lambda job: job.attempt is None and job.language is None):
             with self._failing(jobs):
                 self._hear_language(jobs)
         while jobs := self._neighbours(lambda job: job.attempt is None):
             with self._failing(jobs):
                 self._begin(jobs)
+        self._drop_cancelled()
         drawing = [(job, job.attempt) for job in self._running if job.attempt is not None]
         if not drawing:
             return
@@ -262,6 +262,10 @@ class TranscriberWorker:
         ]
         num_frames = -(-job.request.num_frames // 2)
         return Attention(written, tuple(probabilities), weights[:, :, :num_frames], len(given) - 1)
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._running if job.is_cancelled]:
+            self._leave(job)
 
     def _leave(self, job: Job) -> None:
         row = self._running.index(job)
