@@ -82,10 +82,10 @@ def describe_vision(folder: Path) -> ImportedModel:
     graph = read_graph(path)
     image = check_image_input(graph)
     if others := {port.name for port in graph.inputs} - {image.name} - _EXTRA_INPUTS:
-        raise UnsupportedArchitecture(
-            f"{path}: takes {', '.join(sorted(others))} beside pictures",
-            hint="export it without, as transformers or Ultralytics do",
-        )
+        hint = "export it without, as transformers or Ultralytics do"
+        if "input_ids" in others:
+            hint = "CLIP and SigLIP are read as two graphs, text_model.onnx and vision_model.onnx"
+        raise UnsupportedArchitecture(f"{path}: takes {', '.join(sorted(others))} beside pictures", hint=hint)
     reader = _Reader(folder, graph, image)
     classifies = len(graph.outputs[0].shape) == 2 and not graph.output("pred_boxes", "boxes")
     recipe = reader.classifier() if classifies else reader.detector()

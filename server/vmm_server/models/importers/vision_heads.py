@@ -65,7 +65,7 @@ class _Outputs:
     def find(self) -> FoundHead | None:
         rows, columns = self._rows, self._columns
         if self._is_end_to_end():
-            return self._with_task("end2end", columns, fixed=_BOX + 2, one_class=False)
+            return self._with_task("end2end", columns, fixed=_BOX + 2, by_class=False)
         if columns in self._grids or (columns is None and self._told_by_columns(rows)):
             return self._with_task("yolov8", rows, fixed=_BOX)
         if self._is_rt_detr():
@@ -111,19 +111,19 @@ class _Outputs:
         self._check(num_classes)
         return FoundHead(head, "segment" if masks else self._task, None, num_classes)
 
-    def _with_task(self, head: Head, channels: int | None, *, fixed: int, one_class: bool = True) -> FoundHead:
-        """What is beside the `fixed` numbers: scores of classes, unless the best one is chosen, then the task's own."""
+    def _with_task(self, head: Head, channels: int | None, *, fixed: int, by_class: bool = True) -> FoundHead:
+        """Of the numbers of a box: `fixed` ones, a score of each class if they come `by_class`, then the task's own."""
         task: VisionTask | None = "segment" if self._protos else self._task
         extra = None
-        if channels is not None and (self._num_labels is not None or not one_class):
-            extra = channels - fixed - (self._num_labels or 0 if one_class else 0)
+        if channels is not None and (self._num_labels is not None or not by_class):
+            extra = channels - fixed - (self._num_labels or 0 if by_class else 0)
             task = task or _task_of(extra)
         points = self._keypoints(extra) if task == "pose" else None
         if task == "pose" and points is None:
             return FoundHead(head, task, None, self._num_labels)
         size = {"segment": self._num_masks(), "obb": 1}.get(task or "", math.prod(points) if points else 0)
-        num_classes = self._num_labels if not one_class or channels is None else channels - fixed - size
-        if not one_class and extra is not None and extra != size:
+        num_classes = self._num_labels if not by_class or channels is None else channels - fixed - size
+        if not by_class and extra is not None and extra != size:
             raise self._misfit(f"{channels} numbers a box, {fixed + size} are a {task or 'detect'} model's")
         self._check(num_classes)
         return FoundHead(head, task, points, num_classes)
@@ -146,7 +146,7 @@ class _Outputs:
             raise self._misfit(f"it has {num_classes} classes and {self._num_labels} names")
 
     def _misfit(self, what: str) -> ImportFailed:
-        return ImportFailed(f"{self._graph.path}: {what}", hint="say its head and labels in a model card: [vision]")
+        return ImportFailed(f"{self._graph.path}: {what}", hint="export it again, or mend the names beside it")
 
 
 def _task_of(extra: int) -> VisionTask | None:
