@@ -307,6 +307,28 @@ def test_turned_boxes_of_a_graph_that_suppresses_itself() -> None:
     assert found.class_ids.tolist() == [2]
 
 
+def test_keypoints_of_a_graph_that_suppresses_itself() -> None:
+    rows = np.zeros((300, 6 + 4), np.float32)
+    rows[:2] = [(0, 0, 20, 20, 0.6, 0, 1, 2, 3, 4), (50, 30, 70, 70, 0.8, 2, 55, 40, 60, 50)]
+    found = read(({"output0": rows}, recipe("end2end", task="pose", keypoint_shape=(2, 2))))
+    assert found.keypoints is not None
+    assert found.keypoints.tolist() == [[[55, 40, 1], [60, 50, 1]], [[1, 2, 1], [3, 4, 1]]]
+
+
+@pytest.mark.parametrize("write", [as_yolov5, as_end_to_end])
+def test_masks_of_other_heads(write: Callable[[list[Thing]], Written]) -> None:
+    outputs, told = write(THINGS)
+    name, rows = next(iter(outputs.items()))
+    factors = np.zeros((len(rows), 2), np.float32)
+    factors[:, 0] = 1  # the first prototype alone
+    prototypes = np.stack([np.ones((32, 32)), np.full((32, 32), -9)]).astype(np.float32)
+    outputs = {name: np.concatenate([rows, factors], axis=1), "output1": prototypes}
+    found = read((outputs, told.model_copy(update={"task": "segment"})))
+    assert found.masks is not None
+    assert [mask.all() for mask in found.masks] == [True] * 3
+    assert [mask.shape for mask in found.masks] == [(30, 20), (24, 40), (10, 10)]
+
+
 @given(st.floats(-3.2, 3.2), st.floats(1, 50), st.floats(1, 50))
 def test_corners_go_round_clockwise(angle: float, width: float, height: float) -> None:
     corners = corners_of(np.array([[10, 20, width, height, angle]], np.float32))[0].astype(np.float64)
@@ -317,36 +339,44 @@ def test_corners_go_round_clockwise(angle: float, width: float, height: float) -
 
 
 @pytest.mark.parametrize(
-    ("head", "shape", "labels"),
+    ("shape", "told"),
     [
-        (None, (7, CELLS), LABELS),
-        ("yolov8", (6, CELLS), LABELS),
-        ("yolov8", (4 + 3 + 5, CELLS), LABELS),
-        ("yolox", (CELLS + 1, 8), LABELS),
-        ("yolox", (CELLS, 9), LABELS),
-        ("end2end", (300, 5), LABELS),
-        ("end2end", (300, 6), None),
-        ("detr", (100, 4 + 3 + 2), LABELS),
-        ("detr", (100, 4 + 3), None),
+        ((7, CELLS), {"head": None}),
+        ((6, CELLS), {"head": "yolov8"}),
+        ((8, CELLS), {"head": "yolov8"}),
+        ((7, CELLS), {"head": "yolov8", "task": "obb"}),
+        ((7, CELLS), {"head": "yolov8", "task": "segment"}),
+        ((7 + 51, CELLS), {"head": "yolov8", "task": "pose"}),
+        ((7 + 51, CELLS), {"head": "yolov8", "task": "pose", "keypoint_shape": (17, 4)}),
+        ((4, CELLS), {"head": "yolov8", "labels": None}),
+        ((CELLS + 1, 8), {"head": "yolox"}),
+        ((CELLS, 9), {"head": "yolox"}),
+        ((CELLS, 9), {"head": "yolox", "task": "obb"}),
+        ((300, 5), {"head": "end2end"}),
+        ((300, 7), {"head": "end2end"}),
+        ((300, 6), {"head": "end2end", "labels": None}),
+        ((100, 4 + 3 + 2), {"head": "detr"}),
+        ((100, 4 + 3), {"head": "detr", "activation": "softmax"}),
+        ((100, 4 + 3), {"head": "detr", "labels": None}),
     ],
 )
 def test_what_cannot_be_read_is_refused_and_what_a_card_has_to_say_named(
-    head: HeadName | None, shape: tuple[int, int], labels: tuple[str, ...] | None
+    shape: tuple[int, int], told: dict[str, Any]
 ) -> None:
+    vision = VisionRecipe(**{"labels": LABELS} | told)
     with pytest.raises(UnsupportedModel, match=r"not clear: .*output0 \[\d+, \d+\]") as caught:
-        find_head(
-            {"output0": np.zeros(shape, np.float32)}, VisionRecipe(head=head, labels=labels), width=SIZE, height=SIZE
-        )
+        find_head({"output0": np.zeros(shape, np.float32)}, vision, width=SIZE, height=SIZE)
     assert "vision.head" in (caught.value.hint or "")
     with pytest.raises(UnsupportedModel, match="no output is a list of boxes"):
-        find_head({"grid": np.zeros((3, 4, 5), np.float32)}, VisionRecipe(head="yolov5"), width=SIZE, height=SIZE)
+        find_head({"grid": np.zeros((3, 4, 5), np.float32)}, vision, width=SIZE, height=SIZE)
 
 
 def test_without_names_classes_are_counted() -> None:
     outputs, _ = as_yolov8(THINGS)
     assert find_head(outputs, VisionRecipe(head="yolov8"), width=SIZE, height=SIZE).num_classes == 3
     outputs["output1"] = np.zeros((2, 32, 32), np.float32)
-    assert find_head(outputs, VisionRecipe(head="yolov8"), width=SIZE, height=SIZE).num_classes == 1
+    vision = VisionRecipe(head="yolov8", task="segment")
+    assert find_head(outputs, vision, width=SIZE, height=SIZE).num_classes == 1
 
 
 def test_a_small_picture_may_have_fewer_cells_than_classes() -> None:

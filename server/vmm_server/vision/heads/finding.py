@@ -1,7 +1,7 @@
 """From a recipe and what a detector gave for one picture → its `Head`.
 
-Which head it is was told when the model was imported (`models/importers/vision_heads.py`) or by its card. What follows
-from the shapes is where its parts are: how many classes, and whether a mask's factors, keypoints or an angle follow.
+Which head it is, and what its task adds to boxes and classes, was told when the model was imported
+(`models/importers/vision_heads.py`) or by its card. What follows from the shapes is where its parts are.
 """
 
 from collections.abc import Mapping
@@ -43,8 +43,8 @@ class _Seen:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.outputs.items())
         return UnsupportedModel(
             f"how the detector's answer is read is not clear: {why}; it gives {shapes} a picture",
-            hint="its card has to say vision.head (yolov5, yolov8, yolox, detr, end2end) and the names of all classes "
-            "in vision.labels; see model_cards/README.md",
+            hint="its card has to say vision.head (yolov5, yolov8, yolox, detr, end2end), vision.task (and "
+            "keypoint_shape of a pose model) and the names of all classes in vision.labels; see model_cards/README.md",
         )
 
 
@@ -114,7 +114,7 @@ def _single(seen: _Seen, name: str, array: NDArray[Any]) -> Head:
 def _yolox(seen: _Seen, name: str, array: NDArray[Any]) -> YoloX:
     num_classes, extras = _classes(seen, array.shape[1] - 5)
     if extras.num:
-        raise seen.unknown(f"it has {array.shape[1] - 5} classes, and {num_classes} names of classes")
+        raise seen.unknown("a YOLOX gives boxes alone")
     for strides in _STRIDES:
         cells = grid(seen.width, seen.height, strides)
         if len(cells) == len(array):
@@ -123,34 +123,37 @@ def _yolox(seen: _Seen, name: str, array: NDArray[Any]) -> YoloX:
 
 
 def _end_to_end(seen: _Seen, name: str, columns: int) -> Head:
-    if columns < 6:
-        raise seen.unknown(f"a row of {columns} numbers has no room for a box, a score and a class")
+    extras = _extras(seen)
+    if columns != 6 + extras.num:
+        raise seen.unknown(f"a box, a score, a class and what its task adds are {6 + extras.num} numbers")
     if seen.num_labels is None:
         raise seen.unknown("how many classes it has is not said")
-    return EndToEnd(name, seen.num_labels, _extras(seen, columns - 6))
+    return EndToEnd(name, seen.num_labels, extras)
 
 
 def _classes(seen: _Seen, num: int) -> tuple[int, Extras]:
     """How many of the `num` numbers behind a box are classes, and what the others are."""
-    num_prototypes = next((array.shape[0] for array in seen.outputs.values() if array.ndim == 3), 0)
-    num_classes = num - num_prototypes if seen.num_labels is None else seen.num_labels
-    if not 0 < num_classes <= num:
-        raise seen.unknown(f"{num} numbers follow a box, and there are {num_classes} classes")
-    return num_classes, _extras(seen, num - num_classes)
+    extras = _extras(seen)
+    num_classes = num - extras.num
+    if num_classes < 1 or seen.num_labels not in (None, num_classes):
+        names = "" if seen.num_labels is None else f", and {seen.num_labels} names of classes"
+        raise seen.unknown(f"it has {num_classes} classes{names}")
+    return num_classes, extras
 
 
-def _extras(seen: _Seen, num: int) -> Extras:
-    if num == 0:
-        return PLAIN
-    for name, array in seen.outputs.items():
-        if array.ndim == 3 and array.shape[0] == num:
-            return Extras(num, prototypes=name)
-    if seen.recipe.keypoint_shape is not None:
-        num_points, point_size = seen.recipe.keypoint_shape
-        if point_size in (2, 3) and num == num_points * point_size:
-            return Extras(num, point_size=point_size)
-    elif num == 1:
-        return Extras(1, is_angle=True)
-    elif num % 3 == 0 or num % 2 == 0:
-        return Extras(num, point_size=3 if num % 3 == 0 else 2)
-    raise seen.unknown(f"the last {num} numbers of a row are neither a mask nor keypoints nor an angle")
+def _extras(seen: _Seen) -> Extras:
+    """What the model's task adds to a row."""
+    match seen.recipe.task:
+        case "segment":
+            for name, array in seen.outputs.items():
+                if array.ndim == 3:
+                    return Extras(array.shape[0], prototypes=name)
+            raise seen.unknown("no output has prototypes of masks")
+        case "pose":
+            num_points, point_size = seen.recipe.keypoint_shape or (0, 0)
+            if num_points < 1 or point_size not in (2, 3):
+                raise seen.unknown("how many keypoints it has is not said")
+            return Extras(num_points * point_size, point_size=point_size)
+        case "obb":
+            return Extras(1, is_angle=True)
+    return PLAIN
