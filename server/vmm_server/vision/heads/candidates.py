@@ -17,7 +17,7 @@ Indices = NDArray[np.int64]
 Outputs = Mapping[str, NDArray[Any]]
 """Of one picture, by name: without the batch's dimension."""
 
-MAX_MASK_PIXELS = 256 * 1024 * 1024
+MAX_MASK_PIXELS = 128 * 1024 * 1024
 """Of all masks of one picture together: a byte each."""
 
 
