@@ -143,6 +143,15 @@ def test_limits_are_named(server: Server, client: TestClient[Litestar]) -> None:
     assert server.all_closed()
 
 
+def test_what_is_no_part_of_the_form_is_bounded_too(client: TestClient[Litestar]) -> None:
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    part = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\na\r\n--b--\r\n'
+    for content in ([part, bytes(100)], [part, *[bytes(SPOOL_BYTES)] * 4]):
+        response = client.post("/", content=iter(content), headers=kind)
+        assert response.status_code == (200 if len(content) == 2 else 400)
+    assert response.text == "file: more than 3.0MiB, which is the limit"
+
+
 def test_a_body_that_says_it_is_too_long_is_refused_at_once(client: TestClient[Litestar]) -> None:
     headers = {"content-type": "multipart/form-data; boundary=b", "content-length": str(2**40)}
     assert client.post("/", content=b"--b--", headers=headers).text == "file: more than 3.0MiB, which is the limit"

@@ -180,6 +180,22 @@ def test_read_in_pieces_it_is_what_soxr_makes_of_the_whole(pieces: list[int], ra
     np.testing.assert_allclose(np.concatenate([*read, rest]), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG"])
+def test_a_file_is_read_from_its_beginning_to_its_end(format: str) -> None:
+    class Counted(io.BytesIO):
+        num_seeks = 0
+
+        def seek(self, offset: int, whence: int = 0) -> int:
+            self.num_seeks += 1
+            return super().seek(offset, whence)
+
+    file = Counted(by_libsndfile(tone(10.0, 44_100), 44_100, format))
+    reader = open_audio(file)
+    file.num_seeks = 0
+    read_all(reader, 4000)
+    assert file.num_seeks < 5
+
+
 def test_the_mean_of_channels_is_heard() -> None:
     left, right = tone(1.0, SAMPLE_RATE, level=0.8), tone(1.0, SAMPLE_RATE, level=0.2)
     samples = decoded(by_libsndfile(np.hstack([left, right]), SAMPLE_RATE, "WAV", "FLOAT"))
@@ -238,6 +254,7 @@ WAV = by_libsndfile(tone(5.0, SAMPLE_RATE), SAMPLE_RATE, "WAV")
         (b'{"text": "a"}', "no sound file"),
         (bytes(100_000), "no sound file"),
         (np.random.default_rng(0).bytes(50_000), "no sound file"),
+        (b"GIF89a\x01\x00\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;", "no sound file"),
         (WAV[:20], "no sound file"),
         (by_ffmpeg(tone(3.0, 44_100), 44_100, "mp4", "aac")[:20_000], "no sound file"),  # its index is at the end
         (by_libsndfile(np.zeros((100, 65), np.float32), SAMPLE_RATE, "WAV"), "65 channels"),

@@ -66,7 +66,7 @@ def _request(form: TranslationForm, file: IO[bytes], wanted: Wanted) -> Transcri
             seed=defaults.seed if form.seed is None else form.seed,
         ),
         speech=_speech(form),
-        speech_param="vad_filter" if form.chunking_strategy is None else "chunking_strategy",
+        speech_param="vad_filter" if form.vad_filter else "chunking_strategy",
         keep_alive=form.keep_alive,
         wanted=wanted,
     )

@@ -109,9 +109,9 @@ class Events:
         """`transcript.text.delta`, with the segment's times in seconds; nothing where it has no text."""
         text = self._blanks + segment.text if self._parts else segment.text.lstrip()
         delta = text.rstrip()
+        self._blanks = text[len(delta) :]
         if not delta:
             return b""
-        self._blanks = text[len(delta) :]
         self._parts.append(delta)
         times = {"start": _rounded(segment.start), "end": _rounded(segment.end)}
         return sse_event({"type": "transcript.text.delta", "delta": delta, **times})
