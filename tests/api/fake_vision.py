@@ -206,6 +206,7 @@ def install_fakes(store: Store, echo: InstalledModel, **names: str) -> None:
         ("siglip", both, VisionRecipe(templates=("{}",), logit_scale=10.0, logit_bias=-5.0)),
         ("pictures", ("image-embedding",), None),
     ]
+    recipes = {"siglip": EmbeddingRecipe(prompts={"of": "of "}, default_prompt="of")}
     for index, (name, capabilities, recipe) in enumerate(kinds):
         name = names.get(name, name)
         store.install(
@@ -219,7 +220,7 @@ def install_fakes(store: Store, echo: InstalledModel, **names: str) -> None:
                 capabilities=capabilities,
                 context_length=64 if "image-embedding" in capabilities else 0,
                 embedding_length=DIM if "image-embedding" in capabilities else None,
-                embedding=EmbeddingRecipe() if "embedding" in capabilities else None,
+                embedding=recipes.get(name, EmbeddingRecipe()) if "embedding" in capabilities else None,
                 vision=recipe,
             )
         )

@@ -107,6 +107,16 @@ def test_other_options_hold_from_the_next_frame_on(vision_server: Any) -> None:
         assert closed(socket) == 4400
 
 
+def test_other_options_that_the_model_cannot_honour_end_the_stream(vision_server: Any) -> None:
+    with stream(vision_server, model="detector") as socket:
+        received(socket)
+        socket.send(json.dumps({"model": "detector", "classes": ["cow"]}))
+        socket.send(FRAME)
+        told = received(socket)
+        assert (told["error"]["param"], "frame" in told) == ("classes[0]", False)
+        assert closed(socket) == 4400
+
+
 @pytest.mark.parametrize(
     ("first", "param", "code"),
     [

@@ -68,6 +68,21 @@ def test_more_than_there_is_is_had_alone() -> None:
     asyncio.run(scenario())
 
 
+def test_who_leaves_is_in_nobodys_way() -> None:
+    async def scenario() -> None:
+        budget = PixelBudget(10, max_waiting=9)
+        first, large, small = Holder(budget, 6), Holder(budget, 9), Holder(budget, 1)
+        await settle()
+        large.task.cancel()
+        await settle()
+        assert (first.has, small.has) == (True, True)
+        first.give_back()
+        small.give_back()
+        await asyncio.gather(first.task, small.task)
+
+    asyncio.run(scenario())
+
+
 def test_too_many_who_wait_are_refused() -> None:
     async def scenario() -> None:
         budget = PixelBudget(10, max_waiting=1)
