@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm_server.api.openai.audio.convert import VAD_FILTER, Wish, transcription_request, translation_request
+from vmm_server.api.openai.audio.convert import VAD_FILTER, Wish, transcription_request
 from vmm_server.api.openai.audio.render import Events, Whole, answer
-from vmm_server.api.openai.audio.wire import TranscriptionForm, TranslationForm
+from vmm_server.api.openai.audio.wire import TranscriptionForm
 from vmm_server.audio.transcript import Segment, TranscriptionOptions, Word
 from vmm_server.audio.vad import SpeechOptions
 from vmm_server.requests import KeepAlive, Wanted
@@ -36,21 +36,21 @@ def test_what_a_form_says_reaches_the_model() -> None:
         keep_alive="5m",
         response_format="verbose_json",
         timestamp_granularities=["word"],
-        chunking_strategy='{"type": "server_vad", "threshold": 0.7, "prefix_padding_ms": 100, "silence_duration_ms": 9}',
+        chunking_strategy='{"type": "server_vad", "threshold": 0.7, "prefix_padding_ms": 90, "silence_duration_ms": 9}',
     )
     assert request.options == TranscriptionOptions(
         language="de", prompt="Herr Müller", temperatures=(0.4,), seed=7, word_timestamps=True
     )
-    assert request.speech == SpeechOptions(0.7, 0.1, 0.009)
+    assert request.speech == SpeechOptions(0.7, 0.09, 0.009)
     assert request.speech_param == "chunking_strategy"
     assert request.keep_alive == KeepAlive(300.0)
     assert wish == Wish("verbose_json", segments=False, words=True)
 
 
-def test_a_translation_has_no_language_of_its_own() -> None:
-    form = TranslationForm.model_validate({"model": "w", "prompt": "Hi", "language": "de", "response_format": "vtt"})
-    request, wish = translation_request(form, FILE, Wanted("CPU"))
-    assert request.options == TranscriptionOptions(task="translate", prompt="Hi")
+def test_a_translation_is_the_same_for_another_task() -> None:
+    form = TranscriptionForm.model_validate({"model": "w", "prompt": "Hi", "language": "de", "response_format": "vtt"})
+    request, wish = transcription_request(form, FILE, task="translate", wanted=Wanted("CPU"))
+    assert request.options == TranscriptionOptions(task="translate", language="de", prompt="Hi")
     assert (request.wanted, wish) == (Wanted("CPU"), Wish("vtt"))
 
 

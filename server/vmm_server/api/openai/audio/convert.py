@@ -1,11 +1,11 @@
-"""Forms of transcriptions and translations → what is asked for. Pure."""
+"""A form → what is asked for. Pure."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import IO, Literal, cast
 
-from vmm_server.api.openai.audio.wire import FORMATS, TranscriptionForm, TranslationForm
+from vmm_server.api.openai.audio.wire import FORMATS, TranscriptionForm
 from vmm_server.audio.languages import language_code
-from vmm_server.audio.transcript import TranscriptionOptions
+from vmm_server.audio.transcript import Task, TranscriptionOptions
 from vmm_server.audio.vad import SpeechOptions
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
 from vmm_server.requests import ANYWHERE, Wanted
@@ -29,50 +29,39 @@ class Wish:
 
 
 def transcription_request(
-    form: TranscriptionForm, file: IO[bytes], wanted: Wanted = ANYWHERE
+    form: TranscriptionForm, file: IO[bytes], *, task: Task = "transcribe", wanted: Wanted = ANYWHERE
 ) -> tuple[TranscriptionRequest, Wish]:
-    """Speech written down in its own language. Raises `InvalidRequest` and `UnsupportedParameter` naming the field."""
+    """Speech, written down. Raises `InvalidRequest` and `UnsupportedParameter` naming the field."""
     _refuse(form)
     format = _format(form.response_format)
     granularities = _granularities(form.timestamp_granularities, format)
-    stream = bool(form.stream)
-    if stream and format not in ("json", "text"):
+    wish = Wish(format, "segment" in granularities, "word" in granularities, bool(form.stream))
+    if wish.stream and format not in ("json", "text"):
         raise UnsupportedParameter(
             f"stream: events have no {format}", param="stream", hint="leave it out, or response_format"
         )
-    request = _request(form, file, wanted)
-    words = "word" in granularities
-    options = replace(request.options, language=_language(form), word_timestamps=words)
-    return replace(request, options=options), Wish(format, "segment" in granularities, words, stream)
-
-
-def translation_request(
-    form: TranslationForm, file: IO[bytes], wanted: Wanted = ANYWHERE
-) -> tuple[TranscriptionRequest, Wish]:
-    """Speech written down in English. Raises as `transcription_request` does."""
-    request = _request(form, file, wanted)
-    return replace(request, options=replace(request.options, task="translate")), Wish(_format(form.response_format))
-
-
-def _request(form: TranslationForm, file: IO[bytes], wanted: Wanted) -> TranscriptionRequest:
     defaults = TranscriptionOptions()
-    return TranscriptionRequest(
+    options = TranscriptionOptions(
+        language=_language(form),
+        task=task,
+        prompt=form.prompt,
+        temperatures=(form.temperature,) if form.temperature else defaults.temperatures,
+        word_timestamps=wish.words,
+        seed=defaults.seed if form.seed is None else form.seed,
+    )
+    request = TranscriptionRequest(
         model=form.model,
         file=file,
-        options=replace(
-            defaults,
-            prompt=form.prompt,
-            temperatures=(form.temperature,) if form.temperature else defaults.temperatures,
-            seed=defaults.seed if form.seed is None else form.seed,
-        ),
+        options=options,
         speech=_speech(form),
         speech_param="vad_filter" if form.vad_filter else "chunking_strategy",
         keep_alive=form.keep_alive,
         wanted=wanted,
     )
+    return request, wish
 
 
-def _speech(form: TranslationForm) -> SpeechOptions | None:
+def _speech(form: TranscriptionForm) -> SpeechOptions | None:
     given = form.chunking_strategy
     if given is None:
         return VAD_FILTER if form.vad_filter else None

@@ -12,13 +12,14 @@ from litestar.types import ASGIApp
 from vmm_server.api.answers import provenance
 from vmm_server.api.errors import openai_body
 from vmm_server.api.multipart import Form, FormLimits, answer_form
-from vmm_server.api.openai.audio.convert import Wish, transcription_request, translation_request
+from vmm_server.api.openai.audio.convert import Wish, transcription_request
 from vmm_server.api.openai.audio.render import MEDIA_TYPES, Events, Whole, answer
 from vmm_server.api.openai.audio.transcription_examples import TRANSCRIPTIONS, TRANSLATIONS
-from vmm_server.api.openai.audio.wire import TranscriptionForm, TranslationForm
+from vmm_server.api.openai.audio.wire import TranscriptionForm
 from vmm_server.api.openapi import described
 from vmm_server.api.placement import wanted_of
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, sse_response
+from vmm_server.audio.transcript import Task
 from vmm_server.settings import Settings
 from vmm_server.transcription import Transcribed, TranscriptionRequest, Transcriptions
 
@@ -45,18 +46,7 @@ class TranscriptionsController(Controller):
         settings: NamedDependency[Settings],
     ) -> ASGIApp:
         """In its own language: JSON, text or subtitles; server-sent events with `stream=true`."""
-
-        def reply(form: Form) -> ASGIApp:
-            wire = form.parse(TranscriptionForm)
-            wanted = wanted_of(request.headers, wire)
-            asked, wish = transcription_request(wire, form.file_of("file").content, wanted)
-            if not wish.stream:
-                return json_response(lambda: _whole(transcriptions, asked, wish))
-            return sse_response(
-                lambda: _stream(transcriptions, asked), openai_body, drain_s=settings.shutdown_timeout_s
-            )
-
-        return await answer_form(request, _limits(settings), reply)
+        return await _reply(request, transcriptions, settings, "transcribe")
 
     @post(
         "/translations",
@@ -64,7 +54,7 @@ class TranscriptionsController(Controller):
         operation_id="createTranslation",
         summary="Write speech down in English",
         request_max_body_size=None,
-        opt=described(*TRANSLATIONS, body=TranslationForm, files=FILE, runs=True),
+        opt=described(*TRANSLATIONS, body=TranscriptionForm, files=FILE, runs=True),
     )
     async def translate(
         self,
@@ -72,19 +62,22 @@ class TranscriptionsController(Controller):
         transcriptions: NamedDependency[Transcriptions],
         settings: NamedDependency[Settings],
     ) -> ASGIApp:
-        """JSON, text or subtitles, by a model that knows more than English."""
+        """The same, by a model that knows more than English."""
+        return await _reply(request, transcriptions, settings, "translate")
 
-        def reply(form: Form) -> ASGIApp:
-            wire = form.parse(TranslationForm)
-            wanted = wanted_of(request.headers, wire)
-            asked, wish = translation_request(wire, form.file_of("file").content, wanted)
+
+async def _reply(
+    request: Request[Any, Any, Any], transcriptions: Transcriptions, settings: Settings, task: Task
+) -> ASGIApp:
+    def reply(form: Form) -> ASGIApp:
+        wire = form.parse(TranscriptionForm)
+        wanted = wanted_of(request.headers, wire)
+        asked, wish = transcription_request(wire, form.file_of("file").content, task=task, wanted=wanted)
+        if not wish.stream:
             return json_response(lambda: _whole(transcriptions, asked, wish))
+        return sse_response(lambda: _stream(transcriptions, asked), openai_body, drain_s=settings.shutdown_timeout_s)
 
-        return await answer_form(request, _limits(settings), reply)
-
-
-def _limits(settings: Settings) -> FormLimits:
-    return FormLimits(settings.max_audio_bytes, setting="max_audio_bytes")
+    return await answer_form(request, FormLimits(settings.max_audio_bytes, setting="max_audio_bytes"), reply)
 
 
 async def _whole(transcriptions: Transcriptions, asked: TranscriptionRequest, wish: Wish) -> WholeAnswer:

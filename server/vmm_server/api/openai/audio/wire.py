@@ -1,4 +1,4 @@
-"""What forms of `/v1/audio/transcriptions` and `/v1/audio/translations` may hold beside the file."""
+"""What a form of `/v1/audio/transcriptions` or `/v1/audio/translations` may hold beside the file."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -35,15 +35,21 @@ class ServerVad(Wire):
     """A shorter pause is part of the speech."""
 
 
-class TranslationForm(PlacementFields):
-    """Form of `POST /v1/audio/translations`."""
+class TranscriptionForm(PlacementFields):
+    """Form of `POST /v1/audio/transcriptions` and `POST /v1/audio/translations`."""
 
     model: str
+    language: str | None = None
+    """What is spoken: ISO 639-1 (`de`), or its English name; left out, it is heard."""
     prompt: str | None = None
     """Text as if it had been said before: names, spelling, style."""
     response_format: Annotated[str, Field(json_schema_extra={"enum": FORMATS})] = "json"
+    timestamp_granularities: Strings | None = None
+    """`word`, `segment` or both, with `verbose_json`."""
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     """0 (the default) begins at 0, and goes up where the text would be a guess or repeat itself."""
+    stream: bool | None = None
+    """Events with the text as it is heard."""
     chunking_strategy: Annotated[
         ServerVad | None, BeforeValidator(_server_vad, json_schema_input_type=str | ServerVad | None)
     ] = None
@@ -52,21 +58,10 @@ class TranslationForm(PlacementFields):
     """The same, for longer pauses, as faster-whisper has it."""
     seed: Annotated[Integer, Field(ge=0)] | None = None
     """Of what is drawn above temperature 0."""
-    keep_alive: Duration = None
-
-
-class TranscriptionForm(TranslationForm):
-    """Form of `POST /v1/audio/transcriptions`."""
-
-    language: str | None = None
-    """ISO 639-1 (`de`), or its English name; left out, it is heard."""
-    timestamp_granularities: Strings | None = None
-    """`word`, `segment` or both, with `verbose_json`."""
-    stream: bool | None = None
-    """Events with the text as it is heard."""
     include: Strings | None = None
     languages: Strings | None = None
     """One: the same as `language`."""
     keywords: Any = None
     known_speaker_names: Any = None
     known_speaker_references: Any = None
+    keep_alive: Duration = None
