@@ -4,6 +4,7 @@ import io
 import json
 from typing import Any
 
+import av
 import httpx
 import numpy as np
 import pytest
@@ -283,3 +284,23 @@ def test_a_file_that_is_cut_off_is_heard_as_far_as_it_goes_and_the_answer_says_s
     assert response.json()["warnings"] == [response.headers["x-vmm-warning"]]
     *_, done = events(post(audio_server, whole[: len(whole) * 2 // 3], stream="true"))
     assert done["warnings"] == response.json()["warnings"]
+
+
+def test_a_stream_that_turns_out_too_long_ends_with_an_error(audio_server: Any) -> None:
+    """A file whose header does not say how long it is: what was heard was sent already."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="adts") as container:
+        stream: Any = container.add_stream("aac", rate=8000, layout="mono")
+        tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(62 * 8000) / 8000, dtype=np.float32)
+        for start in range(0, len(tone) - 1023, 1024):
+            frame = av.AudioFrame.from_ndarray(tone[None, start : start + 1024], format="fltp", layout="mono")
+            frame.sample_rate = 8000
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    response = post(audio_server, buffer.getvalue(), stream="true")
+    assert response.status_code == 200
+    *deltas, error = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: ")]
+    assert len(deltas) in range(58, 61)
+    assert "too long; the limit is 60 s" in error["error"]["message"]
+    whole = post(audio_server, buffer.getvalue())
+    assert (whole.status_code, whole.json()["error"]["param"]) == (400, "file")
