@@ -98,6 +98,20 @@ def test_speech_is_written_down_as_its_page_says(
     assert output.count("made amiable himself") == num_asked
 
 
+def test_the_readme_s_picture_and_sound_are_seen_and_heard(
+    base_url: str, whisper: str, classifier: str, tmp_path: Path
+) -> None:
+    section = (ROOT / "README.md").read_text().partition("\n## Pictures and sound\n")[2].partition("\n## ")[0]
+    ((_, code),) = FENCED.findall(section)
+    media = ROOT / "tests" / "data" / "media"
+    shutil.copy(media / "0930.wav", tmp_path / "speech.wav")
+    shutil.copy(media / "chelsea.png", tmp_path / "cat.png")
+    code = re.sub(r"^vmm pull \S+ && ", "", code, flags=re.M).replace(DEFAULT_URL, base_url)
+    output = run(base_url, "bash", "-euo", "pipefail", "-c", code, cwd=tmp_path)
+    assert output.count("made amiable himself") == 2
+    assert output.count("tiger cat") == 2
+
+
 def test_make_serve_is_a_target() -> None:
     (code,) = [code for _, code in SNIPPETS if code.startswith("make")]
     assert "vmm serve" in run(DEFAULT_URL, "make", "--dry-run", *code.split()[1:])
