@@ -107,7 +107,8 @@ def decode(file: IO[bytes], param: str, limits: ImageLimits = LIMITS) -> NDArray
     """The pixels of an image that has been found to be bearable. Raises as `read_image` does."""
     with _opened(file, param, limits) as image:
         image.load()
-        return np.array(_on_white(ImageOps.exif_transpose(image)), np.uint8)
+        ImageOps.exif_transpose(image, in_place=True)  # without that it copies, also what is upright
+        return np.array(_on_white(image), np.uint8)
 
 
 @contextmanager
@@ -144,6 +145,6 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey
         return image.point(lambda value: value / 256).convert("L").convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
