@@ -186,6 +186,11 @@ def test_files_are_closed_whatever_happens_to_the_answer(server: Server, client:
     assert server.all_closed()
 
 
+def test_a_form_is_not_compressed(client: TestClient[Litestar]) -> None:
+    response = client.post("/", files={"file": b""}, headers={"content-encoding": "gzip"})
+    assert (response.status_code, response.text) == (400, "Content-Encoding gzip is not supported")
+
+
 def test_a_form_is_told_from_json(client: TestClient[Litestar]) -> None:
     assert client.post("/is", files={"a": b""}).json() == {"form": True}
     assert client.post("/is", json={}).json() == {"form": False}

@@ -15,6 +15,7 @@ from vmm_server.audio.transcript import SAMPLE_RATE
 from vmm_server.audio.vad import FRAME_SAMPLES, SpeechOptions, SpeechSpans
 from vmm_server.models.names import ModelName
 from vmm_server.models.pull import Puller
+from vmm_server.models.ready import Sampled
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
@@ -83,6 +84,17 @@ async def loaded(model: InstalledModel, adapter: str, home: Path) -> AsyncIterat
         yield ready
     finally:
         await ready.aclose()
+
+
+@pytest.mark.runtime
+def test_it_can_be_timed(silero: InstalledModel, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with loaded(silero, "openvino", tmp_path) as ready:
+            assert isinstance(ready, Sampled)
+            await ready.try_once()
+            assert ready.stats.computed_size == BLOCK_SAMPLES
+
+    asyncio.run(main())
 
 
 @pytest.mark.runtime

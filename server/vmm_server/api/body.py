@@ -141,14 +141,19 @@ def parse_body(raw: bytes, shape: type[Shape]) -> Shape:
         raise invalid_request(error, sent=sent) from error
 
 
+def refuse_compressed(request: Request[Any, Any, Any]) -> None:
+    """Raises `InvalidRequest` for a body that is not sent as it is."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise InvalidRequest(f"Content-Encoding {encoding} is not supported", hint="send the body uncompressed")
+
+
 async def read_body(request: Request[Any, Any, Any], shape: type[Shape]) -> Shape:
     """Read and check a request's body; `curl -d` without a Content-Type is welcome.
 
     Raises `InvalidRequest`; `RequestCancelled` when the client leaves in the middle of it.
     """
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise InvalidRequest(f"Content-Encoding {encoding} is not supported", hint="send the body uncompressed")
+    refuse_compressed(request)
     try:
         raw = await request.body()
     except InternalServerException as error:  # Litestar's word for that, and for nothing else here

@@ -17,7 +17,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
 from pydantic import ByteSize, ValidationError
 
-from vmm_server.api.body import Wire, invalid_request
+from vmm_server.api.body import Wire, invalid_request, refuse_compressed
 from vmm_server.api.form_fields import nested
 from vmm_server.errors import InvalidRequest, RequestCancelled, StoreError
 
@@ -135,6 +135,7 @@ async def read_form(request: Request[Any, Any, Any], limits: FormLimits) -> Form
     Raises `InvalidRequest` for what is no form, is cut off or beyond a limit; `StoreError` for a disk that is full;
     `RequestCancelled` when the client leaves in the middle.
     """
+    refuse_compressed(request)
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != "multipart/form-data" or not options.get("boundary"):
         raise _no_form(str(kind))

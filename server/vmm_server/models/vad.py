@@ -16,7 +16,7 @@ from vmm_adapters.types import SessionOptions
 from vmm_server.audio.transcript import Samples
 from vmm_server.audio.vad import FRAME_SAMPLES
 from vmm_server.engine.batch_queue import BatchLimits
-from vmm_server.engine.batcher import Batcher, BatcherOptions
+from vmm_server.engine.batcher import Batcher, BatcherOptions, BatcherStats
 from vmm_server.errors import ModelLoadFailed
 from vmm_server.models.compiled import compiled_dir
 from vmm_server.models.router import NO_LOAD, Load, Placement
@@ -70,7 +70,7 @@ class Spoken:
 
 @dataclass(frozen=True, slots=True)
 class ReadyVad:
-    """A loaded voice activity detector. Implements `Ready`."""
+    """A loaded voice activity detector. Implements `Sampled`."""
 
     batcher: Batcher[Block, Spoken]
     placement: Placement
@@ -87,6 +87,15 @@ class ReadyVad:
     def failure(self) -> str | None:
         """See `Ready`."""
         return self.batcher.failure
+
+    @property
+    def stats(self) -> BatcherStats:
+        """See `Sampled`. Its unit is the sample."""
+        return self.batcher.stats
+
+    async def try_once(self) -> None:
+        """See `Sampled`."""
+        await self.hear(Block(np.zeros(BLOCK_SAMPLES, np.float32)))
 
     async def hear(self, block: Block) -> Spoken:
         """Probabilities that its frames are speech. Raises as `Batcher.call` does."""
