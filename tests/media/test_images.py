@@ -83,11 +83,41 @@ def test_16_bits_of_grey_are_scaled() -> None:
     assert read_image(given_image(file_of(image)))[0, :, 0].tolist() == [0, 128, 255]
 
 
-def test_a_photograph_is_upright() -> None:
-    image = Image.new("RGB", (20, 10))
+@pytest.mark.parametrize(
+    ("orientation", "rows"),
+    [
+        (1, ["abc", "def"]),
+        (2, ["cba", "fed"]),
+        (3, ["fed", "cba"]),
+        (4, ["def", "abc"]),
+        (5, ["ad", "be", "cf"]),
+        (6, ["da", "eb", "fc"]),
+        (7, ["fc", "eb", "da"]),
+        (8, ["cf", "be", "ad"]),
+        (9, ["abc", "def"]),
+    ],
+)
+def test_a_photograph_is_upright(orientation: int, rows: list[str]) -> None:
+    """As the table of the Exif standard says where the first row and the first column of what is stored belong."""
+    image = Image.fromarray(np.array([[ord(letter) for letter in row] for row in ("abc", "def")], np.uint8))
     exif = image.getexif()
-    exif[0x0112] = 6  # turned to the right
-    assert read_image(given_image(file_of(image, "JPEG", exif=exif))).shape == (20, 10, 3)
+    exif[0x0112] = orientation
+    pixels = read_image(given_image(file_of(image, "PNG", exif=exif)))
+    assert ["".join(map(chr, row)) for row in pixels[..., 0].tolist()] == rows
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what it leaves out
+@settings(max_examples=150)
+@given(data=st.data())
+def test_damaged_exif_data_is_no_failure(data: st.DataObject) -> None:
+    image = Image.radial_gradient("L").resize((24, 24)).convert("RGB")
+    exif = image.getexif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker", 72.0
+    file = bytearray(file_of(image, "JPEG", exif=exif))
+    for place, value in data.draw(st.dictionaries(st.integers(2, 130), st.integers(0, 255), max_size=9)).items():
+        file[place] = value
+    with suppress(InvalidRequest):
+        assert read_image(given_image(bytes(file))).shape == (24, 24, 3)
 
 
 def test_of_several_pictures_the_first_is_seen() -> None:

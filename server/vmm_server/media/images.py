@@ -8,21 +8,37 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
 from vmm_server.requests import GivenImage
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Of Pillow's decoders, those that pictures of the web need."""
+_TURNS: Mapping[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation (Exif 2.32, 4.6.4 A); 1 is upright."""
 _DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError),
+    struct.error,
+)
+"""What Pillow raises for it."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _BLANKS = re.compile(r"[ \t\r\n]+")
 
@@ -107,8 +123,7 @@ def decode(file: IO[bytes], param: str, limits: ImageLimits = LIMITS) -> NDArray
     """The pixels of an image that has been found to be bearable. Raises as `read_image` does."""
     with _opened(file, param, limits) as image:
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)  # without that it copies, also what is upright
-        return np.array(_on_white(image), np.uint8)
+        return np.array(_on_white(_upright(image)), np.uint8)
 
 
 @contextmanager
@@ -125,7 +140,7 @@ def _opened(file: IO[bytes], param: str, limits: ImageLimits) -> Iterator[Image.
         raise InvalidRequest(
             f"{param}: the image has too many pixels; the limit is {limits.max_pixels} pixels", param=param
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+    except _DAMAGE as error:
         raise InvalidRequest(f"{param}: the image is damaged: {error}", param=param) from error
 
 
@@ -138,6 +153,12 @@ def _check_size(width: int, height: int, param: str, limits: ImageLimits, left: 
         raise InvalidRequest(
             f"{param}: with this one, the images have more than {limits.max_total_pixels} pixels together", param=param
         )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As its EXIF data says. (Pillow's `exif_transpose` also writes the rest of that data anew, and it may be damaged.)"""
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
