@@ -33,12 +33,9 @@ _TURNS: Mapping[object, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes a picture upright, by its EXIF orientation (Exif 2.32, 4.6.4 A); 1 is upright."""
-_DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError),
-    struct.error,
-)
+_DAMAGE = (*(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error),)
 """What Pillow raises for it."""
+_DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _BLANKS = re.compile(r"[ \t\r\n]+")
 
@@ -156,7 +153,7 @@ def _check_size(width: int, height: int, param: str, limits: ImageLimits, left: 
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As its EXIF data says. (Pillow's `exif_transpose` also writes the rest of that data anew, and it may be damaged.)"""
+    """As its EXIF data says. (Pillow's `exif_transpose` also writes the rest of that data anew; it may be damaged.)"""
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     return image if turn is None else image.transpose(turn)
 
