@@ -101,9 +101,9 @@ def run(body: Body, texts: dict[int, list[int]] | None = None, **options: Any) -
 
 @st.composite
 def scripts(draw: st.DrawFn) -> dict[int, list[int]]:
-    """Texts of sounds 0 to 5: phrases of some words."""
+    """Texts of sounds 0 to 3: phrases of some words."""
     texts = {}
-    for name in range(6):
+    for name in range(4):
         text, time = [], 0.0
         for _ in range(draw(st.integers(1, 4))):
             words = draw(st.lists(st.integers(0, 29), min_size=1, max_size=5))
@@ -113,8 +113,8 @@ def scripts(draw: st.DrawFn) -> dict[int, list[int]]:
     return texts
 
 
-@given(scripts(), st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), min_size=1, max_size=6))
-@settings(max_examples=20)
+@given(scripts(), st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=2), min_size=1, max_size=6))
+@settings(max_examples=10)
 def test_sounds_in_one_batch_are_heard_as_if_each_were_alone(
     texts: dict[int, list[int]], sounds: list[list[int]]
 ) -> None:
@@ -129,7 +129,7 @@ def test_sounds_in_one_batch_are_heard_as_if_each_were_alone(
 
 def test_phrases_have_the_times_of_the_whole_sound_and_windows_follow_them() -> None:
     async def body(whisper: Whisper) -> None:
-        transcript = whisper.hear(2, 2)
+        transcript = whisper.hear(2, 2, condition_on_previous_text=True)
         segments = await whole(transcript)
         assert [(each.id, each.seek, each.start, each.end, each.text) for each in segments[:2]] == [
             (0, 0, 0.0, 10.0, " w6 w7 w8"),
@@ -147,11 +147,11 @@ def test_phrases_have_the_times_of_the_whole_sound_and_windows_follow_them() -> 
     assert whisper.decoder.prompts[:3] == [[SOT], [PREVIOUS, *context, SOT], [PREVIOUS, *context, *context, SOT]]
 
 
-def test_the_prompt_stands_before_the_first_window_and_nothing_before_others_if_that_is_wished() -> None:
+def test_the_prompt_stands_before_every_window() -> None:
     async def body(whisper: Whisper) -> None:
-        await whole(whisper.hear(0, 0, prompt="w5 w6", condition_on_previous_text=False))
+        await whole(whisper.hear(0, 0, prompt="w5 w6"))
 
-    assert run(body).decoder.prompts == [[PREVIOUS, 5, 6, SOT], [SOT]]
+    assert run(body).decoder.prompts == [[PREVIOUS, 5, 6, SOT]] * 2
 
 
 def test_a_long_context_keeps_its_end() -> None:
@@ -176,8 +176,8 @@ def test_windows_join_those_that_are_under_way() -> None:
         assert (stats.num_running, stats.num_waiting, stats.computed_s) == (0, 0, 3 * 30 + 20 + 10)
 
     whisper = run(body)
-    assert [1, 2] in whisper.encoder.batches
-    assert [0, 1, 2] in whisper.decoder.batches
+    assert sorted(whisper.encoder.batches[1]) == [1, 2]
+    assert [0, 1, 2] in map(sorted, whisper.decoder.batches)
 
 
 def test_closing_a_transcript_frees_its_row_at_once() -> None:
@@ -315,7 +315,7 @@ def test_the_language_is_heard_once_or_said() -> None:
     assert prompts == [
         [SOT],
         [SOT, GERMAN, TRANSCRIBE],
-        [PREVIOUS, *ONE_PHRASE, SOT, GERMAN, TRANSCRIBE],
+        [SOT, GERMAN, TRANSCRIBE],
         [SOT, ENGLISH, TRANSLATE],
     ]
 

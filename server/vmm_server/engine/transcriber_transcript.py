@@ -49,7 +49,7 @@ class SoundTranscript:
         self._windows = Windows(self._sound)
         self._seek = 0
         self._num_windows = 0
-        self._context = tuple(context)
+        self._prompt = self._context = tuple(context)
         self._num_segments = 0
         self._spoken_until = 0.0
         """When the last word ended, in seconds of the clipped sound."""
@@ -128,7 +128,7 @@ class SoundTranscript:
         self._heard.extend(segments)
         self._seek += split.num_frames
         if text.temperature > MAX_CONTEXT_TEMPERATURE or not self._options.condition_on_previous_text:
-            self._context = ()
+            self._context = self._prompt
         else:
             said = [token for segment in segments for token in segment.tokens]
             self._context = (*self._context, *said)[-self._tokens.max_context :]
@@ -175,7 +175,8 @@ class SoundTranscript:
             self._spoken_until = offset + timed[-1][0].end
         segments: list[Segment] = []
         for phrase, words in timed:
-            if not phrase.start < phrase.end or not (said := self._tokens.decode(phrase.tokens)).strip():
+            said = self._tokens.decode(phrase.tokens)
+            if not (phrase.start < phrase.end and any(map(str.isalnum, said))):  # dots are what it hears in noise
                 continue
             start, end = self._sound.original(offset + phrase.start, offset + phrase.end)
             given = None if not self._options.word_timestamps else [self._word(word, offset) for word in words or ()]

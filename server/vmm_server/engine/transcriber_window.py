@@ -45,7 +45,9 @@ class WindowText:
     language: str | None
     temperature: float
     avg_logprob: float
-    """Per token, the end included."""
+    """Per token, timestamps and the end included."""
+    text_logprob: float
+    """Per token of text; 0 if there is none."""
     compression_ratio: float
     """Of the text's bytes: above 2.4 it repeats itself."""
     no_speech_prob: float
@@ -64,7 +66,10 @@ class Attempt:
     random: np.random.Generator
     sampled: list[int] = field(default_factory=list)
     logprob: float = 0.0
-    """Of all tokens, the end included."""
+    """Of all tokens, timestamps and the end included."""
+    text_logprob: float = 0.0
+    """Of those that are text."""
+    num_text: int = 0
     no_speech_prob: float = 0.0
     is_over: bool = False
 
@@ -81,7 +86,11 @@ class Attempt:
             token = int(np.searchsorted(weights, self.random.random() * weights[-1], side="right"))
         else:
             token = int(logits.argmax())
-        self.logprob += float(logits[token]) - most - float(np.log(np.exp(logits - most).sum()))
+        logprob = float(logits[token]) - most - float(np.log(np.exp(logits - most).sum()))
+        self.logprob += logprob
+        if token < tokens.end_of_text:
+            self.text_logprob += logprob
+            self.num_text += 1
         if token == tokens.end_of_text:
             self.is_over = True
             return
@@ -110,14 +119,19 @@ def attempted(attempt: Attempt, language: str | None, tokens: WhisperTokens) -> 
         language=language,
         temperature=attempt.temperature,
         avg_logprob=attempt.logprob / (len(sampled) + 1),
+        text_logprob=attempt.text_logprob / max(1, attempt.num_text),
         compression_ratio=compression_ratio(tokens.decode(sampled)),
         no_speech_prob=attempt.no_speech_prob,
     )
 
 
 def is_silence(text: WindowText, options: TranscriptionOptions) -> bool:
-    """Whether nobody speaks: the model says so, and is not sure of the text either."""
-    return text.no_speech_prob > options.no_speech_threshold and text.avg_logprob < options.logprob_threshold
+    """Whether nobody speaks: the model says so, and is not sure of the text either.
+
+    Of two words that it hears in noise it is not, but of the timestamps around them: text is looked at alone as well.
+    """
+    logprob = min(text.avg_logprob, text.text_logprob)
+    return text.no_speech_prob > options.no_speech_threshold and logprob < options.logprob_threshold
 
 
 def is_good(text: WindowText, options: TranscriptionOptions) -> bool:
