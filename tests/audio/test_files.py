@@ -210,6 +210,36 @@ def test_what_is_no_number_is_silence() -> None:
     assert samples[[10, 20, 30, 40]].tolist() == [0, 0, 0, 1]
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_no_damage_is_a_failure(seed: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """Bytes changed, cut out and put in, in files of many kinds."""
+    random = np.random.default_rng(seed)
+    for whole in DAMAGED:
+        file = bytearray(whole())
+        for place in random.integers(0, min(len(file), 4000), 1 + seed % 5):
+            file[place : place + random.integers(0, 9)] = random.bytes(int(random.integers(0, 9)))
+        try:
+            samples = decoded(bytes(file), max_seconds=600)
+        except InvalidRequest:
+            continue
+        assert np.abs(samples).max(initial=0) <= 1
+    assert capfd.readouterr().err == ""
+
+
+DAMAGED: list[Callable[[], bytes]] = [
+    lambda: by_libsndfile(tone(0.3, SAMPLE_RATE), SAMPLE_RATE, "WAV", "FLOAT"),
+    lambda: by_libsndfile(tone(0.3, SAMPLE_RATE), SAMPLE_RATE, "CAF", "PCM_16"),
+    lambda: by_libsndfile(tone(0.3, SAMPLE_RATE), SAMPLE_RATE, "AIFF", "PCM_16"),
+    lambda: by_libsndfile(tone(0.3, SAMPLE_RATE), SAMPLE_RATE, "FLAC", "PCM_16"),
+    lambda: by_libsndfile(tone(0.3, SAMPLE_RATE), SAMPLE_RATE, "OGG", "VORBIS"),
+    lambda: by_libsndfile(tone(0.3, SAMPLE_RATE), SAMPLE_RATE, "MP3"),
+    lambda: by_ffmpeg(tone(0.3, 44_100), 44_100, "mp4", "aac"),
+    lambda: by_ffmpeg(tone(0.3, 48_000), 48_000, "webm", "libopus"),
+    lambda: by_ffmpeg(tone(0.3, 48_000), 48_000, "mpegts", "aac"),
+    lambda: by_ffmpeg(tone(0.3, 48_000), 48_000, "matroska", "pcm_f64le"),
+]
+
+
 def test_a_gap_between_packets_is_silence() -> None:
     """A recording that went on after a pause, and one that begins after its pictures."""
     buffer = io.BytesIO()

@@ -69,6 +69,22 @@ def open_decoder(file: IO[bytes]) -> Decoder:
     return FFmpegDecoder(file)
 
 
+class _Lenient:
+    """What libsndfile reads. A seek to nowhere, which a damaged header asks for, stays where it is: an exception in a
+    callback would only be printed."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.read = file.read
+        self.tell = file.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Where it is then."""
+        with contextlib.suppress(ValueError, OSError):
+            self._file.seek(offset, whence)
+        return self._file.tell()
+
+
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
     """Read once and in order. The library seeks after each read of a file that can, which costs, and breaks MP3."""
 
@@ -81,7 +97,7 @@ class SndfileDecoder:
     """libsndfile's. Raises its `LibsndfileError` for a file that it does not know."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = _Sequential(file)
+        self._file = _Sequential(_Lenient(file))
         self.problem: str | None = None
         try:
             check_format(self._file.samplerate, self._file.channels)
@@ -184,6 +200,8 @@ class FFmpegDecoder:
                     self.problem = f"parts of it cannot be read: {error.strerror}"
         except av.FFmpegError as error:
             self.problem = f"it breaks off: {error.strerror}"
+        except IndexError:  # PyAV's word for a packet of a stream that was not there at the beginning
+            self.problem = "it breaks off: another stream begins"
 
 
 def check_format(rate: int, channels: int) -> None:
@@ -223,13 +241,14 @@ def _interleaved(frame: AudioFrame) -> NDArray[np.float32]:
         return (samples.astype(np.float32) - 128.0) / np.float32(128.0)
     if np.issubdtype(samples.dtype, np.signedinteger):
         return samples.astype(np.float32) / np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))
-    return np.asarray(samples, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32: `_mixed` sees to it
+        return np.asarray(samples, np.float32)
 
 
 def _mixed(samples: NDArray[np.float32]) -> Mono:
-    """`[samples, channels]` → the mean of the channels, in which what is no number is silence."""
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
-    return np.nan_to_num(mono, nan=0.0, posinf=0.0, neginf=0.0)
+    """`[samples, channels]` → the mean of the channels, at most full scale; what is no number is silence."""
+    samples = np.clip(np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0), -1.0, 1.0)
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
 
 
 def _cut_off(read_s: float, declared_s: float | None) -> str | None:
