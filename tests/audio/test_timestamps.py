@@ -103,7 +103,7 @@ def test_timestamps_come_where_all_of_them_are_likelier_than_any_word() -> None:
 def test_a_window_that_ends_with_one_timestamp_is_done_with() -> None:
     first, second = (at(0), 1, at(2)), (at(2.5), 2, at(5))
     found = split_window([*first, *second], 3000, TOKENS)
-    assert found == Phrases((Phrase(0.0, 2.0, first), Phrase(2.5, 5.0, second)), 3000)
+    assert found == Phrases((Phrase(0.0, 2.0, first), Phrase(2.5, 5.0, second)), 3000, 500)
 
 
 def test_what_is_cut_off_is_heard_again() -> None:
@@ -121,4 +121,5 @@ def test_a_window_always_gets_on() -> None:
     ("sampled", "end"), [([at(0), 1, 2], 12.0), ([at(0), 1, at(5)], 5.0), ([at(0), 1, at(29)], 12.0), ([], 12.0)]
 )
 def test_one_phrase_is_all_of_the_window(sampled: list[int], end: float) -> None:
-    assert split_window(sampled, 1200, TOKENS) == Phrases((Phrase(0.0, end, tuple(sampled)),), 1200)
+    phrases = (Phrase(0.0, end, tuple(sampled)),)
+    assert split_window(sampled, 1200, TOKENS) == Phrases(phrases, 1200, round(100 * end))

@@ -59,6 +59,15 @@ def test_silence_is_what_nobody_can_hear() -> None:
     assert not Window(0, WINDOW_FRAMES, samples).is_silent
 
 
+def test_a_tail_is_loud_if_it_lasts_and_is_nearly_as_loud_as_what_comes_before() -> None:
+    noise = np.random.default_rng(0).standard_normal(1000 * HOP_LENGTH).astype(np.float32)
+    quiet, loud = 0.001 * noise, 0.1 * noise
+    speaks = [loud[: 500 * HOP_LENGTH], quiet[: 200 * HOP_LENGTH], 0.3 * loud[: 40 * HOP_LENGTH], quiet]
+    assert Window(0, 1000, np.concatenate(speaks)[: len(noise)]).is_loud_behind(500)
+    assert not Window(0, 1000, np.concatenate([speaks[0], quiet])[: len(noise)]).is_loud_behind(500)
+    assert not Window(0, 1000, np.concatenate([quiet[: 950 * HOP_LENGTH], loud])[: len(noise)]).is_loud_behind(950)
+
+
 @st.composite
 def clips(draw: st.DrawFn) -> list[Clip]:
     """In order and apart, in hundredths of a second."""

@@ -56,12 +56,14 @@ def at(time: float) -> int:
 
 
 _NOISE = np.random.default_rng(0).standard_normal(WINDOW_SAMPLES).astype(np.float32)
-_QUIETEST = float(LogMel(NUM_MEL_BINS)(1e-3 * _NOISE).max())
+_NOISE[2 * 16000 :] *= 0.03
+_QUIETEST = float(LogMel(NUM_MEL_BINS)(1e-2 * _NOISE).max())
 
 
 def sound(name: int, seconds: float = 30.0) -> Samples:
-    """What the model knows as `name`: each is ten times as strong as the one before it."""
-    loudness = 1e-3 * 10 ** (name / 2)
+    """What the model knows as `name`: each is ten times as strong as the one before it; two seconds of noise, and then
+    something quieter."""
+    loudness = 1e-2 * 10 ** (name / 2)
     return (loudness * _NOISE[: round(16000 * seconds)]).astype(np.float32)
 
 

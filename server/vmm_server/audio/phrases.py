@@ -1,7 +1,8 @@
 """A window's tokens → phrases with their times, and where the next window begins.
 
 The next window begins where the last phrase that is whole ends: what follows it was cut off, and is heard again. A
-window that ends with one timestamp, not two, has no more speech, and is done with (openai-whisper's `transcribe`).
+window that ends with one timestamp, not two, has no more speech, and is done with (openai-whisper's `transcribe`);
+but models leave out a last phrase now and then, so it is said how far they got.
 """
 
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ class Phrases:
     phrases: tuple[Phrase, ...]
     num_frames: int
     """From this window's beginning to that of the next one."""
+    num_heard_frames: int
+    """To the end of what was said, where nothing more was; else the same."""
 
 
 def split_window(sampled: Sequence[int], num_frames: int, tokens: WhisperTokens) -> Phrases:
@@ -42,7 +45,7 @@ def split_window(sampled: Sequence[int], num_frames: int, tokens: WhisperTokens)
     if not borders:
         last = max((token - begin for token in sampled if token >= begin), default=0)
         end = last * TIMESTAMP_S if last else window_s
-        return Phrases((Phrase(0.0, min(end, window_s), tuple(sampled)),), num_frames)
+        return Phrases((Phrase(0.0, min(end, window_s), tuple(sampled)),), num_frames, _frames(end, num_frames))
     if ends_once:
         borders.append(len(sampled))
     pieces = [tuple(sampled[first:last]) for first, last in zip([0, *borders], borders, strict=False)]
@@ -51,6 +54,11 @@ def split_window(sampled: Sequence[int], num_frames: int, tokens: WhisperTokens)
         for piece in pieces
     )
     if ends_once:
-        return Phrases(phrases, num_frames)
-    advance = (pieces[-1][-1] - begin) * FRAMES_PER_TIMESTAMP
-    return Phrases(phrases, min(max(advance, MIN_ADVANCE_FRAMES), num_frames))
+        return Phrases(phrases, num_frames, _frames(phrases[-1].end, num_frames))
+    advance = _frames(phrases[-1].end, num_frames)
+    return Phrases(phrases, advance, advance)
+
+
+def _frames(time: float, num_frames: int) -> int:
+    """From the window's beginning to a time in it; never less than `MIN_ADVANCE_FRAMES`."""
+    return min(max(round(time * FRAMES_PER_TIMESTAMP / TIMESTAMP_S), MIN_ADVANCE_FRAMES), num_frames)

@@ -12,6 +12,15 @@ AUDIBLE = 1e-4
 """A window with no sample above it is silence, and is not asked for words: -80 dB, three steps of 16 bits."""
 
 
+MIN_TAIL_FRAMES = 100
+"""Of what follows the last phrase: less is not asked for words of its own."""
+_TAIL_RANGE_DB = 20.0
+"""How much quieter than what was heard a phrase may be that was left out."""
+_MIN_LOUD_FRAMES = 30
+"""Of it, in a phrase."""
+_LOUD_PERCENTILE = 90
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """A piece of sound."""
@@ -26,6 +35,16 @@ class Window:
     def is_silent(self) -> bool:
         """Whether nothing can be heard in it."""
         return not (np.abs(self.samples) > AUDIBLE).any()
+
+    def is_loud_behind(self, frame: int) -> bool:
+        """Whether what follows a frame may be a phrase that was left out: it is long enough, and nearly as loud as
+        what comes before it."""
+        if self.num_frames - frame < MIN_TAIL_FRAMES:
+            return False
+        frames = self.samples[: self.num_frames * HOP_LENGTH].reshape(-1, HOP_LENGTH)
+        level = 10.0 * np.log10(np.square(frames).mean(axis=1) + AUDIBLE**2)
+        least = np.percentile(level[:frame], _LOUD_PERCENTILE) - _TAIL_RANGE_DB
+        return int((level[frame:] > least).sum()) >= _MIN_LOUD_FRAMES
 
 
 class Windows:

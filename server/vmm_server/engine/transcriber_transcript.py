@@ -126,7 +126,7 @@ class SoundTranscript:
         segments = await self._in_thread(lambda: self._segments(window, text, split.phrases))
         self._num_segments += len(segments)
         self._heard.extend(segments)
-        self._seek += split.num_frames
+        self._seek += split.num_heard_frames if window.is_loud_behind(split.num_heard_frames) else split.num_frames
         if text.temperature > MAX_CONTEXT_TEMPERATURE or not self._options.condition_on_previous_text:
             self._context = self._prompt
         else:
