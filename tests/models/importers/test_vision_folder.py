@@ -203,6 +203,8 @@ def test_a_graph_that_answers_by_itself(tmp_path: Path) -> None:
         ({"o": [1, 6, 9]}, {"x": [1, 320, 320, 3]}, r"its input x is \[1, 320, 320, 3\], \[batch, 3, height, width\]"),
         ({"o": [1, 6, 9]}, {**IMAGE, "sizes": [1, 2]}, "takes sizes beside pictures"),
         ({"o": [1, 6, 9]}, {"input_values": [1, 9]}, "takes no pictures; its inputs are input_values"),
+        ({"o": [1, 6, 9]}, {"x": [1, 3, 90000, 90000]}, "its input x is 1 x 90000 x 90000 pixels; the limit is"),
+        ({"o": [1, 6, 9]}, {"x": [10**6, 3, "h", 640]}, "its input x is 1000000 x 1 x 640 pixels; the limit is"),
     ],
 )
 def test_graphs_that_cannot_be_fed_are_refused(tmp_path: Path, outputs: Shapes, inputs: Shapes, words: str) -> None:
@@ -270,6 +272,15 @@ def test_one_file_is_imported(tmp_path: Path) -> None:
     (target / "file").touch()
     with pytest.raises(StoreError, match="cannot be written"):
         import_onnx_file(path, target / "file", lambda *_: None)
+
+
+def test_one_file_that_takes_no_pictures_is_refused_before_it_is_copied(tmp_path: Path) -> None:
+    write_graph(tmp_path / "double.onnx", make_graph({"y": [1]}, {"x": [1]}))
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(UnsupportedArchitecture, match=r"/double\.onnx: takes no pictures; its inputs are x"):
+        import_onnx_file(tmp_path / "double.onnx", target, lambda *_: None)
+    assert not list(target.iterdir())
 
 
 def test_one_file_whose_weights_lie_elsewhere_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What an ONNX file says of itself: its inputs and outputs, what computes them, and the texts put into it beside."""
 
 import ast
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ _IR_VERSION_TAG, _MAX_IR_VERSION = 0x08, 64
 _BYTES_FIELD = 2
 """Protobuf's wire type of what follows in every file: the producer's name, or the graph."""
 _MAX_LITERAL = 1 << 20
+_MAX_PIXELS = 8192 * 8192
+"""That a graph may take at a time, all pictures of a fixed batch together: 800 MB in float32."""
 _PASSED_THROUGH = ("Identity", "Cast")
 
 
@@ -109,7 +112,10 @@ def check_image_input(graph: OnnxGraph) -> Port:
     port = graph.image_input()
     if port is None:
         names = ", ".join(each.name for each in graph.inputs)
-        raise UnsupportedArchitecture(f"{graph.path}: takes no pictures; its inputs are {names or 'none'}")
+        raise UnsupportedArchitecture(
+            f"{graph.path}: takes no pictures; its inputs are {names or 'none'}",
+            hint="models that see are read from ONNX files; other models from GGUF files, or from a folder",
+        )
     if port.dtype != TensorProto.FLOAT:
         kind = TensorProto.DataType.Name(port.dtype)
         raise UnsupportedArchitecture(
@@ -120,6 +126,12 @@ def check_image_input(graph: OnnxGraph) -> Port:
         raise UnsupportedArchitecture(
             f"{graph.path}: its input {port.name} is [{shape}], [batch, 3, height, width] is read",
             hint="export it with the channels first",
+        )
+    batch, _, height, width = (size or 1 for size in port.shape)
+    if math.prod((batch, height, width)) > _MAX_PIXELS:
+        raise UnsupportedArchitecture(
+            f"{graph.path}: its input {port.name} is {batch} x {height} x {width} pixels; the limit is {_MAX_PIXELS}",
+            hint="export it for smaller pictures, or for fewer at a time",
         )
     return port
 

@@ -112,6 +112,9 @@ def import_onnx_file(source: Path, folder: Path, progress: Callable[[int, int], 
     graph = read_graph(source)
     if graph.has_external_data:
         raise ImportFailed(f"{source}: its weights lie in another file", hint="name the folder that both are in")
+    hears = is_vad(graph)
+    if not hears:
+        check_image_input(graph)  # before it is copied, and under the name that it was given
     total = source.stat().st_size
     progress(0, total)
     try:
@@ -121,7 +124,7 @@ def import_onnx_file(source: Path, folder: Path, progress: Callable[[int, int], 
             f"{folder} cannot be written: {error.strerror or error}", hint="make room, or choose another models_dir"
         ) from error
     progress(total, total)
-    return describe_vad(folder) if is_vad(graph) else describe_vision(folder)
+    return describe_vad(folder) if hears else describe_vision(folder)
 
 
 def check_vision(source: str, capabilities: Sequence[str], vision: VisionRecipe | None) -> None:
