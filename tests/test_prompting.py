@@ -313,6 +313,10 @@ def test_the_tokeniser_is_there_for_the_asking(installed: Any, with_parts: Any) 
             assert refused.value.param == "tokens"
         with pytest.raises(ModelNotFound):
             await parts.inference.tokenizer("nobody")
+        ear = replace(parts.registry.resolve("echo"), name="ear:latest", aliases=(), capabilities=("transcription",))
+        parts.store.install(ear)
+        with pytest.raises(UnsupportedCapability, match="ear"):
+            await parts.inference.tokenizer("ear")
         assert all(loaded.num_leases == 0 for loaded in parts.pool.loaded())
 
     installed()

@@ -53,6 +53,7 @@ from vmm_server.requests import (
 logger = logging.getLogger(__name__)
 
 _CHARACTERS_A_TOKEN = 4
+_READS_TEXT = frozenset({"completion", "embedding", "rerank"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +168,12 @@ class Inference:
             lease.release()
 
     async def tokenizer(self, name: str, wanted: Wanted = ANYWHERE) -> Words:
-        """The tokeniser of a model, which is loaded if it is cold."""
+        """The tokeniser of a model that reads text, which is loaded if it is cold."""
         if self.draining:
             raise ShuttingDown
         model = self._registry.resolve(name)
+        if not _READS_TEXT & {*model.capabilities}:
+            raise UnsupportedCapability(name, "tokens")
         if model.generates:
             lease: Lease[ReadyModel] | Lease[ReadyEncoder] = await self._pool.acquire(model, None, wanted=wanted)
         else:

@@ -9,7 +9,7 @@ import pytest
 from vmm_server.cli import main
 from vmm_server.cli.client import Client
 from vmm_server.cli.conversation import parse_option
-from vmm_server.cli.run import RunCommand, embed, parse_options, prompt_text, run
+from vmm_server.cli.run import RunCommand, embed, not_for_text, parse_options, prompt_text, run
 from vmm_server.errors import InvalidRequest
 
 
@@ -103,6 +103,20 @@ def test_an_embedding_models_flags_are_sent(
         embed(there, "m", "a text", given)
     assert asked == [{"model": "m", "input": "a text", **fields}]
     assert json.loads(capsys.readouterr().out) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "hint"),
+    [
+        (["transcription"], "vmm transcribe FILE --model m"),
+        (["detection"], "vmm detect IMAGE --model m"),
+        (["vad"], None),
+    ],
+)
+def test_a_model_that_reads_no_text_is_asked_elsewhere(capabilities: list[str], hint: str | None) -> None:
+    refusal = not_for_text("m", capabilities)
+    assert capabilities[0] in refusal.message
+    assert refusal.hint == hint
 
 
 @pytest.mark.parametrize("flag", ["--keepalive", "--keep-alive"])

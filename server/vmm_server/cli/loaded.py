@@ -41,7 +41,7 @@ def _row(model: dict[str, Any], now: datetime) -> tuple[str, ...]:
         model["digest"][:12],
         format_size(model["size"]),
         _processor(model["size"], model["size_vram"]),
-        str(model["context_length"]),
+        str(model["context_length"] or "-"),
         format_expiry(datetime.fromisoformat(model["expires_at"]), now),
         model.get("placement", ""),  # not every server's models have one
     )

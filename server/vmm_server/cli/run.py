@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,15 @@ from vmm_server.errors import InvalidRequest, ModelNotFound
 from vmm_server.settings import Settings, read_settings
 
 THINK = ("true", "false", "low", "medium", "high")
+COMMANDS = {
+    "transcription": "vmm transcribe FILE --model {}",
+    "detection": "vmm detect IMAGE --model {}",
+    "classification": "vmm classify IMAGE --model {}",
+    "image-embedding": "vmm embed --image FILE --model {}",
+    "speech": "POST /v1/audio/speech",
+    "rerank": "POST /v1/rerank",
+}
+"""What a model is for that makes neither text nor vectors of text → how it is asked."""
 
 
 class RunCommand(click.Command):
@@ -91,7 +100,10 @@ def run(
     with connect(Client(server_url(address, settings)), settings) as client:
         shown = ensure_installed(client, model, insecure=insecure)
         conversation = Conversation(client, session)
-        if "completion" not in shown.get("capabilities", ("completion",)):
+        capabilities = shown.get("capabilities", ("completion",))
+        if not {"completion", "embedding"} & {*capabilities}:
+            raise not_for_text(model, capabilities)
+        if "completion" not in capabilities:
             fields = {"truncate": truncate, "dimensions": dimensions, "keep_alive": keep_alive}
             embed(client, model, text, {**fields, "options": session.options or None})
         elif text:
@@ -115,6 +127,13 @@ def embed(client: Client, model: str, text: str, fields: dict[str, object]) -> N
     if not text:
         raise InvalidRequest(f"{model} makes vectors of texts", param="prompt", hint=f'vmm run {model} "a text"')
     print_json(client.embed(model, text, **{name: value for name, value in fields.items() if value is not None}))
+
+
+def not_for_text(model: str, capabilities: Sequence[str]) -> InvalidRequest:
+    """What to say about a model that there is nothing to ask in a prompt."""
+    ways = (COMMANDS[each].format(model) for each in capabilities if each in COMMANDS)
+    what = ", ".join(capabilities) or "nothing that is known here"
+    return InvalidRequest(f"{model} does not answer texts: it is for {what}", param="model", hint=next(ways, None))
 
 
 def show_beginning(shown: dict[str, Any]) -> None:

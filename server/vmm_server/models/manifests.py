@@ -62,6 +62,7 @@ class InstalledModel:
     parameter_size: str
     quantization: str
     context_length: int
+    """Tokens; 0 of a model that reads none."""
     embedding_length: int | None
     capabilities: tuple[str, ...]
     license: str | None

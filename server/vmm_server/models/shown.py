@@ -25,9 +25,9 @@ def details(model: InstalledModel) -> dict[str, object]:
         "families": [model.family],
         "parameter_size": model.parameter_size,
         "quantization_level": model.quantization,
-        "context_length": model.context_length,
     }
-    return fields if model.embedding_length is None else fields | {"embedding_length": model.embedding_length}
+    lengths = {"context_length": model.context_length or None, "embedding_length": model.embedding_length}
+    return fields | {name: value for name, value in lengths.items() if value is not None}
 
 
 def shown(
@@ -78,7 +78,7 @@ def model_info(model: InstalledModel, facts: FileFacts) -> dict[str, object]:
         "general.architecture": family,
         "general.basename": model.name.rpartition("/")[2].partition(":")[0],
         "general.parameter_count": parameter_count(model.parameter_size),
-        f"{family}.context_length": model.context_length,
+        f"{family}.context_length": model.context_length or None,
         f"{family}.embedding_length": model.embedding_length,
     }
     return {name: value for name, value in known.items() if value is not None} | dict(facts.metadata)

@@ -2,10 +2,15 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+
+from vmm_server.api.openai.models import model_fields
+from vmm_server.models.facts import FileFacts
+from vmm_server.models.shown import details, model_info
 
 HELLO = [{"role": "user", "content": "héllo"}]
 
@@ -171,6 +176,14 @@ def test_models_are_listed_and_found_by_any_of_their_names(live_server: Any) -> 
         assert found.status_code == 200, name
         assert found.json()["id"] == name
         assert found.json()["context_length"] == 512
+
+
+def test_a_model_that_reads_no_text_has_no_context(live_server: Any) -> None:
+    echo = live_server.parts.registry.resolve("echo")
+    sees = replace(echo, context_length=0, embedding_length=64, capabilities=("detection",))
+    assert {"id", "context_length", "max_model_len"} & {*model_fields(sees, "sees")} == {"id"}
+    assert {"context_length", "embedding_length"} & {*details(sees)} == {"embedding_length"}
+    assert not any("context" in name for name in model_info(sees, FileFacts()))
 
 
 def test_an_unknown_model_is_404_in_openais_shape(live_server: Any, chat: Callable[..., httpx.Response]) -> None:

@@ -39,13 +39,14 @@ class ModelsController(Controller):
 
 
 def model_fields(model: InstalledModel, name: str) -> dict[str, object]:
-    """One model under the name it was asked for; agents read the two context fields."""
+    """One model under the name it was asked for; agents read the two context fields, which models that read no text
+    have not."""
     owner, slash, _ = model.name.rpartition("/")
+    limits = {"max_model_len": model.context_length, "context_length": model.context_length}
     return {
         "id": name,
         "object": "model",
         "created": int(model.modified_at.timestamp()),
         "owned_by": owner if slash else "library",
-        "max_model_len": model.context_length,
-        "context_length": model.context_length,
+        **(limits if model.context_length else {}),
     }
