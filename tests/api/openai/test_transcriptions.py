@@ -137,6 +137,16 @@ def test_one_sample_is_a_sound(audio_server: Any) -> None:
     assert post(audio_server, buffer.getvalue()).json()["text"] == ""
 
 
+@pytest.mark.parametrize("format", ["WAV", "FLAC"])
+def test_a_file_too_large_for_memory_is_heard_from_the_disk(audio_server: Any, format: str) -> None:
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, rng.uniform(-0.5, 0.5, 45 * RATE), RATE, format=format)
+    assert len(buffer.getvalue()) > 2**20
+    for fields in ({}, {"vad_filter": "true"}):
+        assert post(audio_server, buffer.getvalue(), **fields).json()["usage"]["seconds"] == 45.0
+
+
 @pytest.mark.parametrize("format", ["FLAC", "OGG", "MP3", "AIFF"])
 @pytest.mark.parametrize("rate", [8000, 44_100])
 def test_other_formats_and_rates_say_the_same(audio_server: Any, format: str, rate: int) -> None:
