@@ -219,3 +219,14 @@ def test_what_was_compiled_for_one_precision_is_not_taken_for_another(tmp_path: 
         session.close()
     blobs = {blob.parent.name for blob in folder.rglob("*.blob")}
     assert {"f32", "f16"} <= blobs <= set(get_args(Precision))
+
+
+def test_arrays_that_cannot_be_written_to_are_taken(adapter: str, tmp_path: Path) -> None:
+    session = catalog.load_session(adapter, write_model(tmp_path / "model.onnx"), SessionOptions())
+    fixed = np.frombuffer(np.arange(6, dtype=np.float32).tobytes(), np.float32).reshape(2, 3)
+    turned = np.arange(6, dtype=np.float32).reshape(3, 2).T
+    for x in (fixed, turned):
+        np.testing.assert_array_equal(
+            session.run({"x": x, "scale": np.float32(2) * np.ones((), np.float32)})["y"], 2 * x
+        )
+    session.close()

@@ -33,7 +33,8 @@ class OpenVINOSession:
         if self._request is None:
             raise RuntimeFailed("the session is closed")
         check_feeds(self.inputs, feeds)
-        arrays = {name: np.asarray(array, order="C") for name, array in feeds.items()}  # looked at, not copied
+        # looked at where they lie; only what could not be written to is copied, as OpenVINO has no other view of it
+        arrays = {name: np.require(array, requirements=("C", "W")) for name, array in feeds.items()}
         with runtime_errors(f"running on {self.device}", RuntimeError):
             for name, array in arrays.items():
                 self._request.set_tensor(name, ov.Tensor(array, shared_memory=bool(array.size)))
