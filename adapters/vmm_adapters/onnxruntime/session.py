@@ -54,7 +54,7 @@ class OrtSession:
             raise RuntimeFailed("the session is closed")
         check_feeds(self.inputs, feeds)
         with ort_errors(f"running on {self.provider}"):
-            found = self._session.run(None, dict(feeds))
+            found = self._session.run(None, {name: np.asarray(array, order="C") for name, array in feeds.items()})
         return {spec.name: array for spec, array in zip(self.outputs, found, strict=True)}
 
     def close(self) -> None:
