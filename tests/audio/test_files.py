@@ -337,6 +337,7 @@ CUT: list[tuple[str, Callable[[], bytes]]] = [
         ),
     ),
     ("mp3", lambda: by_libsndfile(tone(5.0, SAMPLE_RATE), SAMPLE_RATE, "MP3")),
+    ("wav", lambda: by_libsndfile(tone(5.0, SAMPLE_RATE), SAMPLE_RATE, "WAV")),
     ("webm", lambda: by_ffmpeg(tone(5.0, 48_000), 48_000, "webm", "libopus")),
     ("mkv", lambda: by_ffmpeg(tone(5.0, 44_100), 44_100, "matroska", "aac")),
 ]
@@ -354,6 +355,15 @@ def test_a_file_that_is_cut_off_is_read_as_far_as_it_goes_and_says_so(
     assert len(read_all(reader)) == pytest.approx(2.5 * SAMPLE_RATE, rel=0.2)
     assert reader.problem is not None
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("told", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000])
+def test_a_wav_that_was_written_into_a_pipe_is_whole(told: int) -> None:
+    whole = by_libsndfile(tone(2.0, SAMPLE_RATE), SAMPLE_RATE, "WAV")
+    begin = whole.index(b"data") + 4
+    reader = open_audio(io.BytesIO(whole[:begin] + told.to_bytes(4, "little") + whole[begin + 4 :]))
+    assert len(read_all(reader)) == 2 * SAMPLE_RATE
+    assert reader.problem is None
 
 
 def test_a_damaged_middle_is_passed_over() -> None:

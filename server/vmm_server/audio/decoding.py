@@ -7,6 +7,7 @@ FFmpeg gets a file object, a list of formats that are nothing but themselves, an
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import IO, Any, Protocol
 
@@ -32,6 +33,9 @@ _MIN_GAP_S, _MAX_GAP_S = 0.1, 600.0
 """Gaps between packets that are silence; what is shorter is rounding, what is longer a clock that jumped."""
 _TAIL_S = 0.5
 """A file that ends so much before its header says has lost something."""
+
+_STREAMED_BYTES = 0x7FFF0000
+"""What writes a WAV into a pipe does not know its length, and puts nearly 2 or 4 GiB into the header."""
 
 Mono = NDArray[np.float32]
 
@@ -97,6 +101,8 @@ class SndfileDecoder:
     """libsndfile's. Raises its `LibsndfileError` for a file that it does not know."""
 
     def __init__(self, file: IO[bytes]) -> None:
+        declared_share = _declared_share(file)
+        file.seek(0)
         self._file = _Sequential(_Lenient(file))
         self.problem: str | None = None
         try:
@@ -106,6 +112,7 @@ class SndfileDecoder:
             raise
         known = self._file.frames < 2**62  # libsndfile's largest number is its word for unknown
         self.duration_s: float | None = self._file.frames / self._file.samplerate if known else None
+        self._declared_s = None if self.duration_s is None else self.duration_s * declared_share
 
     def blocks(self) -> Iterator[tuple[int, Mono]]:
         """See `Decoder`."""
@@ -120,7 +127,7 @@ class SndfileDecoder:
                 break
             num_read += len(block)
             yield rate, _mixed(block)
-        self.problem = _cut_off(num_read / rate, self.duration_s)
+        self.problem = _cut_off(num_read / rate, self._declared_s)
 
     def close(self) -> None:
         """See `Decoder`."""
@@ -220,6 +227,22 @@ def _counts_frames(file: IO[bytes]) -> bool:
     file.seek(tag_bytes)
     first_frame = file.read(2048)
     return any(name in first_frame for name in (b"Xing", b"Info", b"VBRI"))
+
+
+def _declared_share(file: IO[bytes]) -> float:
+    """How much sound a WAV's header tells of, for each byte there is; 1 where it is whole. libsndfile does not say."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        return 1.0
+    while len(chunk := file.read(8)) == 8 and file.tell() < size:
+        num_bytes = int.from_bytes(chunk[4:], "little")
+        if chunk[:4] == b"data":
+            there = size - file.tell()
+            return num_bytes / there if there < num_bytes < _STREAMED_BYTES else 1.0
+        file.seek(num_bytes + num_bytes % 2, os.SEEK_CUR)
+    return 1.0
 
 
 def _refuse(url: str, flags: int, options: object) -> IO[bytes]:
