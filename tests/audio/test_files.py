@@ -407,7 +407,7 @@ def test_no_thread_and_no_file_stays_open(tmp_path: Path) -> None:
     readers = [open_audio(path) for _ in range(4)]
     for reader in readers:
         reader.read(1000)
-    assert num_threads() == before
+    assert num_threads() <= before  # those that wrote the file may still be ending
     for reader in readers:
         reader.close()
         reader.close()
