@@ -373,6 +373,7 @@ DAMAGED = uri(png_of(box(400, 300), "JPEG")[:-300])
         ("detect", {"max_detections": 0}, "max_detections", "greater than or equal to 1"),
         ("detect", {"image": plain("red"), "classes": ["cat", "cow"]}, "classes[1]", "no class of the model"),
         ("detect", {"image": plain("red"), "classes": [3]}, "classes[0]", "no class of the model"),
+        ("detect", {"image": plain("red"), "classes": []}, "classes", "leave it out for all"),
         ("detect", {"image": plain("red"), "classes": [-1]}, "classes[0]", "no class of the model"),
         ("detect", {"image": plain("red"), "response_format": "gif"}, "response_format", "'json' or 'png'"),
         ("detect", {"images": [plain("red")] * 2, "response_format": "png"}, "response_format", "2 images"),

@@ -79,6 +79,13 @@ def test_a_query_is_a_text_or_a_file(vision_server: Any) -> None:
     assert by_file == answered(vision_server, "", ("model", "clip"), ("query", colour("red")), *files)
 
 
+def test_a_query_is_not_both(vision_server: Any) -> None:
+    parts = [("model", "clip"), ("query", "red"), ("query", colour("red")), ("file", colour("green"))]
+    for route in ("search", ""):
+        response = post(vision_server, route, *parts)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "query"), response.text
+
+
 def test_one_picture_comes_back_drawn(vision_server: Any) -> None:
     response = post(vision_server, "detect", ("model", "detector"), ("file", CAT), headers={"accept": "image/png"})
     assert response.headers["content-type"] == "image/png"

@@ -117,6 +117,15 @@ def test_other_options_that_the_model_cannot_honour_end_the_stream(vision_server
         assert closed(socket) == 4400
 
 
+def test_a_frame_sent_as_text_is_told_how_to_be_sent(vision_server: Any) -> None:
+    with open_stream(vision_server) as socket:
+        socket.send(json.dumps({"model": "detector"}))
+        received(socket)
+        socket.send(uri(png_of(box())))
+        assert "binary message" in received(socket)["error"]["hint"]
+        assert closed(socket) == 4400
+
+
 @pytest.mark.parametrize(
     ("first", "param", "code"),
     [

@@ -165,6 +165,12 @@ def test_the_images_of_a_request_are_bounded_together() -> None:
     assert caught.value.param == "image2"
 
 
+def test_a_path_is_not_opened_and_the_error_says_what_to_send() -> None:
+    with pytest.raises(InvalidRequest, match="not base64") as caught:
+        read_image(GivenImage("cat.jpg", WHERE))
+    assert "not its path" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

@@ -9,6 +9,9 @@ from vmm_server.errors import InvalidRequest
 
 Rows = NDArray[np.float32]
 
+_MAX_TOLD = 100
+"""Classes that an error lists: all of COCO's, the first ones of thousands."""
+
 
 def class_ids(labels: Sequence[str], wanted: Sequence[str | int] | None) -> frozenset[int] | None:
     """The numbers of classes, by name or number; `None`: all. Raises `InvalidRequest` for one that is not there."""
@@ -24,10 +27,11 @@ def class_ids(labels: Sequence[str], wanted: Sequence[str | int] | None) -> froz
         if number is not None and (not labels or 0 <= number < len(labels)):
             same = {number}
         if not same:
+            more = ", …" if len(labels) > _MAX_TOLD else ""
             raise InvalidRequest(
                 f"classes[{index}]: {name!r} is no class of the model",
                 param=f"classes[{index}]",
-                hint=f"its {len(labels)} classes are {', '.join(labels)}",
+                hint=f"its {len(labels)} classes are {', '.join(labels[:_MAX_TOLD])}{more}",
             )
         found |= same
     return frozenset(found)

@@ -38,6 +38,8 @@ Body = TypeVar("Body", bound=ImagesBody)
 
 def detect_request(wire: DetectBody, files: Sequence[GivenImage] = (), wanted: Wanted = ANYWHERE) -> DetectRequest:
     """What a body asks for, and its form's files. Raises `InvalidRequest` naming the field."""
+    if wire.classes == []:
+        raise InvalidRequest("classes: [] is empty; leave it out for all", param="classes")
     return DetectRequest(
         model=wire.model,
         images=some_images(wire, files),
@@ -116,6 +118,8 @@ def search_request(
     query_file: GivenImage | None = None,
 ) -> SearchRequest:
     """As `detect_request`: images, then texts. `query_file` is the query of a form that has it as a file."""
+    if query_file is not None and wire.query is not None:
+        raise InvalidRequest("query: a text and a file; send one", param="query")
     if query_file is None and wire.query is None:
         raise InvalidRequest("query: field required", param="query", hint="a text, or an image as an object")
     items = (*given_images(wire, files), *_texts(wire))

@@ -128,6 +128,10 @@ async def _send(socket: Socket, message: Mapping[str, object]) -> None:
 
 
 async def _options(socket: Socket, vision: Vision, text: str) -> tuple[VisionBody, Look]:
+    if not text.lstrip().startswith("{"):  # a data URI, more often than not
+        raise InvalidRequest(
+            "a text message must be a JSON object that says what is wanted", hint="send each frame as a binary message"
+        )
     wire = await asyncio.to_thread(parse_body, text.encode(), VisionBody)
     return wire, look_with(vision, wire, wanted_of(socket.headers, wire))
 
