@@ -172,6 +172,7 @@ class ScriptedDecoder:
         for row, name in enumerate(names):
             counted = np.maximum(np.cumsum(mask[row]) - 1, 0)[past.shape[1] :]
             assert positions[row].tolist() == counted.tolist()
+            assert seen[row, mask[row]][0] in (SOT, PREVIOUS), "a row lost tokens, or has those of another one"
             if not past.shape[1]:
                 self.prompts.append([int(token) for token in seen[row, mask[row]]])
             for index, position in enumerate(feeds["logit_positions"][row]):

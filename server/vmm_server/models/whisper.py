@@ -11,9 +11,9 @@ from vmm_adapters import catalog
 from vmm_adapters.base import Session
 from vmm_adapters.types import Precision, SessionOptions
 from vmm_server.audio.features import WINDOW_FRAMES
-from vmm_server.audio.transcript import AudioReader, Task, TranscriberStats, Transcript, TranscriptionOptions
+from vmm_server.audio.transcript import AudioReader, Task, Transcript, TranscriptionOptions
 from vmm_server.audio.whisper_tokens import WhisperTokens
-from vmm_server.engine.transcriber import Transcriber, TranscriberOptions
+from vmm_server.engine.transcriber import Transcriber, TranscriberOptions, TranscriberStats
 from vmm_server.engine.transcriber_rows import Rows, row_bytes
 from vmm_server.errors import ModelLoadFailed
 from vmm_server.models.compiled import compiled_dir
@@ -24,8 +24,8 @@ from vmm_server.prompt.token_bytes import TokenBytes
 from vmm_server.settings import Settings
 
 ENCODER_PRECISION: Precision | None = None
-"""What the encoder is computed in; `None`: the device's own. With `bf16` OpenVINO hears two to three times as fast on a
-CPU that has matrix units for it (AMX), tiny.en with no more mistakes in the clips; other CPUs emulate it, and are slower."""
+"""What the encoder is computed in; `None`: the device's own. With `bf16`, OpenVINO hears two to three times as fast on a
+CPU that has matrix units for it (AMX), and tiny.en makes no more mistakes in the test's clips."""
 MAX_WINDOWS = 16
 """That are computed together; a step of four takes twice as long as one of one, on a CPU."""
 MAX_WINDOW_BYTES = 1 << 30
@@ -34,7 +34,7 @@ MAX_WINDOW_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class ReadyTranscriber:
-    """Everything a request needs of a loaded Whisper. Implements `Ready`."""
+    """Everything a request needs of a loaded Whisper. Implements `Sampled`."""
 
     transcriber: Transcriber
     placement: Placement
@@ -66,8 +66,12 @@ class ReadyTranscriber:
 
     @property
     def stats(self) -> TranscriberStats:
-        """What it does. Call on the event loop."""
+        """See `Sampled`. Its unit is a second of sound; call on the event loop."""
         return self.transcriber.stats
+
+    async def try_once(self) -> None:
+        """See `Sampled`."""
+        await self.transcriber.try_once()
 
     def transcribe(self, reader: AudioReader, options: TranscriptionOptions) -> Transcript:
         """See `Transcriber.transcribe`."""
