@@ -24,8 +24,8 @@ from vmm_server.prompt.token_bytes import TokenBytes
 from vmm_server.settings import Settings
 
 ENCODER_PRECISION: Precision | None = None
-"""What the encoder is computed in; `None`: the device's own. With `bf16`, OpenVINO hears two to three times as fast on a
-CPU that has matrix units for it (AMX), and tiny.en makes no more mistakes in the test's clips."""
+"""What the encoder is computed in; `None`: the device's own. `bf16` makes OpenVINO two to three times as fast on a CPU
+with matrix units for it (AMX), and tiny.en makes no more mistakes in the clips of the tests."""
 MAX_WINDOWS = 16
 """That are computed together; a step of four takes twice as long as one of one, on a CPU."""
 MAX_WINDOW_BYTES = 1 << 30
