@@ -14,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from vmm_server.engine.transcriber import TranscriberStats
 from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.leases import LoadedModel
 from vmm_server.models.loading import ModelLoader, ReadyModel
@@ -135,6 +136,8 @@ def _figures(loaded: LoadedModel) -> dict[str, int]:
             "vmm_requests_waiting": did.num_waiting,
             "vmm_inputs": did.computed_size,
         }
+        if isinstance(did, TranscriberStats):
+            figures["vmm_tokens_generated"] = did.num_generated_tokens
     elif isinstance(loaded.ready, ReadyEncoder):
         calls = loaded.ready.batcher.stats
         figures |= {

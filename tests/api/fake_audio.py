@@ -11,8 +11,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from vmm_adapters.types import TensorSpec
-from vmm_server.audio.transcript import SAMPLE_RATE, AudioReader, Segment, TranscriberStats, TranscriptionOptions, Word
+from vmm_server.audio.transcript import SAMPLE_RATE, AudioReader, Segment, TranscriptionOptions, Word
 from vmm_server.engine.batcher import Batcher
+from vmm_server.engine.transcriber import TranscriberStats
 from vmm_server.errors import UnsupportedParameter
 from vmm_server.models.ready import Ready
 from vmm_server.models.router import NO_LOAD, Load, Placement
@@ -135,7 +136,7 @@ class FakeTranscriber(ReadyTranscriber):
 
     @property
     def stats(self) -> TranscriberStats:
-        return TranscriberStats(0, 0, 0.0, 0)
+        return TranscriberStats(0, 0, 0, 0)
 
     def transcribe(self, reader: AudioReader, options: TranscriptionOptions) -> Any:
         if self._english_only and options.language not in (None, "en"):

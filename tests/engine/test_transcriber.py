@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vmm_server.audio.features import LogMel
 from vmm_server.audio.transcript import Segment, Transcript, TranscriptionOptions
-from vmm_server.engine.transcriber import Transcriber, TranscriberOptions
+from vmm_server.engine.transcriber import Transcriber, TranscriberOptions, TranscriberStats
 from vmm_server.engine.transcriber_rows import Rows
 from vmm_server.engine.transcriber_worker import TranscriberWorker
 from vmm_server.errors import (
@@ -162,6 +162,14 @@ def test_a_long_context_keeps_its_end() -> None:
     assert run(body).decoder.prompts == [[PREVIOUS, *(index % 30 for index in range(69, 100)), SOT]]
 
 
+def test_a_try_is_a_window_in_the_queue() -> None:
+    async def body(whisper: Whisper) -> None:
+        await asyncio.gather(*(whisper.transcriber.try_once() for _ in range(2)))
+        assert whisper.transcriber.stats == TranscriberStats(0, 0, 2 * 30, 2 * 2)  # a time and the end
+
+    assert len(run(body).encoder.batches) == 1
+
+
 def test_windows_join_those_that_are_under_way() -> None:
     async def body(whisper: Whisper) -> None:
         whisper.decoder.gate.is_held = True
@@ -174,7 +182,7 @@ def test_windows_join_those_that_are_under_way() -> None:
         whisper.decoder.gate.open()
         await asyncio.gather(first, *others)
         stats = whisper.transcriber.stats
-        assert (stats.num_running, stats.num_waiting, stats.computed_s) == (0, 0, 3 * 30 + 20)
+        assert (stats.num_running, stats.num_waiting, stats.computed_size) == (0, 0, 3 * 30 + 20)
 
     whisper = run(body)
     assert sorted(whisper.encoder.batches[1]) == [1, 2]

@@ -92,7 +92,7 @@ def test_it_can_be_timed(silero: InstalledModel, tmp_path: Path) -> None:
         async with loaded(silero, "openvino", tmp_path) as ready:
             assert isinstance(ready, Sampled)
             await ready.try_once()
-            assert ready.stats.computed_size == BLOCK_SAMPLES
+            assert ready.stats.computed_size == BLOCK_SAMPLES // SAMPLE_RATE
 
     asyncio.run(main())
 

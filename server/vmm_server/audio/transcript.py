@@ -141,16 +141,3 @@ class Transcript(Protocol):
     async def aclose(self) -> None:
         """End it at once: its place in the batch is free, the reader is closed. Idempotent."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class TranscriberStats:
-    """A look at a transcriber."""
-
-    num_waiting: int
-    """Transcripts of which nothing was taken up."""
-    num_running: int
-    computed_s: float
-    """Seconds of sound in windows computed since the start; what windows share counts in each."""
-    num_generated_tokens: int
-    """Drawn since the start."""

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from math import ceil
 from typing import cast
 
+import numpy as np
 from tokenizers import Tokenizer
 
-from vmm_server.audio.features import LogMel
+from vmm_server.audio.features import WINDOW_FRAMES, LogMel
 from vmm_server.audio.languages import LANGUAGES, language_code
-from vmm_server.audio.transcript import AudioReader, TranscriberStats, Transcript, TranscriptionOptions
+from vmm_server.audio.transcript import AudioReader, Transcript, TranscriptionOptions
 from vmm_server.audio.whisper_tokens import WhisperTokens
+from vmm_server.engine.batcher import BatcherStats
 from vmm_server.engine.transcriber_rows import Rows
 from vmm_server.engine.transcriber_transcript import SoundTranscript
+from vmm_server.engine.transcriber_window import WindowRequest
 from vmm_server.engine.transcriber_worker import TranscriberWorker
 from vmm_server.errors import InvalidRequest, Overloaded, UnsupportedParameter
 
@@ -29,6 +32,15 @@ class TranscriberOptions:
     """Windows in one run of the encoder."""
     max_transcripts: int = 576
     """Unfinished ones; more are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriberStats(BatcherStats):
+    """A look at a transcriber: its calls are transcripts, and what it computed is seconds of sound; what windows share
+    counts in each."""
+
+    num_generated_tokens: int
+    """Drawn since the start."""
 
 
 class Transcriber:
@@ -68,7 +80,7 @@ class Transcriber:
         """Counts of transcripts. Call on the event loop."""
         num_running = sum(each.queued_s is not None for each in self._transcripts)
         num_waiting = len(self._transcripts) - num_running
-        return TranscriberStats(num_waiting, num_running, self._worker.computed_s, self._worker.num_drawn)
+        return TranscriberStats(num_waiting, num_running, round(self._worker.computed_s), self._worker.num_drawn)
 
     @property
     def failure(self) -> str | None:
@@ -99,6 +111,22 @@ class Transcriber:
         )
         self._transcripts.add(transcript)
         return cast(Transcript, transcript)
+
+    async def try_once(self) -> None:
+        """Hear a window of quiet, which goes through the queue as those of transcripts do. Raises as they do."""
+        request = WindowRequest(
+            index=0,
+            features=self._log_mel(np.zeros(0, np.float32)),
+            num_frames=WINDOW_FRAMES,
+            context=(),
+            language=self._language(None),
+            options=TranscriptionOptions(temperatures=(0.0,)),
+        )
+        job = self._worker.submit(request)
+        try:
+            await job.done
+        finally:
+            self._worker.cancel(job)
 
     async def aclose(self) -> None:
         """End the thread after the step under way and close the sessions. Open transcripts get `ShuttingDown`.

@@ -4,7 +4,7 @@ The graph is the package's `silero_vad_16k_sequence.onnx`: frames of 512 samples
 before it, many at once; the LSTM's two states go in with a block and come out for the next one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vmm_adapters import catalog
 from vmm_adapters.base import Session
 from vmm_adapters.types import SessionOptions
-from vmm_server.audio.transcript import Samples
+from vmm_server.audio.transcript import SAMPLE_RATE, Samples
 from vmm_server.audio.vad import FRAME_SAMPLES
 from vmm_server.engine.batch_queue import BatchLimits
 from vmm_server.engine.batcher import Batcher, BatcherOptions, BatcherStats
@@ -90,8 +90,9 @@ class ReadyVad:
 
     @property
     def stats(self) -> BatcherStats:
-        """See `Sampled`. Its unit is the sample."""
-        return self.batcher.stats
+        """See `Sampled`. Its unit is a second of sound."""
+        stats = self.batcher.stats
+        return replace(stats, computed_size=stats.computed_size // SAMPLE_RATE)
 
     async def try_once(self) -> None:
         """See `Sampled`."""
