@@ -50,6 +50,15 @@ def test_the_table_has_a_row_for_each_placement_and_the_reasons_below(capsys: py
     )
 
 
+def test_of_what_answers_whole_answers_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("openvino/CPU", PROFILE), row("onnxruntime/CPU", reason="no driver")]
+    print_report(REPORT | {"unit": "answers", "is_measured": True, "placements": rows})
+    header, measured, failed, *_ = capsys.readouterr().out.splitlines()
+    assert " ".join(header.split()) == "PLACEMENT ALONE 8 AT A TIME LOAD MEMORY CHOSEN FOR"
+    assert measured.split()[1:4] == ["69.4", "294", "1.9"]
+    assert failed.split()[1:4] == ["failed", "failed", "-"]
+
+
 def test_where_all_was_measured_there_is_nothing_to_say(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(REPORT | {"is_measured": True, "placements": [row("openvino/CPU", PROFILE)]})
     assert len(capsys.readouterr().out.splitlines()) == 2

@@ -1,6 +1,6 @@
 """`vmm bench`: how fast a model is wherever it can run, and which placement gets which work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -13,7 +13,11 @@ from vmm_server.errors import InvalidRequest
 from vmm_server.models.jobs import PullEvent
 from vmm_server.settings import read_settings
 
-HEADER = ("PLACEMENT", "DECODE 1", "DECODE 8", "PREFILL 512", "LOAD", "MEMORY", "CHOSEN FOR")
+_RATES: Mapping[str, Mapping[str, str]] = {
+    "tokens": {"DECODE 1": "decode_1", "DECODE 8": "decode_8", "PREFILL 512": "prefill"},
+    "answers": {"ALONE": "decode_1", "8 AT A TIME": "decode_8"},
+}
+"""Columns of what is counted a second → where a profile has it."""
 
 
 @click.command()
@@ -71,7 +75,9 @@ def measure(client: Client, model: str, device: str | None, backend: str | None)
 def print_report(report: Mapping[str, Any]) -> None:
     """A table, and below it what failed and how the router decides."""
     rows, model = report["placements"], report["model"]
-    print_table(HEADER, [_row(row, report["choices"]) for row in rows])
+    rates = _RATES[report.get("unit", "tokens")]
+    header = ("PLACEMENT", *rates, "LOAD", "MEMORY", "CHOSEN FOR")
+    print_table(header, [_row(row, report["choices"], [*rates.values()]) for row in rows])
     lines = [f"{row['placement']}: {row['reason']}" for row in rows if row["reason"]]
     if not any(row["profile"] for row in rows):
         lines.append(f"nothing was measured of {model} here: vmm bench {model} --calibrate")
@@ -83,21 +89,19 @@ def print_report(report: Mapping[str, Any]) -> None:
         click.echo(line)
 
 
-def _row(row: Mapping[str, Any], choices: list[Mapping[str, Any]]) -> tuple[str, ...]:
+def _row(row: Mapping[str, Any], choices: list[Mapping[str, Any]], rates: Sequence[str]) -> tuple[str, ...]:
     chosen = ", ".join(choice["work"] for choice in choices if choice["placement"] == row["placement"]) or "-"
     if (profile := row["profile"]) is None:
-        return row["placement"], *["failed" if row["reason"] else "-"] * 3, "-", "-", chosen
+        return row["placement"], *["failed" if row["reason"] else "-"] * len(rates), "-", "-", chosen
     return (
         row["placement"],
-        _rate(profile["decode_1"]),
-        _rate(profile["decode_8"]),
-        _rate(profile["prefill"]),
+        *(_rate(profile[name]) for name in rates),
         f"{profile['load_s']:.1f} s",
         format_size(profile["memory_bytes"]),
         chosen,
     )
 
 
-def _rate(tokens_per_s: float) -> str:
+def _rate(per_s: float) -> str:
     """`69.4`, `3749`: three digits at least."""
-    return f"{tokens_per_s:.1f}" if tokens_per_s < 100 else f"{tokens_per_s:.0f}"
+    return f"{per_s:.1f}" if per_s < 100 else f"{per_s:.0f}"

@@ -92,6 +92,7 @@ def describe(model: InstalledModel, report: Report) -> Json:
     """A report as JSON. Pure."""
     return {
         "model": model.name,
+        "unit": "tokens" if model.generates else "answers",
         "is_measured": report.is_measured,
         "placements": [_row(row) for row in report.rows],
         "choices": [

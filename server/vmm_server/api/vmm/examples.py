@@ -60,6 +60,7 @@ _NAMES = {"placement": "openvino/CPU", "backend": "openvino", "device": "CPU", "
 _PROFILE = {"decode_1": 69.4, "decode_8": 294.1, "prefill": 3749.2, "load_s": 1.9, "memory_bytes": 650117120}
 _MODEL = {
     "model": "smollm2:135m",
+    "unit": "tokens",
     "is_measured": True,
     "placements": [{**_NAMES, "profile": _PROFILE, "reason": None}],
     "choices": [{"work": "1 stream", "num_prompt_tokens": 512, "num_output_tokens": 128, "num_streams": 1, **_NAMES}],
