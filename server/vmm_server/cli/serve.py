@@ -14,6 +14,7 @@ import click
 
 from vmm_server import __version__
 from vmm_server.app import Parts, create_app, drain
+from vmm_server.cli.allocator import give_back_large_blocks
 from vmm_server.cli.flags import setting_options
 from vmm_server.cli.listener import HTTPServer, bind, configure_logging, http_server, listen, url_of
 from vmm_server.cli.models import pull_model
@@ -43,6 +44,7 @@ def serve(**flags: str | None) -> None:
     configure_logging(settings.log_level)
     for line in without_effect(os.environ):
         logger.warning(line)
+    give_back_large_blocks()
     with bind(settings.host, settings.port) as listener:
         app = create_app(settings)
         server = http_server(app)
