@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket as sockets
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 from vmm_adapters.echo import Gate
 from vmm_adapters.types import Batch
 from vmm_server.api.vision.frames import LatestFrame
+from vmm_server.cli.listener import is_no_refusal
 from vmm_server.models.vision import Picture
 
 FRAME = png_of(box())
@@ -249,7 +251,9 @@ def _quietly(socket: ClientConnection, content: bytes) -> None:
     ("host", "origin", "words"),
     [("127.0.0.1", "https://evil.example", "origin"), ("evil.example", None, "host")],
 )
-def test_pages_of_others_cannot_open_a_stream(vision_server: Any, host: str, origin: Any, words: str) -> None:
+def test_pages_of_others_cannot_open_a_stream(
+    vision_server: Any, caplog: pytest.LogCaptureFixture, host: str, origin: Any, words: str
+) -> None:
     url = f"ws://{host}:{vision_server.port}/v1/vision/stream"
     line = sockets.create_connection(("127.0.0.1", vision_server.port), WAIT_S)
     with pytest.raises(InvalidStatus) as caught, connect(url, sock=line, origin=origin, proxy=None):
@@ -259,6 +263,10 @@ def test_pages_of_others_cannot_open_a_stream(vision_server: Any, host: str, ori
     error = json.loads(response.body or b"")["error"]
     assert (error["type"], words in error["message"]) == ("permission_error", True)
     assert response.headers["x-request-id"]
+    vision_server.client.get("/health/live")  # behind what is logged of the refusal
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [record.name for record in errors] == ["uvicorn.error"]
+    assert not any(map(is_no_refusal, errors))
 
 
 def test_this_machines_own_pages_can(vision_server: Any) -> None:

@@ -110,3 +110,10 @@ def configure_logging(level: str) -> None:
     )
     for chatty in ("uvicorn.error", "httpx"):  # they tell of every start, stop and request; so do we
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger("uvicorn.error").addFilter(is_no_refusal)
+
+
+def is_no_refusal(record: logging.LogRecord) -> bool:
+    """False for what uvicorn logs as an error when a WebSocket was refused with a status: it takes the handshake for
+    forgotten (uvicorn 0.54, `websockets_sansio_impl`). The request's own line tells the status."""
+    return record.msg != "ASGI callable returned without completing handshake."
