@@ -1,8 +1,8 @@
 """One window in a transcriber: what is asked, what was drawn so far, and whether that is good enough.
 
 Text that repeats itself, or that the model itself finds unlikely, is drawn again at the next temperature (Radford et
-al. 2022, 4.5). If no attempt is good enough, the likeliest is taken, of those that do not repeat themselves if there
-are any.
+al. 2022, 4.5). If no attempt is good enough, the likeliest is taken; the more a text repeats itself, the less likely it
+counts. People repeat themselves too: their words are better than a wild guess, and a guess is better than a loop.
 """
 
 import zlib
@@ -144,8 +144,8 @@ def is_good(text: WindowText, options: TranscriptionOptions) -> bool:
 
 def best(texts: Sequence[WindowText], options: TranscriptionOptions) -> WindowText:
     """Of attempts none of which is good."""
-    plain = [text for text in texts if text.compression_ratio <= options.compression_ratio_threshold]
-    return max(plain or texts, key=lambda text: text.avg_logprob)
+    most = options.compression_ratio_threshold
+    return max(texts, key=lambda text: text.avg_logprob - max(0.0, text.compression_ratio - most))
 
 
 def compression_ratio(text: str) -> float:
