@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from tests.api.conftest import LiveServer, StartServer
+from tests.api.fake_audio import sound
 
 from vmm_adapters.echo import Gate
 from vmm_adapters.errors import OutOfMemory
@@ -73,6 +74,15 @@ def test_what_runs_and_what_waits(start_server: StartServer, gate: Gate) -> None
         assert found["vmm_requests_running"][ECHO] == found["vmm_requests_waiting"][ECHO] == 1
         assert 0 < found["vmm_kv_blocks_used"][ECHO] < found["vmm_kv_blocks"][ECHO]
         assert all(answer.result().is_success for answer in answers)
+
+
+def test_what_hears_is_counted(audio_server: LiveServer) -> None:
+    ear = tuple((name, "whisper:tiny.en" if name == "model" else value) for name, value in ECHO)
+    fields, files = {"model": "whisper:tiny.en"}, {"file": ("speech.wav", sound(1))}
+    audio_server.client.post("/v1/audio/transcriptions", data=fields, files=files).raise_for_status()
+    found = figures(audio_server)
+    for name in ("vmm_inputs_total", "vmm_tokens_generated_total", "vmm_requests_running", "vmm_requests_waiting"):
+        assert ear in found[name], name
 
 
 def test_the_tokens_of_an_encoder(encoder_server: LiveServer) -> None:
