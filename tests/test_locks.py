@@ -90,7 +90,8 @@ def test_the_profiles_agree() -> None:
 
 def test_what_is_imported_is_asked_for_by_name() -> None:
     """Not left to a dependency's dependencies, which may drop it."""
-    declared = {canonicalize_name(requirement.name) for requirement in direct_requirements("default")}
+    optional = [Requirement(line) for extra, lines in EXTRAS.items() if extra != "dev" for line in lines]
+    declared = {canonicalize_name(each.name) for each in [*direct_requirements("default"), *optional]}
     distributions = packages_distributions()
     for path in [*(ROOT / "server").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]:
         for module in imported_modules(path):

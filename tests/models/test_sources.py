@@ -385,6 +385,7 @@ REPO: dict[str, bytes] = {
     "split/big-00002-of-00002.gguf": b"GGUF",
     "broken/part-00002-of-00002.gguf": b"GGUF",
     "x.onnx": b"x",
+    "x.pt": b"x",
 }
 
 
@@ -393,6 +394,7 @@ REPO: dict[str, bytes] = {
     [
         ("", ["one-Q4_K_M.gguf"], False, "one-Q4_K_M"),
         ("/one-Q8_0.gguf", ["one-Q8_0.gguf"], False, "one-Q8_0"),
+        ("/x.onnx", ["x.onnx"], False, "x"),
         (":one-Q8_0.gguf", ["one-Q8_0.gguf"], False, "one-Q8_0"),
         (":q4_k_m", ["one-Q4_K_M.gguf"], False, "one-Q4_K_M"),
         ("/split", ["big-00001-of-00002.gguf", "big-00002-of-00002.gguf"], False, "big"),
@@ -422,7 +424,7 @@ def test_what_a_repository_offers(
         ("/none.gguf", SourceNotFound, "README.md"),
         ("/plain", SourceNotFound, "safetensors need config.json and tokenizer.json"),
         ("/broken", ImportFailed, "broken/part-00001-of-00002.gguf: is missing, of 2 parts"),
-        ("/x.onnx", ImportFailed, "or a folder"),
+        ("/x.pt", ImportFailed, "or a folder"),
     ],
 )
 def test_an_unclear_choice_lists_what_there_is(
