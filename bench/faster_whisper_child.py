@@ -18,7 +18,7 @@ def main() -> None:
     model = WhisperModel(folder, device="cpu", compute_type=compute_type, cpu_threads=int(cores), num_workers=1)
 
     def transcribe(path: str) -> str:
-        segments, _ = model.transcribe(path, beam_size=1, language="en")
+        segments, _ = model.transcribe(path, beam_size=1, language="en", condition_on_previous_text=False)
         return "".join(segment.text for segment in segments)
 
     for line in sys.stdin:

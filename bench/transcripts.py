@@ -29,7 +29,7 @@ from vmm_server.settings import read_settings
 _CLIPS = Path(__file__).parents[1] / "tests" / "data" / "media"
 _NAMES = ("0870.wav", "0930.wav", "goforward.wav")
 _RATE = 16_000
-_PAUSE_S = 0.7
+_PAUSE_S = 0.4
 Round = tuple[float, list[str]]
 """Seconds, and the texts of the files."""
 
@@ -136,10 +136,11 @@ def _faster_whisper(
 
 
 def _write(path: Path, number: int) -> Path:
-    """The clips one after the other, about 27 s: a little later in each file, so that none is another's twin."""
+    """The clips once each, in turned order: what is said twice in a window of 30 s looks like a loop to either."""
     pause = np.zeros(int(_PAUSE_S * _RATE), np.int16)
     pieces = [np.zeros(100 * (number + 1), np.int16)]
-    for name in _NAMES * 2:
+    turned = number % len(_NAMES)
+    for name in _NAMES[turned:] + _NAMES[:turned]:
         with wave.open(str(_CLIPS / name)) as clip:
             pieces += [np.frombuffer(clip.readframes(clip.getnframes()), np.int16), pause]
     with wave.open(str(path), "wb") as file:
