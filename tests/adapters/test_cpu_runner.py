@@ -18,6 +18,7 @@ from vmm_adapters.catalog import load_causal_lm
 from vmm_adapters.cpu.compiled import compile_kept, compiled, writable
 from vmm_adapters.cpu.isa import InstructionSet, supported
 from vmm_adapters.cpu.runner import CPURunner, load_runner
+from vmm_adapters.cpu.team import COUNTER
 from vmm_adapters.cpu.threads import take_part
 from vmm_adapters.errors import OutOfMemory, RuntimeFailed, UnsupportedModel
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
@@ -199,3 +200,14 @@ def test_a_locked_folder_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureF
     (tmp_path / "locked").mkdir(mode=0o500)
     assert writable(tmp_path / "locked") is None
     assert "nothing can be written" in caplog.text
+
+
+def test_a_step_without_logits_ends_the_phases_of_logits_too(load: Load) -> None:
+    runner = load(num_threads=1)
+    team = runner._team
+    assert team is not None
+    ends = []
+    for num_logits in (1, 0, 1):
+        runner.execute(Batch((Chunk(TOKENS, 0, range(3), num_logits),)))
+        ends.append(team._state[COUNTER])
+    assert ends[1] - ends[0] == ends[2] - ends[1], "every step ends at the same phase"

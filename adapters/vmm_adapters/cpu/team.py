@@ -2,7 +2,9 @@
 
 A step is a row of phases, a phase a number of tasks that threads take from a shared counter. A phase is over when its
 tasks are done, whoever did them: nobody waits for a thread that the system keeps from running, unless it has a task.
-One that comes late finds the phases over that it missed, and goes on to the one that is not.
+One that comes late finds the phases over that it missed, and goes on to the one that is not. At the end of a step all
+of its phases are over, also those that it did without: whoever comes later still may read the next step's description,
+which has them.
 
 Between steps all but the caller's sleep on a lock of the interpreter's own (PyThread_*, which need no GIL). Each engine
 has threads of its own: several at a time are safe, and only slower.
@@ -168,3 +170,11 @@ def finish(share: Any, phase: int, total: int, num_done: int) -> None:
         if spins >= SPINS:
             let_others_run()
             spins = 0
+
+
+@compiled  # type: ignore[untyped-decorator]
+def end_step(share: Any, num_phases: int) -> None:
+    """Say that all of the step's phases are over; before anything of the next step is written."""
+    last = (share.first_phase + num_phases - 1) * 2 * _PHASE + _PHASE
+    while not swap_atomic(share.state, COUNTER, load_atomic(share.state, COUNTER), last):
+        relax()

@@ -18,6 +18,7 @@ from vmm_adapters.cpu.team import (
     STEP_NUMBER,
     STOP,
     acquire_lock,
+    end_step,
     load_atomic,
     release_lock,
     store_atomic,
@@ -43,6 +44,7 @@ def take_part(kernels: Any, thread: int, state: Any, model: Any, layers: Any, ma
         share = Share(kernels.ctypes.data, at, first_phase, num_threads, thread, model[0], step[0])
         run_step(share, layers, matrices)
         if thread == 0:
+            end_step(share, num_phases)
             return
 
 
