@@ -17,6 +17,7 @@ from vmm_server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 ERRORS_PAGE = (ROOT / "docs" / "errors.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
 
@@ -37,12 +38,18 @@ def default_in_words(name: str) -> str:
 def test_the_settings_table_has_every_setting_as_it_is(name: str) -> None:
     names = ", ".join(f"`{variable}`" for variable in variables(name))
     description = Settings.model_fields[name].description
-    assert f"| `{name}` | {names} | {default_in_words(name)} | {description} |\n" in README
+    assert f"| `{name}` | {names} | {default_in_words(name)} | {description} |\n" in SETTINGS
 
 
 def test_the_settings_table_has_no_setting_that_is_gone() -> None:
-    table = README.partition("| Setting | Variables |")[2].partition("\n\n")[0]
+    table = SETTINGS.partition("| Setting | Variables |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == Settings.model_fields.keys()
+
+
+def test_the_readme_has_the_main_settings_as_they_are() -> None:
+    rows = re.findall(r"^\| `\w+` \| .*\n", README.partition("| Setting | Variables |")[2].partition("\n\n")[0], re.M)
+    assert len(rows) > 8
+    assert all(row in SETTINGS for row in rows)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -35,6 +35,9 @@ SAMPLES: dict[type[Exception], Exception] = {
     errors.ResponseNotFound: errors.ResponseNotFound("resp_1"),
     errors.BlobNotFound: errors.BlobNotFound("sha256:00"),
     errors.Overloaded: errors.Overloaded(retry_after_s=3),
+    errors.DeadlineUnreachable: errors.DeadlineUnreachable(timeout_ms=100, expected_ms=900, retry_after_s=3),
+    errors.DeadlineExceeded: errors.DeadlineExceeded(),
+    errors.RateLimited: errors.RateLimited("60 requests a minute", retry_after_s=3),
     errors.PlacementFailed: errors.PlacementFailed("the device CPU failed: it burnt down"),
     errors.ShuttingDown: errors.ShuttingDown(),
     errors.DigestMismatch: errors.DigestMismatch("weights", expected="a" * 64, actual="b" * 64),
@@ -47,6 +50,8 @@ AddressInUse             500 no      api             api
 BlobNotFound             404 no      not_found       not_found       - digest
 ContextLengthExceeded    400 no      invalid_request invalid_request context_length_exceeded messages
 CorruptFile              500 no      api             api
+DeadlineExceeded         504 no      api             timeout         deadline_exceeded
+DeadlineUnreachable      503 after-3 api             overloaded
 DeviceLost               500 no      api             api
 DigestMismatch           502 no      api             api
 GenerationFailed         500 yes     api             api
@@ -61,8 +66,10 @@ ModelNotFound            404 no      not_found       not_found       model_not_f
 OriginNotAllowed         403 no      permission      permission
 OutOfMemory              500 no      api             api
 Overloaded               503 after-3 api             overloaded
+PermissionDenied         403 no      permission      permission      insufficient_permissions
 PlacementFailed          500 yes     api             api
 PreviousResponseNotFound 400 no      invalid_request invalid_request previous_response_not_found previous_response_id
+RateLimited              429 after-3 rate_limit      rate_limit      rate_limit_exceeded
 RequestCancelled         499 no      invalid_request invalid_request
 ResponseNotFound         404 no      not_found       not_found       - response_id
 RuntimeFailed            500 no      api             api
@@ -72,6 +79,7 @@ ShuttingDown             503 after-5 api             overloaded
 SourceError              502 yes     api             api
 SourceNotFound           404 no      not_found       not_found
 StoreError               507 no      api             api
+Unauthenticated          401 no      authentication  authentication  invalid_api_key
 UnsupportedArchitecture  500 no      api             api
 UnsupportedCapability    400 no      invalid_request invalid_request - model
 UnsupportedModel         500 no      api             api

@@ -13,11 +13,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTRACT = {"types", "base", "errors", "card", "device", "catalog", "probing"}
-BASE = ("errors", "requests", "durations", "settings")
+BASE = ("errors", "requests", "durations", "settings", "callers")
 """Modules of `vmm_server` that every other one may import."""
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
+    "callers": (),
     "requests": (),
     "durations": ("requests",),
     "ollama_environment": (),

@@ -7,6 +7,9 @@ VMMError
 │   ├── InvalidModelName      400
 │   ├── PreviousResponseNotFound 400 a conversation cannot go on from what is not there
 │   └── UnsupportedCapability 400  the model cannot do this (`"x" does not support chat`)
+├── Unauthenticated           401  no key, or one that is not known here
+├── PermissionDenied          403  the key may not do this
+├── RateLimited               429  a quota of the key is used up; carries retry_after_s
 ├── HostNotAllowed            403  the request's Host header is none of ours: DNS rebinding
 ├── OriginNotAllowed          403  a web page of that origin may not ask here
 ├── ModelNotFound             404
@@ -14,6 +17,8 @@ VMMError
 ├── ResponseNotFound          404  no such stored response
 ├── RequestCancelled          499  the client went away
 ├── Overloaded                503  queue full; carries retry_after_s
+│   └── DeadlineUnreachable   503  the queue is longer than the request can wait
+├── DeadlineExceeded          504  the time that the request gave is over
 ├── ShuttingDown              503
 ├── SourceError               502  a file could not be fetched
 │   ├── DigestMismatch        502  what arrived is not what was promised
@@ -101,6 +106,28 @@ class PreviousResponseNotFound(InvalidRequest):
         super().__init__(f"Previous response with id '{response_id[:100]}' not found.", param="previous_response_id")
 
 
+class Unauthenticated(VMMError):
+    """The request has no key, or one that is not known here."""
+
+    code = "invalid_api_key"
+
+
+class PermissionDenied(VMMError):
+    """The key may not do this; the message names the scope that may."""
+
+    code = "insufficient_permissions"
+
+
+class RateLimited(VMMError):
+    """A quota of the key is used up; the message names it, and its limit."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
 class HostNotAllowed(VMMError):
     """The server listens on this machine alone, and the request came under the name of another."""
 
@@ -159,6 +186,24 @@ class Overloaded(VMMError):
     def __init__(self, *, retry_after_s: int = 1) -> None:
         super().__init__("server busy, please try again.  maximum pending requests exceeded")
         self.retry_after_s = retry_after_s
+
+
+class DeadlineUnreachable(Overloaded):
+    """What is in the queue takes longer than the request can wait; told at once."""
+
+    def __init__(self, *, timeout_ms: int, expected_ms: int, retry_after_s: int = 1) -> None:
+        super().__init__(retry_after_s=retry_after_s)
+        self.message = f"x-vmm-timeout-ms: the answer would begin in about {expected_ms} ms, and {timeout_ms} are left"
+        self.hint = "allow more time, or try again later"
+
+
+class DeadlineExceeded(VMMError):
+    """The time that the request gave is over; nothing more is computed for it."""
+
+    code = "deadline_exceeded"
+
+    def __init__(self) -> None:
+        super().__init__("x-vmm-timeout-ms: the time for this request is over", hint="allow more time")
 
 
 class ShuttingDown(VMMError):

@@ -37,6 +37,9 @@ class Answer:
 
 ANSWERS: Mapping[type[Exception], Answer] = {
     errors.InvalidRequest: Answer(400),
+    errors.Unauthenticated: Answer(401),
+    errors.PermissionDenied: Answer(403),
+    errors.RateLimited: Answer(429, retry=True),
     errors.HostNotAllowed: Answer(403),
     errors.OriginNotAllowed: Answer(403),
     errors.ModelNotFound: Answer(404),
@@ -44,6 +47,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     errors.ResponseNotFound: Answer(404),
     errors.RequestCancelled: Answer(499),
     errors.Overloaded: Answer(503, retry=True),
+    errors.DeadlineExceeded: Answer(504),
     errors.ShuttingDown: Answer(503, retry=True, retry_after_s=5),
     errors.SourceError: Answer(502, retry=True),
     errors.DigestMismatch: Answer(502),  # the next gigabytes would not match either

@@ -37,7 +37,15 @@ STAINLESS = "x-stainless-"
 """How the headers begin in which OpenAI's and Anthropic's clients tell of themselves."""
 REQUEST_HEADERS = (
     *("Authorization", "Content-Type", "User-Agent", "Accept", "X-Requested-With", "X-Request-Id", "OpenAI-Beta"),
-    *("X-VMM-Device", "X-VMM-Backend", "X-VMM-Variant"),
+    *(
+        "X-VMM-Device",
+        "X-VMM-Backend",
+        "X-VMM-Variant",
+        "X-VMM-Priority",
+        "X-VMM-Timeout-Ms",
+        "Traceparent",
+        "Tracestate",
+    ),
     *("X-Api-Key", "Anthropic-Version", "Anthropic-Beta", "Anthropic-Dangerous-Direct-Browser-Access"),
     *(
         STAINLESS + name
