@@ -240,6 +240,9 @@ class SessionOptions:
     """Where compiled engines may be kept between starts; `None` keeps nothing."""
     allow_fallback: bool = True
     """Whether the CPU may take what the device cannot; `device` of the session says what happened."""
+    carried: tuple[str, ...] = ()
+    """Beginnings of the names of inputs and outputs that only go from one run into another: what they are stored in is
+    the runtime's choice, and `TensorSpec` says it. Zeros are zero bytes; two sessions loaded alike choose alike."""
 
     @property
     def computed_in(self) -> Precision:

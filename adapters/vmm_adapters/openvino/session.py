@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino.preprocess import PrePostProcessor
 
 from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
 from vmm_adapters.feeds import check_feeds
 from vmm_adapters.heap import trim_heap
 from vmm_adapters.openvino.devices import check_device
 from vmm_adapters.types import Precision, SessionOptions, TensorSpec
+
+_CARRIED_IN = {"bf16": ov.Type.bf16, "f16": ov.Type.f16}
+_AS_NUMPY = {ov.Type.bf16: np.dtype(np.uint16)}
+"""Types that numpy lacks, by their bits."""
 
 
 class OpenVINOSession:
@@ -25,6 +30,7 @@ class OpenVINOSession:
             self._request: Any = compiled.create_infer_request()
         self.inputs = tuple(_spec(port) for port in compiled.inputs)
         self.outputs = tuple(_spec(port) for port in compiled.outputs)
+        self._types = {_name(port): port.get_element_type() for port in compiled.inputs}
         self.device = device
         self.memory_bytes = memory_bytes
 
@@ -37,9 +43,11 @@ class OpenVINOSession:
         arrays = {name: np.require(array, requirements=("C", "W")) for name, array in feeds.items()}
         with runtime_errors(f"running on {self.device}", RuntimeError):
             for name, array in arrays.items():
-                self._request.set_tensor(name, ov.Tensor(array, shared_memory=bool(array.size)))
+                self._request.set_tensor(name, _tensor(array, self._types[name]))
             self._request.infer()
-            return {spec.name: np.array(self._request.get_tensor(spec.name).data) for spec in self.outputs}
+            return {
+                spec.name: np.array(self._request.get_tensor(spec.name).data).view(spec.dtype) for spec in self.outputs
+            }
 
     def close(self) -> None:
         """See `Session.close`."""
@@ -57,9 +65,25 @@ def load_session(path: Path, options: SessionOptions) -> OpenVINOSession:
         raise UnsupportedModel(f"OpenVINO cannot read {path}: {error}") from error
     weights = {*path.parent.glob(f"{path.name}*"), *path.parent.glob(f"{path.stem}.bin")}
     weight_bytes = sum(each.stat().st_size for each in weights)
+    precision = _precision(core, options)
     with runtime_errors(f"compiling {path.name} for {options.device}", RuntimeError):
-        compiled = core.compile_model(model, options.device, _properties(options, _precision(core, options)))
+        model = _carrying(model, options.carried, precision)
+        compiled = core.compile_model(model, options.device, _properties(options, precision))
     return OpenVINOSession(compiled, device=options.device, memory_bytes=weight_bytes)
+
+
+def _carrying(model: Any, carried: tuple[str, ...], precision: Precision) -> Any:
+    """The model with what is `carried` given and taken in what it is computed in: turning it into float32 and back
+    again, in each run, may take longer than the run."""
+    chosen = _CARRIED_IN.get(precision)
+    if chosen is None or not carried:
+        return model
+    changed = PrePostProcessor(model)
+    for ports, tensors in ((model.inputs, changed.input), (model.outputs, changed.output)):
+        for port in ports:
+            if _name(port).startswith(carried) and port.get_element_type() == ov.Type.f32:
+                tensors(port.get_any_name()).tensor().set_element_type(chosen)
+    return changed.build()
 
 
 def _precision(core: Any, options: SessionOptions) -> Precision:
@@ -84,7 +108,16 @@ def _properties(options: SessionOptions, precision: Precision) -> dict[str, Any]
 
 def _spec(port: Any) -> TensorSpec:
     sizes = tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
-    return TensorSpec(_name(port), np.dtype(port.get_element_type().to_dtype()), sizes)
+    element_type = port.get_element_type()
+    dtype = _AS_NUMPY.get(element_type) or np.dtype(element_type.to_dtype())
+    return TensorSpec(_name(port), dtype, sizes)
+
+
+def _tensor(array: NDArray[Any], element_type: Any) -> Any:
+    """The array as OpenVINO sees it, where it lies; of no elements it has no such view."""
+    if element_type in _AS_NUMPY:
+        return ov.Tensor(array, array.shape, element_type) if array.size else ov.Tensor(element_type, array.shape)
+    return ov.Tensor(array, shared_memory=bool(array.size))
 
 
 def _name(port: Any) -> str:

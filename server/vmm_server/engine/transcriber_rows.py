@@ -8,6 +8,7 @@ are small; they come out of a step as they go into the next one, padded on the l
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,13 @@ from vmm_adapters.base import Session
 from vmm_adapters.errors import UnsupportedModel
 
 Floats = NDArray[np.float32]
+Carried = NDArray[Any]
+"""Keys and values in whatever the runtime keeps them in; zero bytes are zeros."""
 
 _PAST = "past_"
 _PRESENT = "present_"
+CARRIED = ("cross_key", "cross_value", _PAST, _PRESENT)
+"""Beginnings of what goes from one run into another (`SessionOptions.carried`)."""
 ATTENTION = "cross_attention"
 """The decoder's output that words are timed by."""
 
@@ -32,11 +37,11 @@ class Rows:
     def __init__(self, encoder: Session, decoder: Session, max_rows: int) -> None:
         self._encoder = encoder
         self._decoder = decoder
-        self._cross: dict[str, Floats] = {
-            spec.name: np.empty((max_rows, *_sizes(spec.shape[1:])), np.float32) for spec in encoder.outputs
+        self._cross: dict[str, Carried] = {
+            spec.name: np.empty((max_rows, *_sizes(spec.shape[1:])), spec.dtype) for spec in encoder.outputs
         }  # the system gives memory only to rows that are written
-        self._past: dict[str, Floats] = {
-            spec.name: np.zeros((0, _sizes(spec.shape[1:2])[0], 0, _sizes(spec.shape[3:])[0]), np.float32)
+        self._past: dict[str, Carried] = {
+            spec.name: np.zeros((0, _sizes(spec.shape[1:2])[0], 0, _sizes(spec.shape[3:])[0]), spec.dtype)
             for spec in decoder.inputs
             if spec.name.startswith(_PAST)
         }
@@ -126,19 +131,19 @@ class Rows:
     def _past_length(self) -> int:
         return int(next(iter(self._past.values())).shape[2])
 
-    def _looked_at(self, first: int, num_rows: int) -> dict[str, Floats]:
+    def _looked_at(self, first: int, num_rows: int) -> dict[str, Carried]:
         return {name: cross[first : first + num_rows] for name, cross in self._cross.items()}
 
-    def _nothing(self, num_rows: int) -> dict[str, Floats]:
+    def _nothing(self, num_rows: int) -> dict[str, Carried]:
         """Keys and values of no tokens."""
         return {
-            name: np.zeros((num_rows, past.shape[1], 0, past.shape[3]), np.float32) for name, past in self._past.items()
+            name: np.zeros((num_rows, past.shape[1], 0, past.shape[3]), past.dtype) for name, past in self._past.items()
         }
 
-    def _present(self, found: Mapping[str, Floats]) -> dict[str, Floats]:
+    def _present(self, found: Mapping[str, Carried]) -> dict[str, Carried]:
         return {name: found[name.replace(_PAST, _PRESENT, 1)] for name in self._past}
 
-    def _put(self, first: int, past: dict[str, Floats], lengths: Sequence[int]) -> None:
+    def _put(self, first: int, past: dict[str, Carried], lengths: Sequence[int]) -> None:
         """Make the rows from `first` on, old or new, those of `past`."""
         self._lengths[first : first + len(lengths)] = lengths
         if len(lengths) == len(self):
@@ -148,14 +153,14 @@ class Rows:
         for name, old in self._past.items():
             new = past[name]
             kept = min(longest, old.shape[2])
-            both = np.zeros((len(self), old.shape[1], longest, old.shape[3]), np.float32)
+            both = np.zeros((len(self), old.shape[1], longest, old.shape[3]), old.dtype)
             both[: len(old), :, longest - kept :] = old[:, :, old.shape[2] - kept :]
             both[first : first + len(new), :, longest - new.shape[2] :] = new
             self._past[name] = both
 
     def _run(
         self, first: int, prompts: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
-    ) -> dict[str, Floats]:
+    ) -> dict[str, NDArray[Any]]:
         """Whole prompts of some rows, without a past."""
         longest = max(len(prompt) for prompt in prompts)
         ids = np.zeros((len(prompts), longest), np.int64)
@@ -179,12 +184,12 @@ class Rows:
 
 def row_bytes(encoder: Session, decoder: Session, max_length: int) -> int:
     """What a row takes at most. Raises `UnsupportedModel` for sessions that are no Whisper's."""
-    cross = sum(prod(_sizes(spec.shape[1:])) for spec in encoder.outputs)
-    pasts = [spec.shape for spec in decoder.inputs if spec.name.startswith(_PAST)]
+    cross = sum(prod(_sizes(spec.shape[1:])) * spec.dtype.itemsize for spec in encoder.outputs)
+    pasts = [spec for spec in decoder.inputs if spec.name.startswith(_PAST)]
     if not (cross and pasts):
         raise UnsupportedModel("a Whisper's encoder gives cross_key.0, its decoder takes past_key.0")
-    past = sum(prod(_sizes((shape[1], shape[3]))) * max_length for shape in pasts)
-    return 4 * (cross + 2 * past)  # a step's keys and values lie beside those of the one before it
+    past = sum(prod(_sizes((spec.shape[1], spec.shape[3]))) * max_length * spec.dtype.itemsize for spec in pasts)
+    return cross + 2 * past  # a step's keys and values lie beside those of the one before it
 
 
 def _sizes(shape: Sequence[int | str | None]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from vmm_server.audio.features import WINDOW_FRAMES
 from vmm_server.audio.transcript import AudioReader, Task, Transcript, TranscriptionOptions
 from vmm_server.audio.whisper_tokens import WhisperTokens
 from vmm_server.engine.transcriber import Transcriber, TranscriberOptions, TranscriberStats
-from vmm_server.engine.transcriber_rows import Rows, row_bytes
+from vmm_server.engine.transcriber_rows import CARRIED, Rows, row_bytes
 from vmm_server.errors import ModelLoadFailed
 from vmm_server.models.compiled import compiled_dir
 from vmm_server.models.router import Load, NoLoad, Placement
@@ -152,6 +152,7 @@ def _open(model: InstalledModel, placement: Placement, settings: Settings) -> tu
         cache_dir=compiled_dir(settings.cache_dir, model, placement.variant),
         allow_fallback=False,  # the pool goes on to the next placement, and says which one it is
         precision=CPU_PRECISION if placement.device.upper().startswith("CPU") else None,
+        carried=CARRIED,
     )
     encoder = catalog.load_session(placement.adapter, folder / "encoder.onnx", options)
     try:
