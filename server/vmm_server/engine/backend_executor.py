@@ -26,6 +26,7 @@ class BackendExecutor:
     """See `Executor`. Owns the backend."""
 
     takes_images = True
+    num_step_tokens = 0
 
     def __init__(self, backend: TextBackend, *, max_sequences: int, clock: Callable[[], float]) -> None:
         self.device = backend.device

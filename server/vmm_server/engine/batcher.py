@@ -21,6 +21,7 @@ from typing import Generic, TypeVar
 
 from vmm_adapters.errors import AdapterError, DeviceLost
 from vmm_server.engine.batch_queue import BatchLimits, BatchQueue, Waiting
+from vmm_server.engine.histogram import BatcherHistograms
 from vmm_server.errors import GenerationFailed, Overloaded, PlacementFailed, ShuttingDown, VMMError
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ class BatcherStats:
     num_running: int
     computed_size: int
     """Of all items taken up since the start, in their unit."""
+    histograms: tuple[BatcherHistograms, ...] = field(default=(), kw_only=True, compare=False, repr=False)
+    """Of each thread."""
 
 
 class Batcher(Generic[Item, Result]):
@@ -100,6 +103,7 @@ class Batcher(Generic[Item, Result]):
         self._calls: set[_Call[Item, Result]] = set()
         """Unfinished ones."""
         self._computed_size = 0
+        self._histograms = BatcherHistograms()
         self._num_expected = 0
         self._is_closing = False
         self._num_failed = 0
@@ -115,7 +119,8 @@ class Batcher(Generic[Item, Result]):
         """Counts of calls. Safe from any thread."""
         with self._changed:
             num_running = sum(call.started_at is not None for call in self._calls)
-            return BatcherStats(len(self._calls) - num_running, num_running, self._computed_size)
+            num_waiting = len(self._calls) - num_running
+            return BatcherStats(num_waiting, num_running, self._computed_size, histograms=(self._histograms,))
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -199,8 +204,11 @@ class Batcher(Generic[Item, Result]):
         started = time.perf_counter()
         with self._changed:
             self._computed_size += sum(waiting.size for waiting in batch)
-            for waiting in batch:
-                waiting.call.started_at = waiting.call.started_at or started
+            for call in {waiting.call for waiting in batch}:
+                if call.started_at is None:
+                    call.started_at = started
+                    self._histograms.queue_s.add(started - call.submitted_at)
+        self._histograms.batch_items.add(len(batch))
         says: list[tuple[_Call[Item, Result], VMMError | None]]
         try:
             results = self._compute([waiting.call.items[waiting.index] for waiting in batch])

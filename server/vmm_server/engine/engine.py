@@ -21,6 +21,7 @@ from vmm_server.engine.draft_model import DraftModel
 from vmm_server.engine.drafting import StepCosts
 from vmm_server.engine.executor import EngineLoad, EngineStats, Executor
 from vmm_server.engine.grammar import CompiledGrammar, GrammarCompiler
+from vmm_server.engine.histogram import EngineHistograms
 from vmm_server.engine.lacking import lacking
 from vmm_server.engine.paged_executor import PagedExecutor
 from vmm_server.engine.sequence import SeenPrompt, Sequence
@@ -116,6 +117,11 @@ class Engine:
         """Counts of sequences and blocks."""
         stats = self._executor.stats
         return replace(stats, num_waiting=stats.num_waiting + self._num_submitted - self._worker.num_received)
+
+    @property
+    def histograms(self) -> EngineHistograms:
+        """How long requests waited, tokens followed each other, and how much went into a step."""
+        return self._worker.histograms
 
     @property
     def totals(self) -> EngineTotals:

@@ -75,6 +75,9 @@ class Executor(Protocol):
     involved: Collection[Sequence] | None
     """Whom it concerns if the step under way fails; `None`: everybody."""
 
+    num_step_tokens: int
+    """New tokens of the last step; 0 where the runtime does not say."""
+
     @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""

@@ -50,6 +50,7 @@ class PagedExecutor:
         self.waiting = self._scheduler.waiting
         self.running = self._scheduler.running
         self.involved: Collection[Sequence] | None = None
+        self.num_step_tokens = 0
         self._runner = runner
         self._eos_token_ids = eos_token_ids
         self._clock = clock
@@ -89,6 +90,7 @@ class PagedExecutor:
         speculator = self._speculator
         step = self._scheduler.schedule(None if speculator is None else speculator.draft)
         self.involved = step.sequences
+        self.num_step_tokens = step.batch.num_tokens
         now = self._clock()
         for sequence in step.sequences:
             if sequence.started_at is None:

@@ -80,7 +80,9 @@ class Transcriber:
         """Counts of transcripts. Call on the event loop."""
         num_running = sum(each.queued_s is not None for each in self._transcripts)
         num_waiting = len(self._transcripts) - num_running
-        return TranscriberStats(num_waiting, num_running, round(self._worker.computed_s), self._worker.num_drawn)
+        worker = self._worker
+        computed_s, histograms = round(worker.computed_s), (worker.histograms,)
+        return TranscriberStats(num_waiting, num_running, computed_s, worker.num_drawn, histograms=histograms)
 
     @property
     def failure(self) -> str | None:

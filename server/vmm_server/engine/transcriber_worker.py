@@ -23,6 +23,7 @@ from vmm_server.audio.alignment import Attention
 from vmm_server.audio.features import FRAMES_PER_S
 from vmm_server.audio.timestamps import TimestampRules
 from vmm_server.audio.whisper_tokens import WhisperTokens
+from vmm_server.engine.histogram import BatcherHistograms
 from vmm_server.engine.transcriber_rows import Rows
 from vmm_server.engine.transcriber_window import (
     Attempt,
@@ -97,6 +98,8 @@ class TranscriberWorker:
         """Seconds of sound taken up since the start. Safe from any thread."""
         self.num_drawn = 0
         """Tokens since the start. Safe from any thread."""
+        self.histograms = BatcherHistograms()
+        """Of windows: what they waited, and how many were in a step."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -167,6 +170,7 @@ class TranscriberWorker:
     def _encode(self, new: Sequence[Job]) -> None:
         for job in new:
             job.started_at = self._clock()
+            self.histograms.queue_s.add(job.started_at - job.submitted_at)
         self._rows.encode([job.request.features for job in new])
         self._running += new
         self.computed_s += sum(job.request.num_frames for job in new) / FRAMES_PER_S
@@ -184,6 +188,7 @@ class TranscriberWorker:
         drawing = [(job, job.attempt) for job in self._running if job.attempt is not None]
         if not drawing:
             return
+        self.histograms.batch_items.add(len(drawing))
         with self._failing([job for job, _ in drawing]):
             self._draw(drawing, self._rows.step([attempt.sampled[-1] for _, attempt in drawing]))
         for job, attempt in drawing:

@@ -15,6 +15,7 @@ from threading import Thread
 from vmm_adapters.errors import AdapterError, DeviceLost
 from vmm_server.engine.executor import Executor, runtime_failed
 from vmm_server.engine.grammar import CompiledGrammar
+from vmm_server.engine.histogram import EngineHistograms
 from vmm_server.engine.sampler import Sampled
 from vmm_server.engine.sequence import FINISH_REASONS, Sequence, SequenceStatus
 from vmm_server.engine.stopping import AnswerText
@@ -88,6 +89,7 @@ class Worker(Thread):
         """Running mean of the time from a generation's first step to its end."""
         self.failure: str | None = None
         """Which device was given up, and its words."""
+        self.histograms = EngineHistograms()
         self._executor = executor
         self._num_failed_steps = 0
         self._clock = clock
@@ -168,6 +170,7 @@ class Worker(Thread):
     def _step(self) -> None:
         outcomes = self._executor.step()
         now = self._clock()
+        self._count_step()
         says: list[tuple[Answer, Delta | VMMError]] = []
         for outcome in outcomes:
             sequence = outcome.sequence
@@ -183,6 +186,12 @@ class Worker(Thread):
                 says.append((answer, self._last_words(sequence, "", now)))
         self._send(says)
 
+    def _count_step(self) -> None:
+        if involved := self._executor.involved:
+            self.histograms.step_sequences.add(len(involved))
+        if num_tokens := self._executor.num_step_tokens:
+            self.histograms.step_tokens.add(num_tokens)
+
     def _say(self, sequence: Sequence, drawn: Sampled, now: float) -> Delta | VMMError:
         """What to send for a drawn token; an error that is this sequence's own ends no other."""
         try:
@@ -195,6 +204,8 @@ class Worker(Thread):
     def _delta(self, sequence: Sequence, drawn: Sampled, now: float) -> Delta:
         """What a drawn token adds to the answer. Ends the sequence on a stop string."""
         answer = self._answers[sequence]
+        if sequence.last_token_at is not None:
+            self.histograms.inter_token_s.add(now - sequence.last_token_at)
         sequence.stamp(now)
         self.num_generated_tokens += 1
         if sequence.ends_with(drawn.token_id):
@@ -220,6 +231,8 @@ class Worker(Thread):
         if self._answers.pop(sequence, None) is not None:
             self._executor.finish(sequence, status)
             self.num_finished += 1
+            started = self._clock() if sequence.started_at is None else sequence.started_at
+            self.histograms.queue_s.add(started - sequence.submitted_at)
             if sequence.started_at is not None:
                 self.num_prompt_tokens += sequence.num_prompt_tokens + sequence.num_seen_tokens
                 self.num_cached_tokens += sequence.num_cached_tokens
