@@ -2,35 +2,23 @@
 
 One SQLite file. A response has its place in a chain (`previous_id`) and its own items, given ones first; a conversation
 is the items of its chain, so nothing is stored twice. What was not used for longest goes when a bound is passed; using
-a conversation uses every response in it. A thread of its own does all the work, several processes may share the file
-(WAL), and a file that SQLite cannot read is set aside, never deleted.
+a conversation uses every response in it.
 """
 
-import asyncio
-import logging
 import sqlite3
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
-from filelock import FileLock
-from filelock import Timeout as LockTimeout
 
-from vmm_server.errors import PreviousResponseNotFound, StoreError
-
-logger = logging.getLogger(__name__)
+from vmm_server.database import Contents, Database, transaction
+from vmm_server.errors import PreviousResponseNotFound
 
 Json = dict[str, object]
 """A JSON object; the store looks into none but for its `id`."""
-Result = TypeVar("Result")
 
 MAX_RESPONSES = 100_000
 """Kept at most, however small they are."""
-_VERSION = 1
 _SCHEMA = """
 CREATE TABLE responses (
     id TEXT PRIMARY KEY, previous_id TEXT, used INTEGER NOT NULL, num_bytes INTEGER NOT NULL, body BLOB NOT NULL
@@ -49,6 +37,12 @@ BEGIN UPDATE totals SET num = num + 1, num_bytes = num_bytes + NEW.num_bytes; EN
 CREATE TRIGGER responses_less AFTER DELETE ON responses
 BEGIN UPDATE totals SET num = num - 1, num_bytes = num_bytes - OLD.num_bytes; END;
 """
+_CONTENTS = Contents(
+    "the stored responses",
+    _SCHEMA,
+    version=1,
+    hint="see that the disk has room and the folder can be written to, or set response_store_size to 0",
+)
 _CHAIN = """
 WITH RECURSIVE chain (id, previous_id, depth) AS (
     SELECT id, previous_id, 0 FROM responses WHERE id = ?
@@ -68,13 +62,9 @@ class ResponseStore:
     def __init__(self, path: Path, *, max_bytes: int, max_responses: int = MAX_RESPONSES, busy_s: float = 5.0) -> None:
         """`busy_s` is how long to wait for another process."""
         self.is_enabled = max_bytes > 0
-        self._path = path
         self._max_bytes = max_bytes
         self._max_responses = max_responses
-        self._busy_s = busy_s
-        self._connection: sqlite3.Connection | None = None
-        self._inode: int | None = None
-        self._executor = ThreadPoolExecutor(1, "response-store")
+        self._database = Database(path, _CONTENTS, busy_s=busy_s)
 
     async def put(self, response: Json, *, given: Sequence[Json], output: Sequence[Json]) -> bool:
         """Keep a response, the items it was given and those it gave: `get` returns the latter as its `output`.
@@ -83,15 +73,15 @@ class ResponseStore:
         """
         if not self.is_enabled:
             return False
-        return await self._run(lambda connection: self._put(connection, response, given, output))
+        return await self._database.run(lambda connection: self._put(connection, response, given, output))
 
     async def get(self, response_id: str) -> Json | None:
         """A response as it was put."""
-        return await self._run(lambda connection: _get(connection, response_id)) if self.is_enabled else None
+        return await self._database.run(lambda connection: _get(connection, response_id)) if self.is_enabled else None
 
     async def delete(self, response_id: str) -> bool:
         """Forget a response with its items; false when it is not there. What came after it ends its chain there."""
-        return self.is_enabled and await self._run(lambda connection: _delete(connection, response_id))
+        return self.is_enabled and await self._database.run(lambda connection: _delete(connection, response_id))
 
     async def conversation(self, response_id: str) -> list[Json]:
         """All items up to the end of a response, oldest first.
@@ -100,87 +90,25 @@ class ResponseStore:
         """
         if not self.is_enabled:
             raise PreviousResponseNotFound(response_id)
-        return await self._run(lambda connection: _conversation(connection, response_id))
+        return await self._database.run(lambda connection: _conversation(connection, response_id))
 
     async def given_items(self, response_id: str) -> list[Json] | None:
         """The items a response answered, oldest first, with what is left of the chain before them."""
-        return await self._run(lambda connection: _given_items(connection, response_id)) if self.is_enabled else None
+        return (
+            await self._database.run(lambda connection: _given_items(connection, response_id))
+            if self.is_enabled
+            else None
+        )
 
     async def output_items(self, item_ids: Sequence[str]) -> dict[str, Json]:
         """Those of these items that are there, by id. Given ones may have ids that others can guess, so not they."""
         if not self.is_enabled or not item_ids:
             return {}
-        return await self._run(lambda connection: _output_items(connection, item_ids))
+        return await self._database.run(lambda connection: _output_items(connection, item_ids))
 
     async def aclose(self) -> None:
         """Close the file. Idempotent."""
-        await asyncio.to_thread(self._shut_down)
-
-    def _shut_down(self) -> None:
-        try:
-            self._executor.submit(self._disconnect)
-        except RuntimeError:  # it was shut down before: the only error this call has
-            return
-        self._executor.shutdown()
-
-    async def _run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._attempt, work)
-
-    def _attempt(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        """Run `work`; once more on a new file when SQLite cannot read this one."""
-        try:
-            try:
-                return work(self._connect())
-            except sqlite3.DatabaseError as error:
-                if not _is_unreadable(error):
-                    raise
-                self._set_aside(error)
-                return work(self._connect())
-        except (sqlite3.Error, OSError, LockTimeout) as error:
-            hint = "see that the disk has room and the folder can be written to, or set response_store_size to 0"
-            raise StoreError(f"cannot use the stored responses in {self._path}: {error}", hint=hint) from error
-
-    def _connect(self) -> sqlite3.Connection:
-        """The connection; a new one when another process has replaced the file."""
-        if self._connection is not None and _inode(self._path) == self._inode:
-            return self._connection
-        self._disconnect()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock():
-            self._path.touch(mode=0o600)  # conversations are nobody else's; SQLite's other files take the mode over
-            self._inode = _inode(self._path)
-            connection = sqlite3.connect(self._path, timeout=self._busy_s, isolation_level=None)
-            try:
-                _prepare(connection)
-            except BaseException:
-                connection.close()
-                raise
-        self._connection = connection
-        return connection
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
-        """Give the file another name, unless another process has done so."""
-        self._disconnect()
-        with self._lock():
-            if _inode(self._path) != self._inode:
-                return
-            aside = self._path.with_name(f"{self._path.name}.unreadable-{time.time_ns()}")
-            for suffix in ("", "-wal", "-shm"):
-                part = self._path.with_name(self._path.name + suffix)
-                if part.exists():
-                    part.replace(aside.with_name(aside.name + suffix))
-        logger.warning(
-            "the stored responses cannot be read (%s): they are in %s now, and a new file begins", error, aside
-        )
-
-    def _lock(self) -> FileLock:
-        """Held while the file is made or moved: two processes must not do that at the same time."""
-        return FileLock(f"{self._path}.lock", timeout=self._busy_s)
+        await self._database.aclose()
 
     def _put(
         self, connection: sqlite3.Connection, response: Json, given: Sequence[Json], output: Sequence[Json]
@@ -194,7 +122,7 @@ class ResponseStore:
         num_bytes = len(body) + sum(len(item[-1]) for item in items)
         if num_bytes > self._max_bytes:
             return False
-        with _transaction(connection):
+        with transaction(connection):
             row = (response_id, response["previous_response_id"], _next_use(connection), num_bytes, body)
             connection.execute(
                 "INSERT INTO responses (id, previous_id, used, num_bytes, body) VALUES (?, ?, ?, ?, ?)", row
@@ -207,44 +135,6 @@ class ResponseStore:
     def _is_over_full(self, connection: sqlite3.Connection) -> bool:
         num, num_bytes = connection.execute("SELECT num, num_bytes FROM totals").fetchone()
         return bool(num > self._max_responses or num_bytes > self._max_bytes)
-
-
-def _prepare(connection: sqlite3.Connection) -> None:
-    """Options of a new connection, and tables in a new file."""
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA secure_delete = FAST")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT")
-    elif version != _VERSION:
-        raise sqlite3.DatabaseError(f"it has version {version}, this server reads version {_VERSION}")
-
-
-def _is_unreadable(error: sqlite3.DatabaseError) -> bool:
-    """It is damaged, no database, or of another version; not: it is busy, or the disk is full."""
-    code = getattr(error, "sqlite_errorcode", None)  # missing on the one that `_prepare` raises
-    return code is None or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # some errors have ended it already
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _next_use(connection: sqlite3.Connection) -> int:
@@ -264,7 +154,7 @@ def _delete(connection: sqlite3.Connection, response_id: str) -> bool:
 
 
 def _conversation(connection: sqlite3.Connection, response_id: str) -> list[Json]:
-    with _transaction(connection):
+    with transaction(connection):
         chain = connection.execute(_CHAIN, (response_id,)).fetchall()
         missing = chain[0][1] if chain else response_id
         if missing is not None:
