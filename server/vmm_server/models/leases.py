@@ -39,6 +39,9 @@ class LoadedModel:
     is_pinned: bool = False
     """A request wants it to stay for ever. (A server's default of for ever only means that time does not unload it.)"""
 
+    is_unwanted: bool = False
+    """Somebody asked for it to be unloaded."""
+
     @property
     def name(self) -> str:
         """The model's."""
@@ -69,6 +72,7 @@ class LoadedModel:
         if keep_alive is not None:
             self.keep_alive = keep_alive
             self.is_pinned = keep_alive.seconds is None
+            self.is_unwanted = False
 
     def expires_in_s(self, now: float) -> float | None:
         """Seconds until it is unloaded if nobody uses it; `None`: never."""

@@ -30,7 +30,7 @@ from vmm_server.models.loading import LoadKey, ModelLoader, ReadyModel, load_key
 from vmm_server.models.pending import NobodyWaits, PendingLoad
 from vmm_server.models.placing import Places
 from vmm_server.models.precedence import Precedence
-from vmm_server.models.residents import Residents
+from vmm_server.models.residents import Left, Residents, nobody_asks
 from vmm_server.models.room import Site, find_room
 from vmm_server.models.router import Placement, Work, admits, exactly, matches
 from vmm_server.models.sites import Sites
@@ -51,14 +51,21 @@ class ModelPool:
     """Makes, lends and unloads models of every kind. The only maker of engines and batchers."""
 
     def __init__(
-        self, settings: Settings, load: ModelLoader, places: Places, *, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        load: ModelLoader,
+        places: Places,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        left: Left = nobody_asks,
     ) -> None:
+        """`left` is told of each model that is out of memory."""
         self._settings = settings
         self._load = load
         self._places = places
         self._sites = Sites(settings, places)
         self._clock = clock
-        self._residents = Residents(places, clock)
+        self._residents = Residents(places, clock, left)
         self._loads: dict[_LoadKey, _Load] = {}
         self._turn = asyncio.Lock()
         self.arrivals = Arrivals()
@@ -143,6 +150,10 @@ class ModelPool:
         """Models in memory, the one that stays longest first."""
         return self._residents.by_time_left()
 
+    def leaving(self) -> list[LoadedModel]:
+        """Models that nobody gets any more, and whose memory is still taken."""
+        return list(self._residents.leaving)
+
     def now(self) -> float:
         """The pool's clock, to read `LoadedModel.expires_at` with."""
         return self._clock()
@@ -159,8 +170,9 @@ class ModelPool:
         ]
         for loaded in found:
             loaded.keep(KeepAlive(0.0))
+            loaded.is_unwanted = True
         self._residents.notify()
-        idle = [self._residents.close(loaded) for loaded in found if loaded.num_leases == 0]
+        idle = [self._residents.close(loaded, "asked") for loaded in found if loaded.num_leases == 0]
         if idle:
             await asyncio.shield(asyncio.gather(*idle))
         return bool(found)
@@ -188,7 +200,7 @@ class ModelPool:
         if self._loads:
             await asyncio.wait([load.task for load in self._loads.values()])
         for loaded in list(self._residents.loaded):
-            self._residents.close(loaded)
+            self._residents.close(loaded, "shutdown")
         await self._residents.gone()
 
     async def _lease(self, model: InstalledModel, wanted: Wanted, work: Work) -> tuple[LoadedModel, float]:
@@ -348,7 +360,7 @@ class ModelPool:
                 load.why_not_yet = look.why_not_yet or load.why_not_yet
                 failures |= look.failures
                 if look.leaver is not None:
-                    self._residents.close(look.leaver)
+                    self._residents.close(look.leaver, "room")
                 elif look.failures:
                     continue
                 await self._residents.room_changed.wait()

@@ -2,18 +2,36 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 from vmm_server.models.leases import LoadedModel
 from vmm_server.models.placing import Places
 
 logger = logging.getLogger(__name__)
 
+Why = Literal["keep_alive", "room", "asked", "failed", "shutdown"]
+"""What a model leaves memory for."""
+Left = Callable[[LoadedModel, Why], None]
+"""Told of a model that is out of memory, on the event loop."""
+
+_IN_WORDS: Mapping[Why, str] = {
+    "keep_alive": "nobody has used it for some time",
+    "room": "another model needs its place",
+    "asked": "as was asked",
+    "failed": "its device has failed",
+    "shutdown": "the server is shutting down",
+}
+
+
+def nobody_asks(loaded: LoadedModel, why: Why) -> None:
+    """Does nothing."""
+
 
 class Residents:
     """Belongs to the pool's event loop; closing, which blocks, is done in tasks of its own."""
 
-    def __init__(self, places: Places, clock: Callable[[], float]) -> None:
+    def __init__(self, places: Places, clock: Callable[[], float], left: Left = nobody_asks) -> None:
         self.loaded: list[LoadedModel] = []
         self.leaving: dict[LoadedModel, asyncio.Task[None]] = {}
         """Nobody gets them any more; their memory counts as taken until the task is done."""
@@ -23,6 +41,7 @@ class Residents:
         """There may be room that was not there before."""
         self._places = places
         self._clock = clock
+        self._left = left
 
     def give_back(self, loaded: LoadedModel) -> None:
         """End a lease; the keep-alive clock starts when it was the last one."""
@@ -30,12 +49,12 @@ class Residents:
         loaded.last_used = self._clock()
         self.notify()
 
-    def close(self, loaded: LoadedModel) -> asyncio.Task[None]:
+    def close(self, loaded: LoadedModel, why: Why) -> asyncio.Task[None]:
         """Begin to unload."""
         if (leaving := self.leaving.get(loaded)) is not None:
             return leaving
         self.loaded = [other for other in self.loaded if other is not loaded]
-        task = self.leaving[loaded] = asyncio.create_task(self._unload(loaded), name=f"unload {loaded.name}")
+        task = self.leaving[loaded] = asyncio.create_task(self._unload(loaded, why), name=f"unload {loaded.name}")
         return task
 
     def drop_failed(self) -> None:
@@ -43,7 +62,7 @@ class Residents:
         for loaded in list(self.loaded):
             if (failure := loaded.ready.failure) is not None:
                 self._places.failed(loaded.model, loaded.placement, failure)
-                self.close(loaded)
+                self.close(loaded, "failed")
 
     def expire(self) -> float | None:
         """Begin to unload what has expired or failed; seconds until the next one does, `None` when nothing will."""
@@ -54,7 +73,7 @@ class Residents:
             if loaded.num_leases or left is None:
                 continue
             if left <= 0:
-                self.close(loaded)
+                self.close(loaded, "asked" if loaded.is_unwanted else "keep_alive")
             else:
                 pause = left if pause is None else min(pause, left)
         return pause
@@ -79,12 +98,13 @@ class Residents:
         self.changed.set()
         self.room_changed.set()
 
-    async def _unload(self, loaded: LoadedModel) -> None:
+    async def _unload(self, loaded: LoadedModel, why: Why) -> None:
         try:
             await loaded.ready.aclose()
         except Exception:
             logger.exception("%s did not end in good order", loaded.name)
         finally:
             del self.leaving[loaded]
+            self._left(loaded, why)
             self.notify()
-        logger.info("unloaded %s", loaded.name)
+        logger.info("unloaded %s: %s", loaded.name, _IN_WORDS[why])
