@@ -15,6 +15,8 @@ VMMError
 ├── ModelNotFound             404
 ├── BlobNotFound              404  no such uploaded file
 ├── ResponseNotFound          404  no such stored response
+├── FileNotFound              404  no such stored file
+├── BatchNotFound             404  no such batch
 ├── RequestCancelled          499  the client went away
 ├── Overloaded                503  queue full; carries retry_after_s
 │   └── DeadlineUnreachable   503  the queue is longer than the request can wait
@@ -84,10 +86,11 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class InvalidModelName(InvalidRequest):
-    """The name does not follow `[host/][namespace/]model[:tag]`."""
+    """The name does not follow `[host/][namespace/]model[:tag][@version]`."""
 
     def __init__(self, name: str) -> None:
-        super().__init__("invalid model name", param="model", hint=f"{name!r} is not [host/][namespace/]model[:tag]")
+        hint = f"{name!r} is not [host/][namespace/]model[:tag][@version]"
+        super().__init__("invalid model name", param="model", hint=hint)
 
 
 class UnsupportedCapability(InvalidRequest):
@@ -153,6 +156,20 @@ class ResponseNotFound(VMMError):
 
     def __init__(self, response_id: str) -> None:
         super().__init__(f"Response with id '{response_id[:100]}' not found.", param="response_id")
+
+
+class FileNotFound(VMMError):
+    """No file of this caller is stored here under that id."""
+
+    def __init__(self, file_id: str, *, param: str = "file_id") -> None:
+        super().__init__(f"No such File object: {file_id[:100]}", param=param)
+
+
+class BatchNotFound(VMMError):
+    """This caller has no batch of that id."""
+
+    def __init__(self, batch_id: str, *, param: str = "batch_id") -> None:
+        super().__init__(f"No batch found with id '{batch_id[:100]}'.", param=param)
 
 
 class ModelNotFound(VMMError):

@@ -26,13 +26,15 @@ hosts = words("-.:", 350) | st.sampled_from(["localhost:5000", "hf.co"]) | any_c
 namespaces = words("-") | any_case("library")
 models = words("-.")
 tags = models | any_case("latest")
-names = st.builds(ModelName, hosts, namespaces, models, tags)
+versions = st.sampled_from(["", "v1", "V1", "2026-11.rc_1", "x" * 32])
+names = st.builds(ModelName, hosts, namespaces, models, tags, versions)
 written = st.one_of(
     models,
     st.builds("{}:{}".format, models, tags),
     st.builds("{}/{}".format, namespaces, models),
     st.builds("{}/{}/{}:{}".format, hosts, namespaces, models, tags),
     st.builds("https://{}/{}/{}".format, hosts, namespaces, models),
+    st.builds("{}:{}@v2".format, models, tags),
 )
 
 
@@ -52,6 +54,8 @@ written = st.one_of(
         ("http://localhost:5000/org/repo", "localhost:5000/org/repo:latest"),
         ("HTTPS://Registry.Ollama.AI/Library/m", "m:latest"),
         ("example.com/library/m", "example.com/library/m:latest"),
+        ("smollm2@v2", "smollm2:latest@v2"),
+        ("me/SmolLM2:135m@2026-11.RC_1", "me/SmolLM2:135m@2026-11.RC_1"),
         ("h" * 350 + "/" + "n" * 80 + "/" + "m" * 80 + ":" + "t" * 80,) * 2,
     ],
 )
@@ -62,7 +66,7 @@ def test_short_form(text: str, short: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", ":", "a:", ":b", "/a", "a/", "a//b", "-a", ".a", "a b", "../../etc/passwd", "a/b/c/d", "ä", "a:b:c/d:", "a\n",
-     "a+b", "a@b", "a.b/c", "x" * 81, "a:" + "x" * 81, "x" * 81 + "/a", "x" * 351 + "/a/b", "localhost:5000/a",
+     "a+b", "a@", "a@b@c", "a@b:c", "a@b/c", "a@" + "x" * 33, "a.b/c", "x" * 81, "a:" + "x" * 81, "x" * 81 + "/a", "x" * 351 + "/a/b", "localhost:5000/a",
      "https://a", "https://a/b", "ftp://a/b/c", "https://https://a/b/c", "a/https://b", f"a@sha256:{DIGEST}"],
 )  # fmt: skip
 def test_malformed_names_are_refused(text: str) -> None:
@@ -100,6 +104,7 @@ def test_file_names_are_safe_and_differ_when_names_do(one: ModelName, other: Mod
         ("SmolLM2:135M", "smollm2@135m"),
         ("me/mine", "me+mine@latest"),
         ("localhost:5000/org/repo:x", "localhost@5000+org+repo@x"),
+        ("smollm2:135m@V2", "smollm2@135m@v2"),
     ],
 )
 def test_files_of_installed_models_keep_their_names(text: str, stem: str) -> None:
@@ -121,7 +126,7 @@ def test_a_reference_is_a_name_and_what_it_must_hold(text: str, digest: str | No
 
 
 @pytest.mark.parametrize(
-    "end", ["@", "@sha256:", "@sha256:12", f"@{DIGEST}", f"@md5:{DIGEST}", f"@sha256:{DIGEST}@", "@x"]
+    "end", ["@", "@sha256:", "@sha256:12", f"@{DIGEST}", f"@md5:{DIGEST}", f"@sha256:{DIGEST}@", "@x@y", f"@sha256:{DIGEST}@x"]
 )
 def test_anything_else_after_the_at_sign_is_refused(end: str) -> None:
     with pytest.raises(InvalidModelName):

@@ -1,4 +1,5 @@
-"""Model names, as Ollama spells them: `[host/][namespace/]model[:tag]` (Ollama's types/model/name.go).
+"""Model names, as Ollama spells them: `[host/][namespace/]model[:tag]` (Ollama's types/model/name.go); and VMM's own
+`name@version`, for several versions of a model side by side.
 
 Names are compared without regard to case and keep the case they were written in. A *reference* is a name that may
 insist on a content: `name@sha256:<hex>`.
@@ -6,7 +7,7 @@ insist on a content: `name@sha256:<hex>`.
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vmm_server.errors import InvalidModelName
 
@@ -21,6 +22,7 @@ _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
+_VERSION = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})", re.IGNORECASE)
 
 
@@ -32,14 +34,19 @@ class ModelName:
     namespace: str
     model: str
     tag: str
+    version: str = ""
+    """Empty: the model that is called by the plain name."""
 
     @classmethod
     def parse(cls, text: str) -> "ModelName":
         """Read a name and fill in what was left out; `https://` before a host is dropped. Raises `InvalidModelName`."""
-        path, tag = text, DEFAULT_TAG
-        colon = text.rfind(":")
-        if colon > text.rfind("/"):
-            path, tag = text[:colon], text[colon + 1 :]
+        path, at, version = text.partition("@")
+        if at and not is_version(version):
+            raise InvalidModelName(text)
+        tag = DEFAULT_TAG
+        colon = path.rfind(":")
+        if colon > path.rfind("/"):
+            path, tag = path[:colon], path[colon + 1 :]
         scheme = _SCHEME.match(path)
         parts = path[scheme.end() if scheme else 0 :].split("/")
         if len(parts) > 3 or (scheme and len(parts) < 3):
@@ -53,10 +60,10 @@ class ModelName:
         if host.lower() == DEFAULT_HOST:  # what the short form leaves out has one spelling
             host = DEFAULT_HOST
             namespace = DEFAULT_NAMESPACE if namespace.lower() == DEFAULT_NAMESPACE else namespace
-        return cls(host, namespace, model, tag)
+        return cls(host, namespace, model, tag, version)
 
     def __str__(self) -> str:
-        name = f"{self.model}:{self.tag}"
+        name = f"{self.model}:{self.tag}{f'@{self.version}' if self.version else ''}"
         if self.host.lower() != DEFAULT_HOST:
             return f"{self.host}/{self.namespace}/{name}"
         if self.namespace.lower() != DEFAULT_NAMESPACE:
@@ -69,8 +76,17 @@ class ModelName:
         return str(self).lower()
 
     @property
+    def plain(self) -> "ModelName":
+        """The name without its version."""
+        return replace(self, version="")
+
+    def at(self, version: str) -> "ModelName":
+        """A version of this name; of itself for an empty one."""
+        return replace(self, version=version or self.version)
+
+    @property
     def file_stem(self) -> str:
-        """The key as a file name, another for every key: `+` and `@` cannot occur in a name.
+        """The key as a file name, another for every key: `+` cannot occur in a name, nor `@` in one of its parts.
 
         One too long for a file ends in its sha256 and is longer than all that are written out.
         """
@@ -90,15 +106,19 @@ class ModelReference:
 
     @classmethod
     def parse(cls, text: str) -> "ModelReference":
-        """Read `name` or `name@sha256:<64 hex digits>`. Raises `InvalidModelName`."""
-        path, at, told = text.partition("@")
-        digest = _DIGEST.fullmatch(told)
-        if at and not digest:
-            raise InvalidModelName(text)
-        return cls(ModelName.parse(path), digest[1].lower() if digest else None)
+        """Read `name[@version]`, or one with `@sha256:<64 hex digits>` behind it. Raises `InvalidModelName`."""
+        path, _, told = text.rpartition("@")
+        if digest := _DIGEST.fullmatch(told):
+            return cls(ModelName.parse(path), digest[1].lower())
+        return cls(ModelName.parse(text), None)
 
     def __str__(self) -> str:
         return f"{self.name}@sha256:{self.digest}" if self.digest else str(self.name)
+
+
+def is_version(text: str) -> bool:
+    """Whether this can stand behind the `@` of a name."""
+    return _VERSION.fullmatch(text) is not None
 
 
 def derive_name(text: str) -> ModelName:

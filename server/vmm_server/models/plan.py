@@ -83,6 +83,10 @@ def _make_plan(reference: str, name: str | None, registry: Registry, retry: Retr
     if card := registry.find_card(reference):
         return Plan(parse_source(card.source.uri, retry), wanted or asked.name, card)
     if asked.name.host.lower() in HUB_HOSTS:
+        if asked.name.version and wanted is None:
+            message = f"{reference}: a repository has no versions of that kind"
+            hint = f"one commit: hf:org/repo@commit; a version of your own: --name NAME@{asked.name.version}"
+            raise InvalidRequest(message, param="model", hint=hint)
         return Plan(parse_source(_hub_uri(asked.name), retry), wanted or asked.name, None)
     raise ModelNotFound(reference, hint=registry.suggest(asked.name))
 

@@ -3,6 +3,7 @@
     <root>/blobs/sha256-<hex>         fetched files, named by their content; `….partial` while in flight
     <root>/models/<key>/              runnable folders; the key names the source's digest and the importer
     <root>/manifests/<name>.json      one a name: an `InstalledModel` and what it refers to
+    <root>/releases.json              what plain names mean, where that is more than a manifest: `releases`
     <root>/locks/                     who is at work; shared by all processes that use the store
 
 Everything is written aside and renamed, so a reader sees the old state or the new one. A pull holds a *lease* for as
@@ -22,12 +23,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vmm_server.errors import ModelLoadFailed, ModelNotFound, StoreError
+from vmm_server.errors import InvalidRequest, ModelLoadFailed, ModelNotFound, StoreError
 from vmm_server.models.blobs import is_unfinished, parse_digest, receive
 from vmm_server.models.disk import FreeBytes, delete_folder, format_bytes, free_bytes, store_errors, sync_folder
 from vmm_server.models.locks import Locks
 from vmm_server.models.manifests import FileState, InstalledModel, Manifest, Manifests, UnreadableManifest, Variant
 from vmm_server.models.names import ModelName
+from vmm_server.models.releases import Release, Releases
 
 __all__ = ["InstalledModel", "Store", "Variant", "how_to_mend"]
 
@@ -58,6 +60,8 @@ class Store:
         self.root = root.absolute()
         self.blobs_dir = self.root / "blobs"
         self.models_dir = self.root / "models"
+        self.releases = Releases(self.root)
+        """To be read; changed by `put_release` and `clear_release`."""
         self._manifests = Manifests(self.root)
         self._locks = Locks(self.root / "locks")
         self._free_bytes = free_bytes
@@ -126,12 +130,21 @@ class Store:
         return True
 
     def remove(self, name: ModelName) -> bool:
-        """Delete the manifest of exactly this name and what only it referred to; False if there is none."""
+        """Delete the manifest of exactly this name and what only it referred to; False if there is none.
+
+        Raises `InvalidRequest` for a model that a release sends requests to.
+        """
         path = self._manifests.path(name)
         if not path.exists():
             return False
         with store_errors(f"remove {name}", self.root):
             with self._locks.moment():
+                if release := self.releases.naming(name):
+                    raise InvalidRequest(
+                        f"{name} is released: {release}",
+                        param="model",
+                        hint=f"release something else first, or end it: vmm release {release.name} --clear",
+                    )
                 old = self._manifests.read(name)
                 path.unlink(missing_ok=True)
                 sync_folder(path.parent)
@@ -139,6 +152,20 @@ class Store:
                     self._release(old)
             self.collect()
         return True
+
+    def put_release(self, release: Release) -> None:
+        """Have a plain name mean what the release says. Raises `ModelNotFound` for a model that is not installed."""
+        self.prepare()
+        with store_errors(f"release {release.name}", self.root), self._locks.moment():
+            for model, _ in release.shares:
+                if self._manifests.read(model) is None:
+                    raise ModelNotFound(str(model))
+            self.releases.put(release)
+
+    def clear_release(self, name: ModelName) -> bool:
+        """End the release of exactly this name; False if there is none."""
+        with store_errors(f"end the release of {name}", self.root), self._locks.moment():
+            return self.releases.clear(name)
 
     def set_variants(self, name: ModelName, change: Callable[[InstalledModel], tuple[Variant, ...]]) -> InstalledModel:
         """Give the model of exactly this name the variants that `change` makes of what it is now, in one step.
