@@ -34,6 +34,8 @@ SAMPLES: dict[type[Exception], Exception] = {
     errors.RequestCancelled: errors.RequestCancelled(),
     errors.ResponseNotFound: errors.ResponseNotFound("resp_1"),
     errors.BlobNotFound: errors.BlobNotFound("sha256:00"),
+    errors.FileNotFound: errors.FileNotFound("file-1"),
+    errors.BatchNotFound: errors.BatchNotFound("batch_1"),
     errors.Overloaded: errors.Overloaded(retry_after_s=3),
     errors.DeadlineUnreachable: errors.DeadlineUnreachable(timeout_ms=100, expected_ms=900, retry_after_s=3),
     errors.DeadlineExceeded: errors.DeadlineExceeded(),
@@ -47,6 +49,7 @@ SAMPLES: dict[type[Exception], Exception] = {
 WORDS = """
 AdapterError             500 no      api             api
 AddressInUse             500 no      api             api
+BatchNotFound            404 no      not_found       not_found       - batch_id
 BlobNotFound             404 no      not_found       not_found       - digest
 ContextLengthExceeded    400 no      invalid_request invalid_request context_length_exceeded messages
 CorruptFile              500 no      api             api
@@ -54,6 +57,7 @@ DeadlineExceeded         504 no      api             timeout         deadline_ex
 DeadlineUnreachable      503 after-3 api             overloaded
 DeviceLost               500 no      api             api
 DigestMismatch           502 no      api             api
+FileNotFound             404 no      not_found       not_found       - file_id
 GenerationFailed         500 yes     api             api
 HostNotAllowed           403 no      permission      permission
 ImportFailed             500 no      api             api

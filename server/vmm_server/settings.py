@@ -138,6 +138,8 @@ class Settings(BaseSettings):
     """How long a sound that is transcribed may be: seconds or 4h."""
     response_store_size: Annotated[ByteSize, Field(ge=0)] = ByteSize(2**30)
     """Disk space for the responses that /v1/responses keeps for later; 0 keeps none."""
+    file_store_size: Annotated[ByteSize, Field(ge=0)] = ByteSize(10 * 2**30)
+    """Disk space for the files of /v1/files and the batches that read and write them; 0 keeps none."""
     tiktoken_dir: Path | None = Field(None, validation_alias=AliasChoices("VMM_TIKTOKEN_DIR", "TIKTOKEN_CACHE_DIR"))
     """Folder with OpenAI's cl100k_base.tiktoken, to read token ids sent to /v1/embeddings; unset refuses them."""
     card_dirs: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_path_list)] = ()
@@ -161,6 +163,16 @@ class Settings(BaseSettings):
     def response_store_path(self) -> Path:
         """The file that stored responses lie in."""
         return self.home / "responses.db"
+
+    @property
+    def batch_store_path(self) -> Path:
+        """The file that batches, and what is known of stored files, lie in."""
+        return self.home / "batches.db"
+
+    @property
+    def files_dir(self) -> Path:
+        """Where stored files lie."""
+        return self.home / "files"
 
     @classmethod
     def settings_customise_sources(

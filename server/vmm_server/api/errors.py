@@ -45,6 +45,8 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     errors.ModelNotFound: Answer(404),
     errors.BlobNotFound: Answer(404),
     errors.ResponseNotFound: Answer(404),
+    errors.FileNotFound: Answer(404),
+    errors.BatchNotFound: Answer(404),
     errors.RequestCancelled: Answer(499),
     errors.Overloaded: Answer(503, retry=True),
     errors.DeadlineExceeded: Answer(504),
@@ -107,6 +109,8 @@ def headers_of(error: Exception) -> dict[str, str]:
     pause_s = getattr(error, "retry_after_s", answer.retry_after_s)
     if pause_s is not None:
         headers["retry-after"] = str(pause_s)
+    if answer.status == 401:
+        headers["www-authenticate"] = "Bearer"  # RFC 9110, 15.5.2
     return headers | {"x-should-retry": "true" if answer.retry else "false"}
 
 
