@@ -2,9 +2,11 @@
 
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import (
@@ -150,6 +152,11 @@ class Settings(BaseSettings):
     """How much is logged to stderr."""
 
     @property
+    def now(self) -> "Settings":
+        """Settings that nothing changes are a `SettingsSource` of themselves."""
+        return self
+
+    @property
     def store_dir(self) -> Path:
         """Where model files lie."""
         return self.models_dir or self.home / "models"
@@ -205,3 +212,60 @@ def read_settings(**flags: Any) -> Settings:
         raise SettingsError(message, param=name, hint="vmm help serve lists the settings") from error
     except (OSError, ValueError) as error:
         raise SettingsError(f"vmm.toml: {error}") from error
+
+
+class SettingsSource(Protocol):
+    """Where a part that lives as long as the server finds the settings, whenever it needs one."""
+
+    @property
+    def now(self) -> Settings:
+        """As they are now."""
+        ...
+
+
+AT_ONCE = frozenset(
+    {
+        *("origins", "allowed_hosts", "image_urls", "max_audio_bytes", "max_audio_seconds", "card_dirs"),
+        *("default_model", "device", "backend", "memory_budget", "max_loaded_models", "keep_alive", "load_timeout_s"),
+        *("shutdown_timeout_s", "ollama_version", "log_level", "log_format"),
+    }
+)
+"""Settings that a reload changes at once."""
+AT_NEXT_LOAD = frozenset(
+    {
+        *("num_threads", "kv_cache_size", "kv_cache_type", "context_length", "max_batched_tokens", "max_sequences"),
+        *("max_queue", "speculation", "draft_model"),
+    }
+)
+"""Settings that a reload changes for models that are loaded from then on. All others need a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What reading the settings again came to: names of settings."""
+
+    at_once: tuple[str, ...] = ()
+    at_next_load: tuple[str, ...] = ()
+    at_restart: tuple[str, ...] = ()
+    """They stay as they were."""
+
+
+class LiveSettings:
+    """The settings of a running server, in one holder that is swapped whole: whoever reads `now` has old or new ones."""
+
+    def __init__(self, settings: Settings, read: Callable[[], Settings] | None = None) -> None:
+        """`read` reads them again, from wherever they came; without it they stay. Raises `SettingsError`."""
+        self.now = settings
+        self.read = read or (lambda: settings)
+
+    def use(self, fresh: Settings) -> Changes:
+        """Take over what can change in a running server."""
+        old = self.now
+        changed = [name for name in type(old).model_fields if getattr(fresh, name) != getattr(old, name)]
+        taken = [name for name in changed if name in AT_ONCE | AT_NEXT_LOAD]
+        self.now = old.model_copy(update={name: getattr(fresh, name) for name in taken})
+        return Changes(
+            tuple(name for name in taken if name in AT_ONCE),
+            tuple(name for name in taken if name in AT_NEXT_LOAD),
+            tuple(name for name in changed if name not in taken),
+        )
