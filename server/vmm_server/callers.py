@@ -25,6 +25,8 @@ class Caller:
     """Its share beside other tenants of the same priority. Above 0."""
     priority: int = 0
     """Lower goes first, and takes the place of what is higher: `MIN_PRIORITY` to `MAX_PRIORITY`."""
+    best_priority: int | None = None
+    """What its requests may ask for at best; `None`: `priority`, so that they may only ask for a worse one."""
     deadline_at: float | None = None
     """When the answer is of no use any more, on `time.monotonic`'s clock."""
     charge: Callable[[int], None] = _nobody_counts

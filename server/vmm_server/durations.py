@@ -1,6 +1,7 @@
 """Go's duration strings (`1h30m`, `500ms`), as Ollama's clients and variables write them."""
 
 import re
+from math import ceil
 
 from vmm_server.requests import KeepAlive
 
@@ -21,6 +22,16 @@ def parse_duration(text: str) -> float:
     if not parts or "".join(part.group(0) for part in parts) != body:
         raise ValueError(f"{text!r} is not a duration such as 5m, 1h30m or 90s")
     return sign * sum(float(part.group(1)) * _UNITS[part.group(2)] for part in parts)
+
+
+def format_duration(seconds: float) -> str:
+    """As Go writes it, in milliseconds rounded up: `0s`, `120ms`, `1.5s`, `6m0s`, `1h0m0s`."""
+    num_ms = ceil(1000 * seconds)
+    if 0 < num_ms < 1000:
+        return f"{num_ms}ms"
+    minutes, left_ms = divmod(num_ms, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{left_ms / 1000:g}s"
 
 
 def parse_keep_alive(value: str | int | float) -> KeepAlive:

@@ -96,6 +96,12 @@ class Settings(BaseSettings):
         tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_comma_list)
     ] = ()
     """Host names that a server on a loopback address goes by, beside this machine's: ai.example, *.example, or *."""
+    allow_anonymous: bool = False
+    """Whether a server that other machines can reach may run without keys: then everybody there may do everything."""
+    tls_certificate: Path | None = None
+    """PEM file of the certificate to serve https with, and of those that it depends on; unset serves plain http."""
+    tls_key: Path | None = None
+    """PEM file of the certificate's private key, without a password."""
     default_model: str = "smollm2:135m"
     """Model that `vmm serve` pulls and loads before it says ready; empty loads none."""
     device: str = "auto"
@@ -120,6 +126,8 @@ class Settings(BaseSettings):
     """Generations that run at the same time on one model; more wait."""
     max_queue: Annotated[int, Field(ge=0)] = 512
     """Generations that may wait for one model before new ones get a 503."""
+    max_pending: Annotated[int, Field(ge=1)] = 1024
+    """Requests under way, of all models together, before new ones get a 503."""
     speculation: Literal["auto", "off"] = "auto"
     """Whether tokens that were said before are guessed and checked several at a time, where that pays: auto or off."""
     draft_model: str = ""
@@ -251,7 +259,7 @@ class Changes:
 
 
 class LiveSettings:
-    """The settings of a running server, in one holder that is swapped whole: whoever reads `now` has old or new ones."""
+    """The settings of a running server, in a holder that is swapped whole: whoever reads `now` has old or new ones."""
 
     def __init__(self, settings: Settings, read: Callable[[], Settings] | None = None) -> None:
         """`read` reads them again, from wherever they came; without it they stay. Raises `SettingsError`."""

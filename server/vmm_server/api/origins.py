@@ -11,14 +11,13 @@ server/routes.go).
 
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from litestar.types import Message
 
-from vmm_server.api.errors import headers_of, status_of, worded
+from vmm_server.api.refusals import STARTS, refuse
 from vmm_server.errors import HostNotAllowed, OriginNotAllowed, VMMError
 from vmm_server.settings import Settings
 
@@ -81,8 +80,9 @@ class Guard:
     async def __call__(
         self, app: Callable[[Any, Any, Any], Awaitable[None]], scope: Any, receive: Any, send: Any
     ) -> None:
-        """Run one ASGI connection, or refuse it in the words of its route."""
-        if scope["type"] not in _REFUSE:
+        """Run one ASGI connection, or refuse it. Browsers let any page open a WebSocket, and ask nobody before: only
+        its origin tells."""
+        if scope["type"] not in STARTS:
             await app(scope, receive, send)
             return
         hosts, origins = (_values(scope["headers"], name) for name in (b"host", b"origin"))
@@ -90,7 +90,7 @@ class Guard:
         try:
             self._check(hosts, origins)
         except VMMError as error:
-            await _REFUSE[scope["type"]](scope["path"], error, send)
+            await refuse(scope, error, send)
             return
         if origin is None or scope["type"] == "websocket":
             await app(scope, receive, send)
@@ -173,21 +173,6 @@ def _preflight(asked: str) -> Headers:
         (b"access-control-allow-headers", ", ".join(dict.fromkeys([*REQUEST_HEADERS, *family])).encode()),
         (b"access-control-max-age", str(MAX_AGE_S).encode()),
     ]
-
-
-async def _refuse(path: str, error: VMMError, send: Any, kind: str = "http.response") -> None:
-    body, media_type = worded(path, error)
-    headers = {"content-type": media_type, "content-length": str(len(body)), **headers_of(error)}
-    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": f"{kind}.start", "status": status_of(error), "headers": encoded})
-    await send({"type": f"{kind}.body", "body": body})
-
-
-_REFUSE: Mapping[str, Callable[[str, VMMError, Any], Awaitable[None]]] = {
-    "http": _refuse,
-    "websocket": partial(_refuse, kind="websocket.http.response"),  # an answer in place of the handshake's
-}
-"""By the kind of connection. Browsers let any page open a WebSocket, and ask nobody before: only its origin tells."""
 
 
 def _one_of(patterns: Iterable[str]) -> re.Pattern[str]:

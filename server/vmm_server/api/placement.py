@@ -1,23 +1,30 @@
-"""Where a request has to run, as its headers and its body say it → `Wanted`. Pure."""
+"""Where a request has to run, as its headers and its body say it → `Wanted`; and how urgent it is → `caller`.
 
-from collections.abc import Iterator
+Pure, but for the priority, which the task's `caller` takes on: it holds for all that is done for the request.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, get_args
+from typing import Annotated, Protocol, TypeVar, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from vmm_adapters.catalog import BACKENDS
-from vmm_server.api.body import Wire
+from vmm_server.api.body import Integer, Wire
+from vmm_server.callers import MAX_PRIORITY, MIN_PRIORITY, caller
 from vmm_server.errors import InvalidRequest
 from vmm_server.models.variants import ORIGINAL
 from vmm_server.requests import EmbeddingRequest, GenerateRequest, RerankRequest, Wanted
 
 HEADERS = {"device": "x-vmm-device", "backend": "x-vmm-backend", "variant": "x-vmm-variant"}
 """Field → the header that says the same."""
+PRIORITY_HEADER = "x-vmm-priority"
 AUTO = "auto"
 """Leaves it open, as in the settings."""
 MAX_LENGTH = 100
 """Characters of a name."""
+_WHOLE = re.compile(r"[+-]?[0-9]{1,12}")
 
 Asked = TypeVar("Asked", GenerateRequest, EmbeddingRequest, RerankRequest)
 
@@ -37,6 +44,8 @@ class PlacementFields(Wire):
     """A runtime: `cpu`, `openvino`, `onnxruntime-genai`, `openvino-genai` or `onnxruntime`."""
     variant: str | None = None
     """A precision of the model, by its name; `original` is the model as it was installed."""
+    priority: Annotated[Integer, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)] | None = None
+    """Lower goes first, and takes the place of what is higher; no better than the key's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +60,12 @@ def placed(asked: Asked, headers: Headers, body: Wire) -> Asked:
 
 
 def wanted_of(headers: Headers, body: Wire) -> Wanted:
-    """What headers, fields of the body and fields of its `options` say.
+    """What headers, fields of the body and fields of its `options` say; the task's `caller` gets their priority.
 
-    Raises `InvalidRequest` for an empty name, a backend that there is not, and places that do not say the same.
+    Raises `InvalidRequest` for an empty name, a backend that there is not, a priority that is too good, and places that
+    do not say the same.
     """
+    _take_priority(headers, body)
     found = {name: given for name in HEADERS if (given := _agreed(name, headers, body)) is not None}
     device, backend, variant = (found[name].value if name in found else None for name in HEADERS)
     return Wanted(
@@ -90,9 +101,16 @@ def _agreed(name: str, headers: Headers, body: Wire) -> _Given | None:
 def _given(name: str, headers: Headers, body: Wire) -> Iterator[_Given]:
     for value in headers.getall(HEADERS[name], []):
         yield _Given(HEADERS[name], value.strip())
-    for where, fields in ((name, body), (f"options.{name}", getattr(body, "options", None))):
-        if isinstance(fields, PlacementFields) and (value := getattr(fields, name)) is not None:
+    for where, fields in _places(name, body):
+        if (value := getattr(fields, name)) is not None:
             yield _Given(where, value.strip())
+
+
+def _places(name: str, body: Wire) -> Iterator[tuple[str, PlacementFields]]:
+    """Where in a body a field may stand."""
+    for where, fields in ((name, body), (f"options.{name}", getattr(body, "options", None))):
+        if isinstance(fields, PlacementFields):
+            yield where, fields
 
 
 def _check(name: str, given: _Given) -> None:
@@ -106,3 +124,43 @@ def _check(name: str, given: _Given) -> None:
             param=given.where,
             hint="vmm devices tells which of them this machine has",
         )
+
+
+def given_priority(values: Iterable[str], best: int) -> int | None:
+    """What `x-vmm-priority` says, if it is there. Raises `InvalidRequest`."""
+    given = {whole_number(PRIORITY_HEADER, value, MIN_PRIORITY, MAX_PRIORITY) for value in values}
+    if len(given) > 1:
+        raise InvalidRequest(f"{PRIORITY_HEADER}: there are several, and they differ", param=PRIORITY_HEADER)
+    return _no_better(given.pop(), best, PRIORITY_HEADER) if given else None
+
+
+def whole_number(header: str, value: str, least: int, most: int) -> int:
+    """A header's value. Raises `InvalidRequest` for what is no number between the two."""
+    number = int(value) if _WHOLE.fullmatch(value) else None
+    if number is None or not least <= number <= most:
+        raise InvalidRequest(
+            f"{header}: {value[:MAX_LENGTH]!r} is no whole number from {least} to {most}", param=header
+        )
+    return number
+
+
+def _take_priority(headers: Headers, body: Wire) -> None:
+    asking = caller.get()
+    best = asking.priority if asking.best_priority is None else asking.best_priority
+    given = [(where, value) for where, fields in _places("priority", body) if (value := fields.priority) is not None]
+    if (said := given_priority(headers.getall(PRIORITY_HEADER, []), best)) is not None:
+        given.insert(0, (PRIORITY_HEADER, said))
+    for where, value in given:
+        if value != given[0][1]:
+            raise InvalidRequest(f"{where}: {value} is asked for, and {given[0][1]} in {given[0][0]}", param=where)
+        caller.set(replace(asking, priority=_no_better(value, best, where)))
+
+
+def _no_better(priority: int, best: int, where: str) -> int:
+    if priority < best:
+        raise InvalidRequest(
+            f"{where}: {priority} goes before {best}, which is the best that this key may have",
+            param=where,
+            hint="leave it out, or ask for a higher number, which goes later",
+        )
+    return priority

@@ -19,6 +19,7 @@ _METAVARS: dict[object, str] = {
     int: "N",
     float: "SECONDS",
     str: "TEXT",
+    bool: "true|false",
 }
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])

@@ -1,0 +1,76 @@
+"""Which scope of a key each route needs. One table, and what is not in it needs `admin`.
+
+A rule holds for its path and for all beneath it, and the longest one counts that knows the method. Nothing but a rule
+opens a route, so a new one is closed until somebody has thought of it. Pure.
+"""
+
+from dataclasses import dataclass
+
+from vmm_server.keys import SCOPES, Scope
+
+WEBSOCKET = "WEBSOCKET"
+"""In place of a method."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a route needs."""
+
+    path: str
+    methods: tuple[str, ...]
+    scopes: tuple[Scope, ...]
+    """One of these will do. None at all: it needs no key."""
+    runs: bool = False
+    """A model runs: it is bounded by `max_pending`, and by the quotas of its key."""
+
+
+_INFERENCE: tuple[Scope, ...] = ("inference",)
+_MODELS: tuple[Scope, ...] = ("models",)
+_LISTS: tuple[Scope, ...] = ("inference", "models")
+_METRICS: tuple[Scope, ...] = ("metrics",)
+_ADMIN: tuple[Scope, ...] = ("admin",)
+
+RULES = (
+    Rule("/", ("GET",), ()),
+    Rule("/health", ("GET",), ()),
+    *(
+        Rule(path, ("POST",), _INFERENCE, runs=True)
+        for path in (
+            *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"),
+            *("/v1/audio", "/v1/vision", "/v1/rerank", "/v2/rerank", "/rerank"),
+            *("/tokenize", "/detokenize", "/apply-template"),
+            *("/v1/tokenize", "/v1/detokenize", "/v1/apply-template"),
+            *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings"),
+        )
+    ),
+    Rule("/v1/vision/stream", (WEBSOCKET,), _INFERENCE, runs=True),
+    Rule("/v1/stream", (WEBSOCKET,), _INFERENCE, runs=True),
+    Rule("/v1/responses", ("GET", "DELETE"), _INFERENCE),
+    Rule("/v1/files", ("GET", "POST", "DELETE"), _INFERENCE),
+    Rule("/v1/batches", ("GET", "POST"), _INFERENCE),
+    *(Rule(path, ("GET",), _LISTS) for path in ("/v1/models", "/api/tags", "/api/ps")),
+    Rule("/api/show", ("POST",), _LISTS),
+    Rule("/api/version", ("GET",), SCOPES),
+    *(Rule(path, ("GET",), SCOPES) for path in ("/schema", "/openapi.json")),
+    *(Rule(f"/api/{verb}", ("POST",), _MODELS) for verb in ("pull", "push", "create", "copy")),
+    Rule("/api/delete", ("DELETE",), _MODELS),
+    Rule("/api/blobs", ("GET", "POST"), _MODELS),
+    Rule("/api/vmm/devices", ("GET",), _MODELS),
+    Rule("/api/vmm/profiles", ("GET",), _MODELS),
+    Rule("/api/vmm/calibrate", ("POST",), _MODELS),
+    Rule("/metrics", ("GET",), _METRICS),
+    Rule("/api/vmm/events", (WEBSOCKET,), _METRICS),
+    Rule("/api/vmm/status", ("GET",), _METRICS),
+    Rule("/api/vmm/reload", ("POST",), _ADMIN),
+)
+ANYTHING_ELSE = Rule("", (), _ADMIN)
+
+
+def rule_for(method: str, path: str) -> Rule:
+    """What a request needs; `method` is `WEBSOCKET` for one that opens a socket."""
+    found = [rule for rule in RULES if method in rule.methods and _is_under(path, rule.path)]
+    return max(found, key=lambda rule: len(rule.path), default=ANYTHING_ELSE)
+
+
+def _is_under(path: str, root: str) -> bool:
+    return path == root or (root != "/" and path.startswith(f"{root}/"))
