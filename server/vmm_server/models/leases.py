@@ -15,6 +15,9 @@ Held = TypeVar("Held")
 MAX_MOVES = 3
 """How often a request may begin anew because the device it was to run on has failed."""
 
+REPLACED_STAYS_S = 1.0
+"""How long a replaced model stays without a lease: for requests that found it under its name, and read their inputs."""
+
 _FOREVER = datetime(2318, 1, 1, tzinfo=UTC)
 """`expires_at` of a model that stays for ever; a far date is what Ollama's clients expect."""
 
@@ -41,6 +44,8 @@ class LoadedModel:
 
     is_unwanted: bool = False
     """Somebody asked for it to be unloaded."""
+    is_replaced: bool = False
+    """Nothing is installed any more that needs it: it leaves when its last lease ends."""
 
     @property
     def name(self) -> str:
@@ -76,9 +81,10 @@ class LoadedModel:
 
     def expires_in_s(self, now: float) -> float | None:
         """Seconds until it is unloaded if nobody uses it; `None`: never."""
-        if self.keep_alive.seconds is None:
+        stays_s = REPLACED_STAYS_S if self.is_replaced else self.keep_alive.seconds
+        if stays_s is None:
             return None
-        return (now if self.num_leases else self.last_used) + self.keep_alive.seconds - now
+        return (now if self.num_leases else self.last_used) + stays_s - now
 
     def expires_at(self, now: float) -> datetime:
         """The same as a date, for `/api/ps`."""

@@ -1,9 +1,11 @@
 """Locks that hold between threads and between processes, and are freed by the system when a process dies."""
 
+import glob
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -11,6 +13,7 @@ from vmm_server.errors import RequestCancelled
 
 _POLL_S = 0.1
 _MOMENT = "store.lock"
+_KEPT = "keep-"
 
 
 class Locks:
@@ -44,22 +47,34 @@ class Locks:
         finally:
             lock.release()
 
+    def keep(self, names: Iterable[str]) -> Callable[[], None]:
+        """Have `is_kept` true of these names, in every process, until what this returns is called, in any thread.
+
+        As many as like may keep one. Raises `OSError`.
+        """
+        with self.moment(), ExitStack() as stack:
+            for name in names:
+                path = self._folder / f"{_KEPT}{name}-{uuid4().hex}.lock"
+                lock = FileLock(path, thread_local=False)
+                lock.acquire(timeout=0)
+                stack.callback(path.unlink, missing_ok=True)
+                stack.callback(lock.release)
+            return stack.pop_all().close
+
+    def is_kept(self, name: str) -> bool:
+        """Whether somebody keeps it. Ask inside `moment()`."""
+        return any(_is_held(path) for path in self._folder.glob(f"{_KEPT}{glob.escape(name)}-*.lock"))
+
     def sweep(self) -> None:
         """Delete the files of locks that nobody holds. Only inside `moment()`, and when `any_held()` is false."""
         for path in self._folder.glob("*.lock"):
-            if path.name != _MOMENT:
+            if path.name != _MOMENT and not (path.name.startswith(_KEPT) and _is_held(path)):
                 path.unlink(missing_ok=True)
 
     def any_held(self) -> bool:
-        """Whether a lock but `moment()` is held. Ask inside `moment()`: then none is being taken."""
-        for path in self._folder.glob("*.lock"):
-            if path.name == _MOMENT:
-                continue
-            try:
-                FileLock(path).acquire(timeout=0).lock.release()
-            except Timeout:
-                return True
-        return False
+        """Whether a lock of `hold` is held. Ask inside `moment()`: then none is being taken."""
+        paths = (path for path in self._folder.glob("*.lock") if not path.name.startswith((_MOMENT, _KEPT)))
+        return any(map(_is_held, paths))
 
     def _try(self, lock: FileLock) -> bool:
         with self.moment():
@@ -68,3 +83,11 @@ class Locks:
             except Timeout:
                 return False
         return True
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        FileLock(path).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    return False

@@ -34,7 +34,7 @@ from vmm_server.models.router import (
 )
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import ANYWHERE, Wanted
-from vmm_server.settings import Settings
+from vmm_server.settings import Settings, SettingsSource
 
 HOST = "host"
 MIN_KV_BYTES = 64 * 1024**2
@@ -120,16 +120,15 @@ class Placer:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: SettingsSource,
         read_machine: Callable[[], Awaitable[Machine]],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`read_machine` is asked whenever a model is to be placed: it waits the first time only."""
-        self._configured = wanted_by_settings(settings)
-        self._host = Memory(frozenset((HOST,)), host_memory_bytes(settings))
+        self._settings = settings
         self._read_machine = read_machine
-        self._profiles = Profiles(settings.cache_dir)
+        self._profiles = Profiles(settings.now.cache_dir)
         self._clock = clock
         self._machine: Machine | None = None
         self._machine_key = ""
@@ -137,7 +136,7 @@ class Placer:
 
     def effective(self, model: InstalledModel, wanted: Wanted) -> Wanted:
         """See `Places`."""
-        return wanted.over(wanted_by(model)).over(self._configured)
+        return wanted.over(wanted_by(model)).over(wanted_by_settings(self._settings.now))
 
     async def placements(self, model: InstalledModel, wanted: Wanted, work: Work | None = None) -> Sequence[Placement]:
         """See `Places`. Waits for the machine to be probed, the first time. What failed lately comes last, and need
@@ -145,7 +144,7 @@ class Placer:
         found = await self.candidates(model)
         tried = self._ordered(model, found, wanted, work)
         if not tried:
-            raise _nowhere(model, found, wanted, wanted_by(model).over(self._configured))
+            raise _nowhere(model, found, wanted, wanted_by(model).over(wanted_by_settings(self._settings.now)))
         return tried
 
     async def know_machine(self) -> Machine:
@@ -222,7 +221,9 @@ class Placer:
         devices = () if self._machine is None else self._machine.devices
         used = [device for device in devices if device.name in devices_of(placement)]
         own = {device.name: size for device in used if (size := own_memory_bytes(device, devices)) is not None}
-        return Memory(frozenset(own), sum(own.values())) if own else self._host
+        if own:
+            return Memory(frozenset(own), sum(own.values()))
+        return Memory(frozenset((HOST,)), host_memory_bytes(self._settings.now))
 
     def failed(self, model: InstalledModel, placement: Placement, reason: str) -> None:
         """See `Places`: a minute, then twice as long each time."""

@@ -29,14 +29,14 @@ from vmm_server.models.leases import Lease, LoadedModel
 from vmm_server.models.loading import LoadKey, ModelLoader, ReadyModel, load_key
 from vmm_server.models.pending import NobodyWaits, PendingLoad
 from vmm_server.models.placing import Places
-from vmm_server.models.precedence import Precedence
-from vmm_server.models.residents import Left, Residents, nobody_asks
+from vmm_server.models.precedence import Precedence, max_waiting
+from vmm_server.models.residents import IsInstalled, Left, Residents, nobody_asks
 from vmm_server.models.room import Site, find_room
 from vmm_server.models.router import Placement, Work, admits, exactly, matches
 from vmm_server.models.sites import Sites
 from vmm_server.models.store import InstalledModel, how_to_mend
 from vmm_server.requests import ANYWHERE, KeepAlive, Wanted
-from vmm_server.settings import Settings
+from vmm_server.settings import SettingsSource
 
 logger = logging.getLogger(__name__)
 
@@ -52,27 +52,27 @@ class ModelPool:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: SettingsSource,
         load: ModelLoader,
         places: Places,
         *,
         clock: Callable[[], float] = time.monotonic,
         left: Left = nobody_asks,
+        is_installed: IsInstalled = lambda _: True,
     ) -> None:
-        """`left` is told of each model that is out of memory."""
+        """`left` is told of each model that is out of memory, `is_installed` tells which have to leave it."""
         self._settings = settings
         self._load = load
         self._places = places
         self._sites = Sites(settings, places)
         self._clock = clock
-        self._residents = Residents(places, clock, left)
+        self._residents = Residents(places, clock, left, is_installed)
         self._loads: dict[_LoadKey, _Load] = {}
         self._turn = asyncio.Lock()
         self.arrivals = Arrivals()
         """Requests for a model, of any kind."""
         self._is_closing = False
-        self._max_waiting = settings.max_sequences + settings.max_queue
-        self._precedence = Precedence(settings.load_timeout_s, self._max_waiting, clock)
+        self._precedence = Precedence(settings, clock)
 
     @overload
     async def acquire(
@@ -177,6 +177,14 @@ class ModelPool:
             await asyncio.shield(asyncio.gather(*idle))
         return bool(found)
 
+    async def settle(self) -> None:
+        """Have models that are not installed any more leave: those that nobody uses now, and others after that."""
+        self._residents.find_replaced()
+        self._residents.notify()
+        idle = [each for each in self._residents.loaded if each.is_replaced and not each.num_leases]
+        if idle:
+            await asyncio.wait([self._residents.close(each, "replaced") for each in idle])
+
     async def expire(self) -> float | None:
         """Unload what has expired or failed; seconds until the next one does, `None` when nothing will."""
         pause = self._residents.expire()
@@ -205,7 +213,7 @@ class ModelPool:
 
     async def _lease(self, model: InstalledModel, wanted: Wanted, work: Work) -> tuple[LoadedModel, float]:
         """The model in memory, with a lease that is the caller's, and the seconds it was waited for."""
-        timeout_s = self._settings.load_timeout_s
+        timeout_s = self._settings.now.load_timeout_s
         key = load_key(model), self._places.effective(model, wanted)
         try:
             async with asyncio.timeout(timeout_s if timeout_s > 0 else None) as deadline:
@@ -267,14 +275,15 @@ class ModelPool:
             load.is_for_later, load.keep_alive = True, like.keep_alive
 
     def _begin(self, key: _LoadKey, model: InstalledModel) -> _Load:
-        load = self._loads[key] = PendingLoad(model, self._settings.keep_alive)
+        self._residents.find_replaced()
+        load = self._loads[key] = PendingLoad(model, self._settings.now.keep_alive)
         load.task = asyncio.create_task(self._load_cold(key, load), name=f"load {model.name}")
         load.task.add_done_callback(load.log_end)
         return load
 
     async def _wait_for(self, load: _Load) -> LoadedModel:
         """What is loaded, with a lease."""
-        if load.num_waiting >= self._max_waiting:
+        if load.num_waiting >= max_waiting(self._settings.now):
             raise Overloaded
         load.num_waiting += 1
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vmm_server.errors import Overloaded
 from vmm_server.models.room import Site, Tenant, in_the_way
+from vmm_server.settings import Settings, SettingsSource
 
 _PATIENCE_S = 5.0
 _PATIENCE_SHARE = 4
@@ -31,12 +32,16 @@ class _Looking:
     found: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+def max_waiting(settings: Settings) -> int:
+    """Requests that may wait for one load."""
+    return settings.max_sequences + settings.max_queue
+
+
 class Precedence:
     """Knows the one load that looks for room, and who stands aside for it. Belongs to one event loop."""
 
-    def __init__(self, load_timeout_s: float, max_waiting: int, clock: Callable[[], float]) -> None:
-        self._patience_s = min(_PATIENCE_S, load_timeout_s / _PATIENCE_SHARE) if load_timeout_s > 0 else _PATIENCE_S
-        self._max_waiting = max_waiting
+    def __init__(self, settings: SettingsSource, clock: Callable[[], float]) -> None:
+        self._settings = settings
         self._num_waiting = 0
         self._clock = clock
         self._looking: _Looking | None = None
@@ -44,7 +49,9 @@ class Precedence:
     @contextmanager
     def looking(self, look: Callable[[], Site[Any] | None]) -> Iterator[None]:
         """While a load looks for room: one at a time. `look` says where."""
-        looking = self._looking = _Looking(look, self._clock() + self._patience_s)
+        timeout_s = self._settings.now.load_timeout_s
+        patience_s = min(_PATIENCE_S, timeout_s / _PATIENCE_SHARE) if timeout_s > 0 else _PATIENCE_S
+        looking = self._looking = _Looking(look, self._clock() + patience_s)
         try:
             yield
         finally:
@@ -66,7 +73,7 @@ class Precedence:
         """Wait until the load has found room, or is given up. Raises `Overloaded` when too many do."""
         if self._looking is None:
             return
-        if self._num_waiting >= self._max_waiting:
+        if self._num_waiting >= max_waiting(self._settings.now):
             raise Overloaded
         self._num_waiting += 1
         try:

@@ -7,10 +7,11 @@ from typing import Literal
 
 from vmm_server.models.leases import LoadedModel
 from vmm_server.models.placing import Places
+from vmm_server.models.store import InstalledModel
 
 logger = logging.getLogger(__name__)
 
-Why = Literal["keep_alive", "room", "asked", "failed", "shutdown"]
+Why = Literal["keep_alive", "room", "asked", "failed", "replaced", "shutdown"]
 """What a model leaves memory for."""
 Left = Callable[[LoadedModel, Why], None]
 """Told of a model that is out of memory, on the event loop."""
@@ -20,6 +21,7 @@ _IN_WORDS: Mapping[Why, str] = {
     "room": "another model needs its place",
     "asked": "as was asked",
     "failed": "its device has failed",
+    "replaced": "no installed model needs it any more",
     "shutdown": "the server is shutting down",
 }
 
@@ -28,10 +30,20 @@ def nobody_asks(loaded: LoadedModel, why: Why) -> None:
     """Does nothing."""
 
 
+IsInstalled = Callable[[InstalledModel], bool]
+"""Whether a model that is installed now needs what is loaded for this one."""
+
+
 class Residents:
     """Belongs to the pool's event loop; closing, which blocks, is done in tasks of its own."""
 
-    def __init__(self, places: Places, clock: Callable[[], float], left: Left = nobody_asks) -> None:
+    def __init__(
+        self,
+        places: Places,
+        clock: Callable[[], float],
+        left: Left = nobody_asks,
+        is_installed: IsInstalled = lambda _: True,
+    ) -> None:
         self.loaded: list[LoadedModel] = []
         self.leaving: dict[LoadedModel, asyncio.Task[None]] = {}
         """Nobody gets them any more; their memory counts as taken until the task is done."""
@@ -42,11 +54,14 @@ class Residents:
         self._places = places
         self._clock = clock
         self._left = left
+        self._is_installed = is_installed
 
     def give_back(self, loaded: LoadedModel) -> None:
-        """End a lease; the keep-alive clock starts when it was the last one."""
+        """End a lease; the keep-alive clock starts when it was the last one, and a replaced model leaves."""
         loaded.num_leases -= 1
         loaded.last_used = self._clock()
+        if not loaded.num_leases:
+            self._look_at(loaded)
         self.notify()
 
     def close(self, loaded: LoadedModel, why: Why) -> asyncio.Task[None]:
@@ -56,6 +71,16 @@ class Residents:
         self.loaded = [other for other in self.loaded if other is not loaded]
         task = self.leaving[loaded] = asyncio.create_task(self._unload(loaded, why), name=f"unload {loaded.name}")
         return task
+
+    def find_replaced(self) -> None:
+        """Look whether all that is loaded is still installed; what is not leaves when nobody uses it."""
+        for loaded in self.loaded:
+            self._look_at(loaded)
+
+    def _look_at(self, loaded: LoadedModel) -> None:
+        loaded.is_replaced = not self._is_installed(loaded.model)
+        if loaded.is_replaced:
+            loaded.is_pinned = False
 
     def drop_failed(self) -> None:
         """Those whose device has failed leave, used or not: nothing runs there any more."""
@@ -73,7 +98,7 @@ class Residents:
             if loaded.num_leases or left is None:
                 continue
             if left <= 0:
-                self.close(loaded, "asked" if loaded.is_unwanted else "keep_alive")
+                self.close(loaded, _why_expired(loaded))
             else:
                 pause = left if pause is None else min(pause, left)
         return pause
@@ -108,3 +133,9 @@ class Residents:
             self._left(loaded, why)
             self.notify()
         logger.info("unloaded %s: %s", loaded.name, _IN_WORDS[why])
+
+
+def _why_expired(loaded: LoadedModel) -> Why:
+    if loaded.is_replaced:
+        return "replaced"
+    return "asked" if loaded.is_unwanted else "keep_alive"

@@ -74,7 +74,7 @@ class Store:
 
     def blob(self, digest: str) -> Path:
         """Where the file with this sha256 lies, if it is there."""
-        return self.blobs_dir / f"sha256-{digest}"
+        return self.blobs_dir / _blob_name(digest)
 
     def ensure_free(self, needed_bytes: int, what: str) -> None:
         """Raises `StoreError` when the disk has less than `needed_bytes` left for `what`."""
@@ -186,6 +186,22 @@ class Store:
             self.collect()
         return model
 
+    def keep_files(self, model: InstalledModel, variant: str = "") -> Callable[[], None]:
+        """Have a model's files stay, whatever becomes of its name, until what this returns is called, in any thread.
+
+        That holds in every process, and ends with this one.
+        """
+        manifest = self.manifest(ModelName.parse(model.name))
+        blobs = manifest.blobs if manifest and manifest.model.folder == model.folder else ()
+        folders = {model.folder, model.folders.get(variant, model.folder)}
+        try:
+            return self._locks.keep(
+                [*(folder.name for folder in folders if self._owns(folder)), *map(_blob_name, blobs)]
+            )
+        except OSError as error:  # who may not write here deletes nothing here either
+            logger.debug("cannot lock the files of %s: %s", model.name, error)
+            return lambda: None
+
     def check_files(self, model: InstalledModel, variant: str = "") -> None:
         """Raises `ModelLoadFailed` when a file of the model's folder is missing or not as it was installed.
 
@@ -294,7 +310,7 @@ class Store:
                 stale_after_s = ABANDONED_AFTER_S if is_unfinished(path) else STALE_AFTER_S
                 if path.parent == self.models_dir and path.suffix == ".partial":
                     stale_after_s = 0.0  # who made it is gone, or would hold a lease, and nobody goes on with it
-                if path in kept or time.time() - _mtime(path) < stale_after_s:
+                if path in kept or time.time() - _mtime(path) < stale_after_s or self._locks.is_kept(path.name):
                     continue
                 logger.info("deleting %s, which no model uses", path)
                 if path.is_dir():
@@ -331,6 +347,10 @@ class Store:
         for path in self._references(old):
             if path.exists():
                 os.utime(path, (0, 0))
+
+
+def _blob_name(digest: str) -> str:
+    return f"sha256-{digest}"
 
 
 def _mtime(path: Path) -> float:

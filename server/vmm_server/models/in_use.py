@@ -1,0 +1,73 @@
+"""Which of the models in memory are still installed, and whose files have to stay for that long.
+
+A name may get another model, or none, while requests run on the one it had. New requests go to the new one at once; the
+old one leaves memory when its last lease ends, and its files go when it has left.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from threading import Lock
+
+from vmm_server.errors import StoreError
+from vmm_server.models.leases import LoadedModel
+from vmm_server.models.loading import LoadKey, ModelLoader, load_key
+from vmm_server.models.names import ModelName
+from vmm_server.models.ready import Ready
+from vmm_server.models.router import Placement
+from vmm_server.models.store import InstalledModel, Store
+
+logger = logging.getLogger(__name__)
+
+_Held = tuple[LoadKey, Placement]
+
+
+class FilesInUse:
+    """Keeps the files of what is loaded. `load` is called from several threads, the rest on one event loop."""
+
+    def __init__(self, store: Store, load: ModelLoader) -> None:
+        self._store = store
+        self._load = load
+        self._kept: defaultdict[_Held, list[Callable[[], None]]] = defaultdict(list)
+        self._mutex = Lock()
+
+    def load(self, model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> Ready:
+        """A `ModelLoader`: checks the files first, for a folder used in place may have changed since it was
+        installed, and keeps them until `left`."""
+        free = self._store.keep_files(model, placement.variant)
+        try:
+            self._store.check_files(model, placement.variant)
+            ready = self._load(model, placement, kv_cache_bytes)
+        except BaseException:
+            free()
+            raise
+        with self._mutex:
+            self._kept[load_key(model), placement].append(free)
+        return ready
+
+    def left(self, loaded: LoadedModel) -> None:
+        """It is out of memory: its files may go, and do if no name needs them."""
+        key = load_key(loaded.model), loaded.placement
+        with self._mutex:
+            free = self._kept[key].pop()
+            if not self._kept[key]:
+                del self._kept[key]
+        asyncio.get_running_loop().run_in_executor(None, self._free, free, loaded.is_replaced)
+
+    def is_installed(self, model: InstalledModel) -> bool:
+        """Whether what is loaded for this model is what a name of today needs. Usually its own: one file to look at."""
+        key = load_key(model)
+        manifest = self._store.manifest(ModelName.parse(model.name))
+        if manifest and load_key(manifest.model) == key:
+            return True
+        return any(load_key(other) == key for other in self._store.installed())
+
+    def _free(self, free: Callable[[], None], collects: bool) -> None:
+        free()
+        if not collects:
+            return
+        try:
+            self._store.collect()
+        except StoreError as error:
+            logger.warning("%s; will be tried again", error.message)
