@@ -53,7 +53,7 @@ def test_a_chat_is_rendered_run_and_accounted_for(installed: Any, with_parts: An
 
 def test_the_time_before_the_engine_is_accounted_for(installed: Any, with_parts: Any) -> None:
     async def body(parts: Parts) -> None:
-        times = iter([10.0, 12.5])
+        times = iter([9.0, 10.0, 12.5, 13.0])
         completion = await Inference(parts.registry, parts.pool, clock=times.__next__).generate(chat("hello"))
         assert completion.prepare_s == 2.5
         await completion.aclose()

@@ -52,7 +52,8 @@ from vmm_server.inference import Inference
 from vmm_server.media.fetching import Fetcher
 from vmm_server.media.images import LIMITS
 from vmm_server.media.reading import ImageReader
-from vmm_server.metrics import CountedLoads, Metrics
+from vmm_server.metrics.collector import Metrics
+from vmm_server.metrics.models import CountedLoads, Departures
 from vmm_server.models.calibration import Calibrator
 from vmm_server.models.create import Creator
 from vmm_server.models.facts import FactsReader
@@ -190,14 +191,16 @@ def build_parts(
         store.check_files(model, placement.variant)  # a folder used in place may have changed since it was installed
         return load_any(model, placement, kv_cache_bytes)
 
-    loads = CountedLoads(load_checked)
+    loads, departures = CountedLoads(load_checked), Departures()
     machine = machine or MachineReader(kept=settings.cache_dir / "machine.json", boot=read_boot_id())
     placer = placer or Placer(settings, machine.read)
-    pool = ModelPool(settings, loads, placer)
+    pool = ModelPool(settings, loads, placer, left=departures.left)
+    calibrator = Calibrator(pool, placer)
+    metrics = Metrics(pool, loads, departures, calibrator)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
     fetcher = Fetcher(settings.image_urls)
-    inference = Inference(registry, pool, fetcher=fetcher)
-    one_shot = OneShot(registry, pool)
+    inference = Inference(registry, pool, fetcher=fetcher, observe=metrics.observe)
+    one_shot = OneShot(registry, pool, observe=metrics.observe)
     embeddings = Embeddings(one_shot, read_table=partial(read_cl100k, settings.tiktoken_dir))
     image_reader = ImageReader(fetcher, max_waiting=settings.max_queue)
     kept = ResponseStore(settings.response_store_path, max_bytes=settings.response_store_size)
@@ -213,7 +216,7 @@ def build_parts(
         machine=machine,
         placer=placer,
         pool=pool,
-        calibrator=Calibrator(pool, placer),
+        calibrator=calibrator,
         inference=inference,
         one_shot=one_shot,
         embeddings=embeddings,
@@ -223,7 +226,7 @@ def build_parts(
         speech=Speech(one_shot),
         response_store=kept,
         readiness=readiness,
-        metrics=Metrics(pool, loads),
+        metrics=metrics,
     )
 
 

@@ -9,11 +9,12 @@ from typing import Self
 
 from vmm_server.engine.engine import Engine, Generation
 from vmm_server.engine.stream import Delta, Usage
-from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed, PlacementFailed
+from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed, PlacementFailed, VMMError
 from vmm_server.models.leases import MAX_MOVES, Lease
 from vmm_server.models.loading import ReadyModel
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
+from vmm_server.observed import Watch
 from vmm_server.prompt.answer import AnswerReader
 from vmm_server.prompting import WrittenPrompt
 
@@ -35,6 +36,9 @@ class Started:
     """From then until it was submitted for the last time; 0 where it stayed."""
     num_moves: int = 0
     usage: Usage | None = None
+    finish_reason: str | None = None
+    error: BaseException | None = None
+    """What it ended with."""
 
     async def begin(self) -> None:
         """Submit it, elsewhere if the device has failed meanwhile. Raises as `Engine.submit` and `find` do."""
@@ -52,17 +56,24 @@ class Started:
 
     async def __anext__(self) -> Delta:
         """The next delta. Nothing has been said yet where a placement failed before the request had begun there."""
+        try:
+            delta = await self._next()
+        except VMMError as error:
+            self.error = error
+            raise
+        if delta.usage is not None and self.moved_s:
+            delta = replace(delta, usage=replace(delta.usage, queued_s=delta.usage.queued_s + self.moved_s))
+        self.usage = delta.usage
+        self.finish_reason = delta.finish_reason
+        return delta
+
+    async def _next(self) -> Delta:
         while True:
             try:
-                delta = await anext(self.generation)
+                return await anext(self.generation)
             except PlacementFailed as error:
                 await self._move(error)
                 self.moved_s = self.clock() - self.submitted_at
-                continue
-            if delta.usage is not None and self.moved_s:
-                delta = replace(delta, usage=replace(delta.usage, queued_s=delta.usage.queued_s + self.moved_s))
-            self.usage = delta.usage
-            return delta
 
     async def _move(self, error: PlacementFailed) -> None:
         """Begin on another placement, and on another one still if that fails too."""
@@ -97,6 +108,7 @@ class Completion:
         created: datetime,
         load_s: float,
         prepare_s: float,
+        watch: Watch,
         on_close: Callable[["Completion"], None],
     ) -> None:
         self.model = model
@@ -112,6 +124,7 @@ class Completion:
         """From the model's being there to the engine's having the prompt: rendering, tokenising, compiling a form."""
         self._started = started
         self._deltas = started if reader is None else _Answer(started, reader)
+        self._watch = watch
         self._on_close = on_close
 
     @property
@@ -143,11 +156,7 @@ class Completion:
 
     async def aclose(self) -> None:
         """Abort if unfinished and return the lease. Idempotent."""
-        try:
-            await self._started.generation.aclose()
-        finally:
-            self._started.lease.release()
-            self._on_close(self)
+        await self._close(None)
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,7 +164,29 @@ class Completion:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        await self._close(error)
+
+    async def _close(self, error: BaseException | None) -> None:
+        try:
+            await self._started.generation.aclose()
+        finally:
+            self._started.lease.release()
+            self._on_close(self)
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        watch, started = self._watch, self._started
+        watch.placement = self.placement
+        watch.submitted_at = started.submitted_at
+        watch.queued_s = self.queued_s
+        watch.usage = self.usage or started.usage
+        watch.num_input_tokens = len(self.prompt_tokens)
+        watch.num_output_tokens = started.generation.num_generated_tokens
+        if watch.usage is not None:
+            watch.num_input_tokens = watch.usage.num_prompt_tokens
+        watch.finish_reason = started.finish_reason
+        watch.error = started.error
+        watch.end(error)
 
 
 class _Answer:

@@ -20,6 +20,7 @@ from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.leases import Lease
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
+from vmm_server.observed import Operation
 from vmm_server.one_shot import Answered, OneShot
 from vmm_server.requests import EmbeddingRequest, RerankRequest
 
@@ -41,6 +42,11 @@ class Encoded(Answered):
     """Tokens of the inputs, special ones included, padding not."""
     num_dropped_tokens: int
     """Cut off at the ends of inputs that were too long."""
+
+    @property
+    def num_input_tokens(self) -> int | None:
+        """See `Answered`."""
+        return self.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,7 @@ class Embeddings:
             vectors, inputs, queued_s = await text_vectors(request, lease.ready, table)
             return Embedded(*_told(model, lease, inputs, queued_s), vectors)
 
-        return await self._on_encoder(model, request, embed)
+        return await self._on_encoder(model, request, embed, "embeddings")
 
     async def rerank(self, request: RerankRequest) -> Reranked:
         """One score a document, higher is nearer: a cross-encoder's logit through a sigmoid, or, of a model that
@@ -99,15 +105,18 @@ class Embeddings:
             scores = _sigmoid(rows[:, 0]) if scores_pairs else unit(rows[1:]) @ unit(rows[:1])[0]
             return Reranked(*_told(model, lease, inputs, queued_s), tuple(scores.tolist()))
 
-        return await self._on_encoder(model, request, rerank)
+        return await self._on_encoder(model, request, rerank, "rerank")
 
     async def _on_encoder(
         self,
         model: InstalledModel,
         request: EmbeddingRequest | RerankRequest,
         work: Callable[[Lease[ReadyEncoder]], Awaitable[Told]],
+        operation: Operation,
     ) -> Told:
-        return await self._one_shot.run(model, ReadyEncoder, work, keep_alive=request.keep_alive, wanted=request.wanted)
+        return await self._one_shot.run(
+            model, ReadyEncoder, work, operation=operation, keep_alive=request.keep_alive, wanted=request.wanted
+        )
 
     async def _table_for(self, request: EmbeddingRequest) -> Cl100k | None:
         """The table that token ids are decoded with, if any are to be."""

@@ -36,6 +36,7 @@ from vmm_server.models.pool import ModelPool
 from vmm_server.models.registry import Registry
 from vmm_server.models.router import Work
 from vmm_server.models.store import InstalledModel
+from vmm_server.observed import Observe, Operation, Watch, nobody_observes
 from vmm_server.prompt.words import Words
 from vmm_server.prompting import check_token_ids, prepare, write_prompt
 from vmm_server.requests import (
@@ -87,11 +88,14 @@ class Inference:
         new_call_id: Callable[[], str] = lambda: f"call_{secrets.token_hex(12)}",
         clock: Callable[[], float] = time.perf_counter,
         fetcher: Fetcher | None = None,
+        observe: Observe = nobody_observes,
     ) -> None:
-        """`fetcher` gets images that are sent as URLs; without one they are refused."""
+        """`fetcher` gets images that are sent as URLs; without one they are refused. `observe` is told of each request
+        that is over."""
         self._registry = registry
         self._pool = pool
         self._fetcher = fetcher or Fetcher("off")
+        self._observe = observe
         self._now = now
         self._new_call_id = new_call_id
         self._clock = clock
@@ -106,12 +110,22 @@ class Inference:
         Raises, before anything is sent: `InvalidRequest` and its children, `ModelNotFound`, `ModelLoadFailed`,
         `Overloaded`, `ShuttingDown`.
         """
+        operation: Operation = "chat" if isinstance(request.prompt, ChatPrompt) else "text_completion"
+        watch = Watch(operation, self._observe, self._clock)
+        try:
+            return await self._begin(request, beside, watch)
+        except BaseException as error:
+            watch.end(error)
+            raise
+
+    async def _begin(self, request: GenerateRequest, beside: Completion | None, watch: Watch) -> Completion:
         if beside is None:
-            model, lease, request = await self._acquire(request)
+            model, lease, request = await self._acquire(request, watch)
         else:
             request = await self._fetched(_with_model(request, beside.model))
             model, lease = beside.model, beside.lease_again()
-        leased_at, load_s = self._clock(), lease.load_s
+        watch.model = model
+        watch.leased(lease.ready.placement, lease.load_s)
         try:
             sampling = request.sampling
             _check_token_ids(sampling, lease.ready.vocab_size)
@@ -149,8 +163,9 @@ class Inference:
                 len(prompt.tokens),
             )
         reader = prompt.reader(lease.ready.token_bytes, self._new_call_id)
-        prepare_s = started.submitted_at - leased_at
-        completion = Completion(model, started, prompt, reader, self._now(), load_s, prepare_s, self._closed)
+        prepare_s = started.submitted_at - (watch.leased_at or 0.0)
+        created, load_s = self._now(), watch.load_s
+        completion = Completion(model, started, prompt, reader, created, load_s, prepare_s, watch, self._closed)
         self._running.add(completion)
         self._idle.clear()
         return completion
@@ -203,11 +218,15 @@ class Inference:
             return False
         return True
 
-    async def _acquire(self, request: GenerateRequest) -> tuple[InstalledModel, Lease[ReadyModel], GenerateRequest]:
+    async def _acquire(
+        self, request: GenerateRequest, watch: Watch | None = None
+    ) -> tuple[InstalledModel, Lease[ReadyModel], GenerateRequest]:
         """The model of a request, loaded where it can be honoured; the request with the model's defaults."""
         if self.draining:
             raise ShuttingDown
         model = self._registry.resolve(request.model)
+        if watch is not None:
+            watch.model = model
         if not model.generates:
             asked = "chat" if isinstance(request.prompt, ChatPrompt) else "generate"
             raise UnsupportedCapability(request.model, asked)

@@ -4,9 +4,11 @@ A model whose device fails has said nothing yet, so its work is done again on th
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeVar
 
 from vmm_server.errors import PlacementFailed, ShuttingDown, UnsupportedCapability
@@ -15,6 +17,7 @@ from vmm_server.models.pool import ModelPool
 from vmm_server.models.registry import Registry
 from vmm_server.models.router import ONE_ANSWER, Placement
 from vmm_server.models.store import InstalledModel
+from vmm_server.observed import Observe, Operation, Watch, nobody_observes
 from vmm_server.requests import KeepAlive, Wanted
 
 Held = TypeVar("Held")
@@ -31,13 +34,28 @@ class Answered:
     queued_s: float | None
     """How long its input waited for that of other requests; `None`: not known yet."""
 
+    @property
+    def num_input_tokens(self) -> int | None:
+        """Of what was given; `None` where that is no text."""
+        return None
+
 
 class OneShot:
     """Lends models to whoever runs them, and knows when nobody does any more."""
 
-    def __init__(self, registry: Registry, pool: ModelPool) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        pool: ModelPool,
+        *,
+        observe: Observe = nobody_observes,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`observe` is told of each request that is over."""
         self._registry = registry
         self._pool = pool
+        self._observe = observe
+        self._clock = clock
         self._num_running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -61,6 +79,7 @@ class OneShot:
         kind: type[Held],
         work: Callable[[Lease[Held]], Awaitable[Told]],
         *,
+        operation: Operation,
         keep_alive: KeepAlive | None,
         wanted: Wanted,
     ) -> Told:
@@ -68,22 +87,41 @@ class OneShot:
 
         Raises as `ModelPool.acquire` and `work` do.
         """
-        num_moves = 0
-        while True:
-            async with self.lease(model, kind, keep_alive=keep_alive, wanted=wanted) as lease:
-                try:
-                    return await work(lease)
-                except PlacementFailed:
-                    if num_moves == MAX_MOVES:
-                        raise
-            num_moves += 1
+        with self.watch(operation, model) as watch:
+            for num_moves in count():
+                async with self.lease(model, kind, keep_alive=keep_alive, wanted=wanted, watch=watch) as lease:
+                    try:
+                        told = await work(lease)
+                    except PlacementFailed:
+                        if num_moves == MAX_MOVES:
+                            raise
+                        continue
+                if isinstance(told, Answered):
+                    watch.queued_s, watch.num_input_tokens = told.queued_s, told.num_input_tokens
+                return told
+        raise AssertionError("unreachable")
+
+    def watch(self, operation: Operation, model: InstalledModel) -> Watch:
+        """A request that begins, for whoever runs it by `lease`: it is observed when the context ends."""
+        return Watch(operation, self._observe, self._clock, model)
 
     @asynccontextmanager
     async def lease(
-        self, model: InstalledModel, kind: type[Held], *, keep_alive: KeepAlive | None, wanted: Wanted
+        self,
+        model: InstalledModel,
+        kind: type[Held],
+        *,
+        keep_alive: KeepAlive | None,
+        wanted: Wanted,
+        watch: Watch | None = None,
     ) -> AsyncIterator[Lease[Held]]:
-        """A model in memory, for as long as the context lasts. Raises as `ModelPool.acquire` does."""
+        """A model in memory, for as long as the context lasts; `watch` is of the request that it is for.
+
+        Raises as `ModelPool.acquire` does.
+        """
         lease = await self._pool.acquire(model, keep_alive, kind, wanted=wanted, work=ONE_ANSWER)
+        if watch is not None:
+            watch.leased(lease.loaded.placement, lease.load_s)
         self._num_running += 1
         self._idle.clear()
         try:

@@ -18,6 +18,7 @@ from vmm_server.models.leases import Lease
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.models.vision import Picture, ReadyClassifier, ReadyClip, ReadyDetector
+from vmm_server.observed import Operation
 from vmm_server.one_shot import Answered, OneShot
 from vmm_server.requests import EmbeddingRequest, GivenImage
 from vmm_server.vision.drawing import draw
@@ -210,13 +211,16 @@ class Vision:
         return await self._reader.open([item for item in items if isinstance(item, GivenImage)])
 
     async def _run(
+        operation: Operation,
         self,
         model: InstalledModel,
         kind: type[Held],
         request: VisionRequest,
         work: Callable[[Lease[Held]], Awaitable[Told]],
     ) -> Told:
-        return await self._one_shot.run(model, kind, work, keep_alive=request.keep_alive, wanted=request.wanted)
+        return await self._one_shot.run(
+            model, kind, work, operation=operation, keep_alive=request.keep_alive, wanted=request.wanted
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from vmm_server.audio.encoding import Samples
-from vmm_server.errors import PlacementFailed
+from vmm_server.errors import PlacementFailed, VMMError
 from vmm_server.models.leases import MAX_MOVES, Lease
 from vmm_server.models.speech import ReadySpeaker, Utterance
 from vmm_server.models.store import InstalledModel
+from vmm_server.observed import Watch
 from vmm_server.one_shot import Answered, OneShot
 from vmm_server.requests import ANYWHERE, KeepAlive, Wanted
 
@@ -74,16 +75,21 @@ class Speech:
         `GenerationFailed`.
         """
         model = self._one_shot.resolve(request.model, "speech")
-        async with AsyncExitStack() as stack:
-            yield await self._begin(model, request, stack)
+        with self._one_shot.watch("speech", model) as watch:
+            async with AsyncExitStack() as stack:
+                yield await self._begin(model, request, stack, watch)
 
-    async def _begin(self, model: InstalledModel, request: SpeechRequest, stack: AsyncExitStack) -> Spoken:
+    async def _begin(
+        self, model: InstalledModel, request: SpeechRequest, stack: AsyncExitStack, watch: Watch
+    ) -> Spoken:
         """Speak the first sentence, on another placement if a device fails; `stack` holds the lease then."""
         num_moves = 0
         while True:
             async with AsyncExitStack() as attempt:
                 lease = await attempt.enter_async_context(
-                    self._one_shot.lease(model, ReadySpeaker, keep_alive=request.keep_alive, wanted=request.wanted)
+                    self._one_shot.lease(
+                        model, ReadySpeaker, keep_alive=request.keep_alive, wanted=request.wanted, watch=watch
+                    )
                 )
                 ready = lease.ready
                 utterances = await asyncio.to_thread(ready.utterances, request.text, request.voice, request.speed)
@@ -94,24 +100,30 @@ class Speech:
                         raise
                     num_moves += 1
                     continue
-                spoken = _spoken(model, lease, utterances, first, queued_s)
+                watch.queued_s = queued_s
+                spoken = _spoken(model, lease, utterances, first, queued_s, watch)
                 attempt.push_async_callback(spoken.sentences.aclose)
                 stack.push_async_exit(attempt.pop_all())
                 return spoken
 
 
 def _spoken(
-    model: InstalledModel, lease: Lease[ReadySpeaker], utterances: Sequence[Utterance], first: Samples, queued_s: float
+    model: InstalledModel,
+    lease: Lease[ReadySpeaker],
+    utterances: Sequence[Utterance],
+    first: Samples,
+    queued_s: float,
+    watch: Watch,
 ) -> Spoken:
     lease.begun()
     ready = lease.ready
     usage = SpeechUsage(sum(len(each.token_ids) for each in utterances), sample_rate=ready.sample_rate)
-    sentences = _sentences(ready, first, utterances[1:], usage)
+    sentences = _sentences(ready, first, utterances[1:], usage, watch)
     return Spoken(model, ready.placement, lease.load_s, queued_s, ready.sample_rate, usage, sentences)
 
 
 async def _sentences(
-    ready: ReadySpeaker, first: Samples, rest: Sequence[Utterance], usage: SpeechUsage
+    ready: ReadySpeaker, first: Samples, rest: Sequence[Utterance], usage: SpeechUsage, watch: Watch
 ) -> AsyncGenerator[Samples]:
     """The first one, and each of the rest; one is computed ahead."""
     samples = first
@@ -121,6 +133,9 @@ async def _sentences(
             usage.num_samples += len(samples)
             yield samples
             samples, _ = await following
+        except VMMError as error:
+            watch.error = error
+            raise
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)

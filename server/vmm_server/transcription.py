@@ -15,11 +15,12 @@ from typing import IO, Self
 from vmm_server.audio.files import AudioLimits, SoundReader, open_audio
 from vmm_server.audio.transcript import Clip, Segment, Transcript, TranscriptionOptions
 from vmm_server.audio.vad import SpeechOptions, SpeechSpans
-from vmm_server.errors import InvalidRequest, ModelNotFound, PlacementFailed
+from vmm_server.errors import InvalidRequest, ModelNotFound, PlacementFailed, VMMError
 from vmm_server.models.leases import MAX_MOVES, Lease
 from vmm_server.models.store import InstalledModel
 from vmm_server.models.vad import BLOCK_SAMPLES, SILENCE, Block, ReadyVad
 from vmm_server.models.whisper import ReadyTranscriber
+from vmm_server.observed import Watch
 from vmm_server.one_shot import Answered, OneShot
 from vmm_server.requests import ANYWHERE, KeepAlive, Wanted
 
@@ -66,12 +67,16 @@ class Transcriptions:
         task = "translation" if request.options.task == "translate" else "transcription"
         model = self._one_shot.resolve(request.model, task)
         vad = None if request.speech is None else self._resolve_vad(request.speech_param)
-        transcribed = Transcribed(self._one_shot, model, vad, request, self._limits)
-        try:
-            await transcribed.begin()
-            yield transcribed
-        finally:
-            await transcribed.aclose()
+        with self._one_shot.watch("transcription", model) as watch:
+            transcribed = Transcribed(self._one_shot, model, vad, request, self._limits, watch)
+            try:
+                await transcribed.begin()
+                yield transcribed
+            finally:
+                watch.num_output_tokens = transcribed.num_tokens
+                if transcribed.answered is not None:
+                    watch.queued_s = transcribed.answered.queued_s
+                await transcribed.aclose()
 
     def _resolve_vad(self, param: str) -> InstalledModel:
         try:
@@ -94,6 +99,7 @@ class Transcribed:
         vad: InstalledModel | None,
         request: TranscriptionRequest,
         limits: AudioLimits,
+        watch: Watch,
     ) -> None:
         self.model = model
         self._one_shot = one_shot
@@ -101,6 +107,7 @@ class Transcribed:
         self._request = request
         self._options = request.options
         self._limits = limits
+        self._watch = watch
         self._stack = AsyncExitStack()
         self._reader: SoundReader
         self._lease: Lease[ReadyTranscriber] | None = None
@@ -155,6 +162,13 @@ class Transcribed:
         return self
 
     async def __anext__(self) -> Segment:
+        try:
+            return await self._next()
+        except VMMError as error:
+            self._watch.error = error
+            raise
+
+    async def _next(self) -> Segment:
         if self._options.clips is None and self._vad is not None and self._request.speech is not None:
             clips = await self._find_speech(self._vad, self._request.speech)
             self._options = replace(self._options, clips=clips)
@@ -190,7 +204,11 @@ class Transcribed:
         self._reader = await _open(self._request, self._limits)
         self._stack.push_async_callback(asyncio.to_thread, self._reader.close)
         held = self._one_shot.lease(
-            self.model, ReadyTranscriber, keep_alive=self._request.keep_alive, wanted=self._request.wanted
+            self.model,
+            ReadyTranscriber,
+            keep_alive=self._request.keep_alive,
+            wanted=self._request.wanted,
+            watch=self._watch,
         )
         self._lease = lease = await self._stack.enter_async_context(held)
         self._load_s += lease.load_s
@@ -207,7 +225,9 @@ class Transcribed:
             finally:
                 await asyncio.to_thread(reader.close)
 
-        return await self._one_shot.run(vad, ReadyVad, find, keep_alive=None, wanted=_VAD_PLACE)
+        return await self._one_shot.run(
+            vad, ReadyVad, find, operation="voice_activity", keep_alive=None, wanted=_VAD_PLACE
+        )
 
     async def _leave(self, failure: PlacementFailed) -> None:
         """Give up a placement. Raises its failure again when it was one too many."""

@@ -8,7 +8,7 @@ from litestar.di import NamedDependency
 
 from vmm_server.api.openapi import TEXT, Example, described
 from vmm_server.inference import Inference
-from vmm_server.metrics import Metrics
+from vmm_server.metrics.collector import Metrics
 
 OK = Example("All is well", {"status": "ok"})
 NOT_READY = Example("Not yet", {"status": "loading", "reason": "loading smollm2:135m"}, status=503, is_sent=False)
@@ -64,9 +64,8 @@ class MetricsController(Controller):
 
     @get("/metrics", operation_id="metrics", summary="Figures for Prometheus", opt=described(FIGURES))
     async def metrics(self, request: Request[Any, Any, Any], metrics: NamedDependency[Metrics]) -> Response[bytes]:
-        """Of what is in memory: counters begin anew when a model is loaded again. Text, or OpenMetrics where the
-        `Accept` header has it."""
-        text, media_type = metrics.exposition(request.headers.get("accept", ""))
+        """All that docs/metrics.md lists. Text, or OpenMetrics where the `Accept` header has it."""
+        text, media_type = await metrics.exposition(request.headers.get("accept", ""))
         return Response(text, media_type=media_type)
 
 

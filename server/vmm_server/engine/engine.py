@@ -335,6 +335,11 @@ class Generation:
         started = self._sequence.started_at
         return None if started is None else started - self._sequence.submitted_at
 
+    @property
+    def num_generated_tokens(self) -> int:
+        """Drawn so far, a step old at most."""
+        return self._sequence.num_generated_tokens
+
     def __aiter__(self) -> Self:
         return self
 

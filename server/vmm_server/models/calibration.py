@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from vmm_server.errors import GenerationFailed, ModelLoadFailed, ShuttingDown, UnsupportedCapability, VMMError
 from vmm_server.models.leases import Lease, LoadedModel
@@ -86,6 +86,7 @@ class _NotNow(Exception):
 
 Result = TypeVar("Result")
 Measure = Callable[[ReadyModel | Sampled], Awaitable[Speeds]]
+Outcome = Literal["measured", "failed"]
 _Key = tuple[str, Placement]
 """A model's weights, and where."""
 
@@ -119,6 +120,8 @@ class Calibrator:
         self._reasons: dict[_Key, str] = {}
         """Of what failed since the start."""
         self._num_interruptions = Counter[_Key]()
+        self.outcomes = Counter[tuple[str, Placement, Outcome]]()
+        """How often each model was measured on a placement, and failed to be, since the start."""
 
     async def calibrate(
         self, model: InstalledModel, wanted: Wanted = ANYWHERE
@@ -234,8 +237,10 @@ class Calibrator:
             raise
         except VMMError as error:
             self._reasons[key] = error.message
+            self.outcomes[model.name, placement, "failed"] += 1
             return Calibrated(placement, reason=error.message)
         self._reasons.pop(key, None)
+        self.outcomes[model.name, placement, "measured"] += 1
         return Calibrated(placement, profile)
 
     async def _profile(self, model: InstalledModel, placement: Placement, until_request: int | None) -> Profile:

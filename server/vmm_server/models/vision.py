@@ -169,7 +169,10 @@ class ReadyClip(ReadyEncoder):
         """See `Sampled`: calls of both halves, and the pictures of one."""
         texts, pictures = self.batcher.stats, self.graph.stats
         return BatcherStats(
-            texts.num_waiting + pictures.num_waiting, texts.num_running + pictures.num_running, pictures.computed_size
+            texts.num_waiting + pictures.num_waiting,
+            texts.num_running + pictures.num_running,
+            pictures.computed_size,
+            histograms=(*texts.histograms, *pictures.histograms),
         )
 
     async def try_once(self) -> None:

@@ -1,0 +1,1 @@
+"""What the server counts: `collector.Metrics` is all of it, `families` says what it means."""
