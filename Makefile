@@ -24,7 +24,7 @@ serve: setup ## Start the server; ARGS="--port 8080" passes flags
 
 test: lint clients ort-openvino ## Set up, lint, check types and run all tests, on the real model too
 	$(BIN)/pytest -n auto --maxprocesses 4 tests compat_tests $(ARGS)
-	$(CLIENTS)/bin/pytest -c compat_tests/third_party.ini compat_tests/third_party compat_tests/test_openai*.py
+	$(CLIENTS)/bin/pytest -c compat_tests/third_party.ini compat_tests/third_party compat_tests/deploy compat_tests/test_openai*.py
 	$(ORT_OPENVINO)/bin/pytest tests/profiles tests/adapters/test_session_contract.py
 
 lint: dev ## Check the format, the rules and the types

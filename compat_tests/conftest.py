@@ -4,7 +4,7 @@ These tests know a base URL and nothing else of VMM. Our own server keeps its mo
 fetched once. Where the default model is too small to be clever, they ask a scripted one, which is in `scripted/`: a
 server at `VMM_BASE_URL` has it after `vmm pull file:compat_tests/scripted --name scripted`.
 
-`third_party/` runs in an environment of its own (`make clients`), whose packages `.venv` cannot hold.
+`third_party/` and `deploy/` run in an environment of their own (`make clients`), whose packages `.venv` cannot hold.
 """
 
 import importlib.util
@@ -38,7 +38,7 @@ PULLS = (
 TIKTOKEN_DIR = next(ROOT.glob(".venv-clients/lib/*/site-packages/litellm/litellm_core_utils/tokenizers"), None)
 """OpenAI's cl100k_base, where litellm is installed; for a server at `VMM_BASE_URL`, its setting `tiktoken_dir`."""
 
-collect_ignore = [] if importlib.util.find_spec("langchain_tests") else ["third_party"]
+collect_ignore = [] if importlib.util.find_spec("langchain_tests") else ["third_party", "deploy"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
