@@ -15,6 +15,8 @@ import pytest
 from vmm_server.errors import PreviousResponseNotFound, StoreError
 from vmm_server.response_store import ResponseStore
 
+ME = "key-1"
+
 
 def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     @functools.wraps(test)
@@ -51,9 +53,9 @@ def item(name: str) -> dict[str, object]:
     return {"id": name, "text": f"é of {name}"}
 
 
-async def put(store: ResponseStore, name: str, previous: str | None = None, size: int = 0) -> bool:
+async def put(store: ResponseStore, name: str, previous: str | None = None, size: int = 0, *, tenant: str = ME) -> bool:
     return await store.put(
-        body(name, previous, filler="x" * size), given=[item(f"{name}.in")], output=[item(f"{name}.out")]
+        body(name, previous, filler="x" * size), tenant, given=[item(f"{name}.in")], output=[item(f"{name}.out")]
     )
 
 
@@ -63,16 +65,16 @@ def names(items: list[dict[str, object]] | None) -> list[object]:
 
 
 async def kept(store: ResponseStore, *candidates: str) -> list[str]:
-    return [name for name in candidates if await store.get(name)]
+    return [name for name in candidates if await store.get(name, ME)]
 
 
 @in_a_loop
 async def test_a_response_comes_back_as_it_was_put(path: Path) -> None:
     async with opened(path) as store:
         assert await put(store, "a")
-        assert await store.get("a") == body("a", filler="") | {"output": [item("a.out")]}
-        assert await store.get("b") is None
-        assert await store.output_items(["a.in", "a.out", "b.out"]) == {"a.out": item("a.out")}
+        assert await store.get("a", ME) == body("a", filler="") | {"output": [item("a.out")]}
+        assert await store.get("b", ME) is None
+        assert await store.output_items(["a.in", "a.out", "b.out"], ME) == {"a.out": item("a.out")}
 
 
 @in_a_loop
@@ -82,10 +84,10 @@ async def test_a_conversation_is_the_items_of_its_chain_in_order(path: Path) -> 
         await put(store, "b", "a")
         await put(store, "c", "b")
         await put(store, "fork", "a")
-        assert names(await store.conversation("c")) == ["a.in", "a.out", "b.in", "b.out", "c.in", "c.out"]
-        assert names(await store.conversation("fork")) == ["a.in", "a.out", "fork.in", "fork.out"]
-        assert names(await store.given_items("c")) == ["a.in", "a.out", "b.in", "b.out", "c.in"]
-        assert await store.given_items("nobody") is None
+        assert names(await store.conversation("c", ME)) == ["a.in", "a.out", "b.in", "b.out", "c.in", "c.out"]
+        assert names(await store.conversation("fork", ME)) == ["a.in", "a.out", "fork.in", "fork.out"]
+        assert names(await store.given_items("c", ME)) == ["a.in", "a.out", "b.in", "b.out", "c.in"]
+        assert await store.given_items("nobody", ME) is None
 
 
 @in_a_loop
@@ -94,15 +96,15 @@ async def test_a_deleted_response_ends_the_chains_that_went_through_it(path: Pat
         await put(store, "a")
         await put(store, "b", "a")
         await put(store, "c", "b")
-        assert await store.delete("b")
-        assert not await store.delete("b")
-        assert await store.output_items(["b.out"]) == {}
+        assert await store.delete("b", ME)
+        assert not await store.delete("b", ME)
+        assert await store.output_items(["b.out"], ME) == {}
         with pytest.raises(PreviousResponseNotFound, match="'b'"):
-            await store.conversation("c")
+            await store.conversation("c", ME)
         with pytest.raises(PreviousResponseNotFound, match="'b'"):
-            await store.conversation("b")
-        assert names(await store.given_items("c")) == ["c.in"]
-        assert names(await store.conversation("a")) == ["a.in", "a.out"]
+            await store.conversation("b", ME)
+        assert names(await store.given_items("c", ME)) == ["c.in"]
+        assert names(await store.conversation("a", ME)) == ["a.in", "a.out"]
 
 
 @in_a_loop
@@ -111,12 +113,12 @@ async def test_what_was_not_used_for_longest_goes(path: Path) -> None:
         await put(store, "a")
         await put(store, "b", "a")
         await put(store, "c")
-        await store.conversation("b")
+        await store.conversation("b", ME)
         await put(store, "d")
         assert await kept(store, "a", "b", "c", "d") == ["a", "b", "d"]
         await put(store, "e")
         assert await kept(store, "a", "b", "d", "e") == ["b", "d", "e"]
-        assert await store.output_items(["a.out"]) == {}
+        assert await store.output_items(["a.out"], ME) == {}
 
 
 @in_a_loop
@@ -134,12 +136,63 @@ async def test_nothing_is_kept_when_it_is_off(path: Path) -> None:
     async with opened(path, max_bytes=0) as store:
         assert not store.is_enabled
         assert not await put(store, "a")
-        assert await store.get("a") is None
-        assert await store.given_items("a") is None
-        assert not await store.delete("a")
+        assert await store.get("a", ME) is None
+        assert await store.given_items("a", ME) is None
+        assert not await store.delete("a", ME)
         with pytest.raises(PreviousResponseNotFound):
-            await store.conversation("a")
+            await store.conversation("a", ME)
     assert not path.parent.exists()
+
+
+@in_a_loop
+async def test_a_response_is_not_there_for_another_tenant(path: Path) -> None:
+    other = "key-2"
+    async with opened(path) as store:
+        await put(store, "a")
+        assert await store.get("a", other) is None
+        assert await store.given_items("a", other) is None
+        assert await store.output_items(["a.out"], other) == {}
+        assert not await store.delete("a", other)
+        with pytest.raises(PreviousResponseNotFound):
+            await store.conversation("a", other)
+        await put(store, "theirs", "a", tenant=other)  # the chain ends where it becomes another's
+        with pytest.raises(PreviousResponseNotFound) as caught:
+            await store.conversation("theirs", other)
+        assert "'a'" in caught.value.message
+        assert names(await store.given_items("theirs", other)) == ["theirs.in"]
+        assert names(await store.conversation("a", ME)) == ["a.in", "a.out"]
+
+
+VERSION_1 = """
+CREATE TABLE responses (
+    id TEXT PRIMARY KEY, previous_id TEXT, used INTEGER NOT NULL, num_bytes INTEGER NOT NULL, body BLOB NOT NULL
+);
+CREATE INDEX responses_by_use ON responses (used);
+CREATE TABLE items (
+    response_id TEXT NOT NULL REFERENCES responses (id) ON DELETE CASCADE,
+    position INTEGER NOT NULL, is_output INTEGER NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (response_id, position)
+) WITHOUT ROWID;
+CREATE TABLE totals (num INTEGER NOT NULL, num_bytes INTEGER NOT NULL);
+INSERT INTO totals VALUES (1, 30);
+INSERT INTO responses VALUES ('old', NULL, 1, 30, '{"id": "old", "previous_response_id": null}');
+INSERT INTO items VALUES ('old', 0, 1, 'old.out', '{"id": "old.out"}');
+PRAGMA user_version = 1;
+"""
+
+
+@in_a_loop
+async def test_responses_from_before_there_were_tenants_are_nobodys(path: Path) -> None:
+    path.parent.mkdir()
+    connection = sqlite3.connect(path)
+    connection.executescript(VERSION_1)
+    connection.close()
+    async with opened(path) as store, opened(path) as beside:
+        assert names(await store.conversation("old", "")) == ["old.out"]
+        assert await store.get("old", ME) is None
+        await put(beside, "new", "old", tenant="")
+        assert names(await store.conversation("new", "")) == ["old.out", "new.in", "new.out"]
+    assert not list(path.parent.glob("*.unreadable-*"))
 
 
 @in_a_loop
@@ -158,7 +211,7 @@ async def test_a_store_that_was_closed_stays_closed(path: Path) -> None:
         await store.aclose()
         await store.aclose()
         with pytest.raises(RuntimeError):
-            await store.get("a")
+            await store.get("a", ME)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +256,7 @@ async def test_damage_under_a_running_server_costs_the_file_and_no_more(path: Pa
         assert await put(store, "new")
         assert await kept(other, "new") == ["new"]
         assert await put(other, "newer", "new")
-        assert names(await store.conversation("newer")) == ["new.in", "new.out", "newer.in", "newer.out"]
+        assert names(await store.conversation("newer", ME)) == ["new.in", "new.out", "newer.in", "newer.out"]
     assert len(list(path.parent.glob("responses.db.unreadable-*"))) == 1
 
 
@@ -251,8 +304,8 @@ async def main(path, name):
     for number in range(25):
         previous = f"{name}{number - 1}" if number else None
         response = {"id": f"{name}{number}", "previous_response_id": previous, "output": []}
-        await store.put(response, given=[{"id": f"{name}{number}.in"}], output=[])
-        assert len(await store.conversation(f"{name}{number}")) == number + 1
+        await store.put(response, "key-1", given=[{"id": f"{name}{number}.in"}], output=[])
+        assert len(await store.conversation(f"{name}{number}", "key-1")) == number + 1
     await store.aclose()
 
 asyncio.run(main(*sys.argv[1:]))
@@ -266,4 +319,4 @@ async def test_processes_share_a_file(path: Path) -> None:
     assert [await writer.wait() for writer in writers] == [0, 0, 0]
     async with opened(path) as store:
         for name in "abc":
-            assert len(await store.conversation(f"{name}24")) == 25
+            assert len(await store.conversation(f"{name}24", ME)) == 25

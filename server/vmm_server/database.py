@@ -9,10 +9,10 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,9 +35,11 @@ class Contents:
     schema: str
     """Statements that make the tables of a new file."""
     version: int
-    """Of the schema; a file of another one is set aside."""
+    """Of the schema; a file of another one, which `migrations` do not know, is set aside."""
     hint: str
     """What helps when the file cannot be used."""
+    migrations: Mapping[int, str] = field(default_factory=dict)
+    """Version → the statement that makes the next one of it."""
 
 
 class Database:
@@ -137,7 +139,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _prepare(connection: sqlite3.Connection, contents: Contents) -> None:
-    """Options of a new connection, and tables in a new file."""
+    """Options of a new connection, and tables in a new file; those of an older one made into today's."""
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -145,7 +147,13 @@ def _prepare(connection: sqlite3.Connection, contents: Contents) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {contents.schema} PRAGMA user_version = {contents.version}; COMMIT")
-    elif version != contents.version:
+        version = contents.version
+    while statement := contents.migrations.get(version):
+        version += 1
+        with transaction(connection):
+            connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {version}")
+    if version != contents.version:
         raise sqlite3.DatabaseError(f"it has version {version}, this server reads version {contents.version}")
 
 

@@ -2,7 +2,7 @@
 
 One SQLite file. A response has its place in a chain (`previous_id`) and its own items, given ones first; a conversation
 is the items of its chain, so nothing is stored twice. What was not used for longest goes when a bound is passed; using
-a conversation uses every response in it.
+a conversation uses every response in it. Responses belong to a tenant; to others they are not there.
 """
 
 import sqlite3
@@ -21,7 +21,8 @@ MAX_RESPONSES = 100_000
 """Kept at most, however small they are."""
 _SCHEMA = """
 CREATE TABLE responses (
-    id TEXT PRIMARY KEY, previous_id TEXT, used INTEGER NOT NULL, num_bytes INTEGER NOT NULL, body BLOB NOT NULL
+    id TEXT PRIMARY KEY, previous_id TEXT, used INTEGER NOT NULL, num_bytes INTEGER NOT NULL, body BLOB NOT NULL,
+    tenant TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX responses_by_use ON responses (used);
 CREATE TABLE items (
@@ -40,16 +41,22 @@ BEGIN UPDATE totals SET num = num - 1, num_bytes = num_bytes - OLD.num_bytes; EN
 _CONTENTS = Contents(
     "the stored responses",
     _SCHEMA,
-    version=1,
+    version=2,
     hint="see that the disk has room and the folder can be written to, or set response_store_size to 0",
+    migrations={1: "ALTER TABLE responses ADD COLUMN tenant TEXT NOT NULL DEFAULT ''"},
 )
 _CHAIN = """
 WITH RECURSIVE chain (id, previous_id, depth) AS (
-    SELECT id, previous_id, 0 FROM responses WHERE id = ?
+    SELECT id, previous_id, 0 FROM responses WHERE id = :id AND tenant = :tenant
     UNION ALL
     SELECT one.id, one.previous_id, depth + 1 FROM responses AS one JOIN chain ON one.id = chain.previous_id
+    WHERE one.tenant = :tenant
 )
 SELECT id, previous_id FROM chain ORDER BY depth DESC
+"""
+_OUTPUT_ITEM = """
+SELECT items.body FROM items JOIN responses ON responses.id = response_id
+WHERE items.id = ? AND is_output AND tenant = ? LIMIT 1
 """
 
 
@@ -66,52 +73,56 @@ class ResponseStore:
         self._max_responses = max_responses
         self._database = Database(path, _CONTENTS, busy_s=busy_s)
 
-    async def put(self, response: Json, *, given: Sequence[Json], output: Sequence[Json]) -> bool:
+    async def put(self, response: Json, tenant: str, *, given: Sequence[Json], output: Sequence[Json]) -> bool:
         """Keep a response, the items it was given and those it gave: `get` returns the latter as its `output`.
 
         False when nothing is kept here, or it alone is too large.
         """
         if not self.is_enabled:
             return False
-        return await self._database.run(lambda connection: self._put(connection, response, given, output))
+        return await self._database.run(lambda connection: self._put(connection, response, tenant, given, output))
 
-    async def get(self, response_id: str) -> Json | None:
+    async def get(self, response_id: str, tenant: str) -> Json | None:
         """A response as it was put."""
-        return await self._database.run(lambda connection: _get(connection, response_id)) if self.is_enabled else None
+        return (
+            await self._database.run(lambda connection: _get(connection, response_id, tenant))
+            if self.is_enabled
+            else None
+        )
 
-    async def delete(self, response_id: str) -> bool:
+    async def delete(self, response_id: str, tenant: str) -> bool:
         """Forget a response with its items; false when it is not there. What came after it ends its chain there."""
-        return self.is_enabled and await self._database.run(lambda connection: _delete(connection, response_id))
+        return self.is_enabled and await self._database.run(lambda connection: _delete(connection, response_id, tenant))
 
-    async def conversation(self, response_id: str) -> list[Json]:
+    async def conversation(self, response_id: str, tenant: str) -> list[Json]:
         """All items up to the end of a response, oldest first.
 
         Raises `PreviousResponseNotFound` naming the first response of the chain that is not there.
         """
         if not self.is_enabled:
             raise PreviousResponseNotFound(response_id)
-        return await self._database.run(lambda connection: _conversation(connection, response_id))
+        return await self._database.run(lambda connection: _conversation(connection, response_id, tenant))
 
-    async def given_items(self, response_id: str) -> list[Json] | None:
+    async def given_items(self, response_id: str, tenant: str) -> list[Json] | None:
         """The items a response answered, oldest first, with what is left of the chain before them."""
         return (
-            await self._database.run(lambda connection: _given_items(connection, response_id))
+            await self._database.run(lambda connection: _given_items(connection, response_id, tenant))
             if self.is_enabled
             else None
         )
 
-    async def output_items(self, item_ids: Sequence[str]) -> dict[str, Json]:
+    async def output_items(self, item_ids: Sequence[str], tenant: str) -> dict[str, Json]:
         """Those of these items that are there, by id. Given ones may have ids that others can guess, so not they."""
         if not self.is_enabled or not item_ids:
             return {}
-        return await self._database.run(lambda connection: _output_items(connection, item_ids))
+        return await self._database.run(lambda connection: _output_items(connection, item_ids, tenant))
 
     async def aclose(self) -> None:
         """Close the file. Idempotent."""
         await self._database.aclose()
 
     def _put(
-        self, connection: sqlite3.Connection, response: Json, given: Sequence[Json], output: Sequence[Json]
+        self, connection: sqlite3.Connection, response: Json, tenant: str, given: Sequence[Json], output: Sequence[Json]
     ) -> bool:
         response_id = response["id"]
         items = [
@@ -123,9 +134,9 @@ class ResponseStore:
         if num_bytes > self._max_bytes:
             return False
         with transaction(connection):
-            row = (response_id, response["previous_response_id"], _next_use(connection), num_bytes, body)
+            row = (response_id, response["previous_response_id"], _next_use(connection), num_bytes, body, tenant)
             connection.execute(
-                "INSERT INTO responses (id, previous_id, used, num_bytes, body) VALUES (?, ?, ?, ?, ?)", row
+                "INSERT INTO responses (id, previous_id, used, num_bytes, body, tenant) VALUES (?, ?, ?, ?, ?, ?)", row
             )
             connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?)", items)
             while self._is_over_full(connection):
@@ -142,20 +153,20 @@ def _next_use(connection: sqlite3.Connection) -> int:
     return int(last) + 1
 
 
-def _get(connection: sqlite3.Connection, response_id: str) -> Json | None:
-    row = connection.execute("SELECT body FROM responses WHERE id = ?", (response_id,)).fetchone()
+def _get(connection: sqlite3.Connection, response_id: str, tenant: str) -> Json | None:
+    row = connection.execute("SELECT body FROM responses WHERE id = ? AND tenant = ?", (response_id, tenant)).fetchone()
     if row is None:
         return None
     return _decode(row[0]) | {"output": _items_of(connection, response_id, given=False)}
 
 
-def _delete(connection: sqlite3.Connection, response_id: str) -> bool:
-    return connection.execute("DELETE FROM responses WHERE id = ?", (response_id,)).rowcount > 0
+def _delete(connection: sqlite3.Connection, response_id: str, tenant: str) -> bool:
+    return connection.execute("DELETE FROM responses WHERE id = ? AND tenant = ?", (response_id, tenant)).rowcount > 0
 
 
-def _conversation(connection: sqlite3.Connection, response_id: str) -> list[Json]:
+def _conversation(connection: sqlite3.Connection, response_id: str, tenant: str) -> list[Json]:
     with transaction(connection):
-        chain = connection.execute(_CHAIN, (response_id,)).fetchall()
+        chain = connection.execute(_CHAIN, {"id": response_id, "tenant": tenant}).fetchall()
         missing = chain[0][1] if chain else response_id
         if missing is not None:
             raise PreviousResponseNotFound(missing)
@@ -165,8 +176,8 @@ def _conversation(connection: sqlite3.Connection, response_id: str) -> list[Json
         return [item for one, _ in chain for item in _items_of(connection, one)]
 
 
-def _given_items(connection: sqlite3.Connection, response_id: str) -> list[Json] | None:
-    chain = [one for one, _ in connection.execute(_CHAIN, (response_id,))]
+def _given_items(connection: sqlite3.Connection, response_id: str, tenant: str) -> list[Json] | None:
+    chain = [one for one, _ in connection.execute(_CHAIN, {"id": response_id, "tenant": tenant})]
     if not chain:
         return None
     before = [item for one in chain[:-1] for item in _items_of(connection, one)]
@@ -183,10 +194,10 @@ def _items_of(
     return [_decode(body) for (body,) in rows]
 
 
-def _output_items(connection: sqlite3.Connection, item_ids: Sequence[str]) -> dict[str, Json]:
+def _output_items(connection: sqlite3.Connection, item_ids: Sequence[str], tenant: str) -> dict[str, Json]:
     found: dict[str, Json] = {}
     for item_id in item_ids:
-        row = connection.execute("SELECT body FROM items WHERE id = ? AND is_output LIMIT 1", (item_id,)).fetchone()
+        row = connection.execute(_OUTPUT_ITEM, (item_id, tenant)).fetchone()
         if row is not None:
             found[item_id] = _decode(row[0])
     return found

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from vmm_server.api.errors import report
 from vmm_server.api.openai.responses.items import Item, Json, Reference, read_input
 from vmm_server.api.openai.responses.wire import PromptFields, ResponseRequest
+from vmm_server.callers import caller
 from vmm_server.errors import InvalidRequest, StoreError, UnsupportedParameter
 from vmm_server.response_store import ResponseStore
 
@@ -32,13 +33,13 @@ async def earlier_items(wire: PromptFields, store: ResponseStore) -> list[Item]:
     """The conversation that the request goes on with. Raises `PreviousResponseNotFound`, `StoreError`."""
     if wire.previous_response_id is None:
         return []
-    return [Item(body) for body in await store.conversation(wire.previous_response_id)]
+    return [Item(body) for body in await store.conversation(wire.previous_response_id, caller.get().tenant)]
 
 
 async def given_items(wire: PromptFields, store: ResponseStore) -> list[Item]:
     """The request's own items, references looked up. Raises `InvalidRequest`, `StoreError`."""
     read = read_input(wire.input, new_id)
-    found = await store.output_items([one.id for one in read if isinstance(one, Reference)])
+    found = await store.output_items([one.id for one in read if isinstance(one, Reference)], caller.get().tenant)
     return [one if isinstance(one, Item) else _resolved(one, found) for one in read]
 
 
@@ -50,7 +51,7 @@ async def keep(body: Json, given: Sequence[Item], output: Sequence[Json], store:
     if not body["store"]:
         return body
     try:
-        is_kept = await store.put(body, given=[item.body for item in given], output=output)
+        is_kept = await store.put(body, caller.get().tenant, given=[item.body for item in given], output=output)
     except StoreError as error:
         report(error)
         is_kept = False

@@ -9,6 +9,7 @@ from litestar.params import FromPath
 from vmm_server.api.openai.responses import examples
 from vmm_server.api.openai.responses.items import Json
 from vmm_server.api.openapi import described
+from vmm_server.callers import caller
 from vmm_server.errors import InvalidRequest, ResponseNotFound, UnsupportedParameter
 from vmm_server.response_store import ResponseStore
 
@@ -48,7 +49,7 @@ class KeptResponsesController(Controller):
         self, response_store: NamedDependency[ResponseStore], response_id: FromPath[str]
     ) -> dict[str, object]:
         """With its items. A conversation cannot go on from it, nor from what came after it."""
-        if not await response_store.delete(response_id):
+        if not await response_store.delete(response_id, caller.get().tenant):
             raise ResponseNotFound(response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
@@ -65,7 +66,7 @@ class KeptResponsesController(Controller):
         response_id: FromPath[str],
     ) -> dict[str, object]:
         """Its items and those of the conversation before it; `order`, `limit` and `after` are read."""
-        items = await response_store.given_items(response_id)
+        items = await response_store.given_items(response_id, caller.get().tenant)
         if items is None:
             raise ResponseNotFound(response_id)
         query = request.query_params
@@ -90,7 +91,7 @@ class KeptResponsesController(Controller):
 
 
 async def _found(store: ResponseStore, response_id: str) -> Json:
-    response = await store.get(response_id)
+    response = await store.get(response_id, caller.get().tenant)
     if response is None:
         raise ResponseNotFound(response_id)
     return response
