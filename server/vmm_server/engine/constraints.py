@@ -26,6 +26,18 @@ MAX_CHOICE_BYTES = 64 * 1024
 MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_GRAMMAR_NODES = 2000
 """Rules, groups and objects of a grammar: each can be one level of recursion."""
+_MAX_PLAIN_BYTES = 64 * 1024
+_MAX_PLAIN_PROPERTIES = 500
+_MAX_PLAIN_PATTERN = 256
+_MAX_PLAIN_PATTERN_PROPERTIES = 8
+_MAX_PLAIN_MULTIPLE = 1000
+"""What `is_costly` calls plain takes less than a second, whatever else it says."""
+_JOINING = frozenset(("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf"))
+"""Keywords of other schemas that hold as well as what stands beside them; both are made into one."""
+_NOTES = frozenset(
+    ("$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated", "description", "discriminator")
+) | frozenset(("enum", "examples", "nullable", "readOnly", "title", "type", "writeOnly", "x-guidance"))
+"""Keywords that add nothing to what they are joined with, or only make it less."""
 MAX_REASON = 500
 """Characters of llguidance's reason in an error."""
 
@@ -105,6 +117,60 @@ def check_size(constraint: Constraint | Composite) -> None:
     if size > MAX_SCHEMAS_BYTES:
         message = f"schemas of {size} bytes, the limit is {MAX_SCHEMAS_BYTES}"
         raise InvalidRequest(f"{constraint.param}: {message}", param=constraint.param)
+
+
+def is_costly(constraint: Constraint | Composite) -> bool:
+    """Whether nothing but trying tells what it takes to compile it. For a constraint whose size was checked.
+
+    Lexers and parsers are bounded when they are made and when they run; what is not bounded is how schemas are joined,
+    intersections of patterns, remainders by large numbers, and repetitions of repetitions.
+    """
+    match constraint:
+        case Composite(parts=parts):
+            return any(is_costly(part) for _, part in parts)
+        case Grammar():
+            return True
+        case Regex(pattern):
+            return _is_costly_pattern(pattern)
+        case JsonSchema(schema):
+            return len(schema) > _MAX_PLAIN_BYTES or any(map(_is_costly_node, _nodes(schema)))
+        case _:
+            return False
+
+
+def _nodes(schema: str) -> Iterator[dict[str, object]]:
+    """All objects within a schema, in no order; what is no JSON has none."""
+    try:
+        waiting: list[object] = [json.loads(schema)]
+    except (ValueError, RecursionError):
+        return
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield value
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+
+
+def _is_costly_node(node: dict[str, object]) -> bool:
+    joined = node.keys() & _JOINING
+    pattern, multiple = node.get("pattern"), node.get("multipleOf")
+    properties, patterns = node.get("properties"), node.get("patternProperties")
+    return (
+        "allOf" in joined
+        or len(joined) > 1
+        or bool(joined and node.keys() - _JOINING - _NOTES)
+        or (isinstance(pattern, str) and _is_costly_pattern(pattern))
+        or (isinstance(multiple, int | float) and not abs(multiple) <= _MAX_PLAIN_MULTIPLE)
+        or (isinstance(properties, dict) and len(properties) > _MAX_PLAIN_PROPERTIES)
+        or (isinstance(patterns, dict) and len(patterns) > _MAX_PLAIN_PATTERN_PROPERTIES)
+        or (isinstance(patterns, dict) and any(map(_is_costly_pattern, patterns)))
+    )
+
+
+def _is_costly_pattern(pattern: str) -> bool:
+    return len(pattern) > _MAX_PLAIN_PATTERN or pattern.count("{") > 1
 
 
 def _check_size(constraint: Constraint) -> None:

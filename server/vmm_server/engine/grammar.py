@@ -5,8 +5,9 @@ can still lead to a valid answer, and moves on by the token drawn, so no answer 
 cut off by a limit and says so. Parsing, lexing and masks are llguidance's.
 
 What a client sends as a grammar is a program that runs here. It is bounded in size and in nesting (`constraints`; the
-compiler recurses, and a stack overflow would end the process, so its thread also has a large stack) and, by
-llguidance's limits, in work.
+compiler recurses, and a stack overflow would end the process, so its threads also have a large stack), by llguidance's
+limits in work, and where these do not bound it, by a trial in another process (`grammar_trial`). Constraints that are
+known to be quick never wait for such a trial: they have a thread of their own.
 """
 
 import asyncio
@@ -18,19 +19,21 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from vmm_adapters.types import Guidance
-from vmm_server.engine.constraints import check_size, grammar_source, loosest, shortened
+from vmm_server.engine.constraints import check_size, grammar_source, is_costly, loosest, shortened
+from vmm_server.engine.grammar_trial import MAX_CPU_S, MAX_MEMORY_BYTES, STACK_BYTES, is_bearable, parser_limits
 from vmm_server.engine.guidance import guidance_of
-from vmm_server.errors import InvalidRequest, ShuttingDown, UnsupportedParameter
+from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown, UnsupportedParameter
 from vmm_server.requests import Composite, Constraint, JsonSchema
 
 MAX_CACHED = 64
 """Compiled grammars kept for each model."""
-_STACK_BYTES = 256 * 1024**2  # address space; pages are taken as they are touched
+_NUM_TRIALS = 2
+"""That run at a time, for one model."""
 _COMPLETE = ("NoExtension", "NoExtensionBias", "EndOfSentence")
 
 
@@ -101,7 +104,7 @@ class TokenMatcher:
 
 
 class GrammarCompiler:
-    """Compiles constraints for one model, in a thread of its own, one at a time; keeps the last `MAX_CACHED`."""
+    """Compiles constraints for one model, in threads of its own; keeps the last `MAX_CACHED`."""
 
     def __init__(self, tokenizer: Tokenizer, eos_token_ids: Iterable[int], vocab_size: int) -> None:
         self._tokenizer = tokenizer
@@ -110,8 +113,9 @@ class GrammarCompiler:
         self._cache: OrderedDict[Constraint | Composite, CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
         self._is_closed = False
-        # below llguidance's own number where that allows gigabytes: a lexer state takes up to 2 KB
-        self._limits = LLParserLimits(max_lexer_states=25_000, verbose_errors=False)
+        self._limits = parser_limits()
+        self._quick = _Threads(1, "vmm-grammar")
+        self._costly = _Threads(_NUM_TRIALS, "vmm-grammar-trial")
 
     def __len__(self) -> int:
         """Grammars kept."""
@@ -120,30 +124,24 @@ class GrammarCompiler:
     async def compile(self, constraint: Constraint | Composite) -> CompiledGrammar:
         """The grammar of a constraint.
 
-        Raises `InvalidRequest` with llguidance's reason, naming the field; `ShuttingDown` after `close`.
+        Raises `InvalidRequest` with llguidance's reason or the limit, naming the field; `ShuttingDown` after `close`;
+        `GenerationFailed` where no process can be started for a trial.
         """
         if self._is_closed:
             raise ShuttingDown
         check_size(constraint)
         if (found := self._cached(constraint)) is not None:
             return found
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._compile, constraint)
+        loop = asyncio.get_running_loop()
+        if await loop.run_in_executor(self._quick.executor, is_costly, constraint):
+            return await loop.run_in_executor(self._costly.executor, self._try_first, constraint)
+        return await loop.run_in_executor(self._quick.executor, self._compile, constraint)
 
     def close(self) -> None:
-        """Compile what was asked for, then end the thread."""
+        """Compile what was asked for, then end the threads."""
         self._is_closed = True
-        if "_executor" in self.__dict__:
-            self._executor.shutdown(wait=False)
-
-    @cached_property
-    def _executor(self) -> ThreadPoolExecutor:
-        executor = ThreadPoolExecutor(1, thread_name_prefix="vmm-grammar")
-        before = threading.stack_size(_STACK_BYTES)
-        try:
-            executor.submit(int)  # starts the thread
-        finally:
-            threading.stack_size(before)
-        return executor
+        self._quick.close()
+        self._costly.close()
 
     @cached_property
     def _ll_tokenizer(self) -> LLTokenizer:
@@ -156,6 +154,23 @@ class GrammarCompiler:
             if constraint in self._cache:
                 self._cache.move_to_end(constraint)
             return self._cache.get(constraint)
+
+    def _try_first(self, constraint: Constraint | Composite) -> CompiledGrammar:
+        """Compile it here once another process could."""
+        if (found := self._cached(constraint)) is not None:
+            return found
+        try:
+            bearable = is_bearable(grammar_source(constraint))
+        except OSError as error:
+            raise GenerationFailed(f"no process can be started to check a grammar: {error.strerror}") from error
+        if not bearable:
+            limits = f"more than {MAX_CPU_S} s or {MAX_MEMORY_BYTES // 2**20} MiB"
+            raise InvalidRequest(
+                f"{constraint.param}: compiling it takes {limits}, which is the limit",
+                param=constraint.param,
+                hint="join fewer schemas and patterns (allOf, $ref beside other keywords), and repeat less",
+            )
+        return self._compile(constraint)
 
     def _compile(self, constraint: Constraint | Composite) -> CompiledGrammar:
         if (found := self._cached(constraint)) is not None:  # compiled while this one waited
@@ -194,3 +209,29 @@ class GrammarCompiler:
                 return loosest(part)
             raise
         return part
+
+
+class _Threads:
+    """An executor that starts with its first work, and whose threads have room for a compiler that recurses."""
+
+    def __init__(self, num_threads: int, name: str) -> None:
+        self._num_threads, self._name = num_threads, name
+
+    @cached_property
+    def executor(self) -> ThreadPoolExecutor:
+        """All its threads are there."""
+        executor = ThreadPoolExecutor(self._num_threads, thread_name_prefix=self._name)
+        started = threading.Barrier(self._num_threads + 1)
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            for _ in range(self._num_threads):
+                executor.submit(started.wait)
+        finally:
+            threading.stack_size(before)
+        started.wait()
+        return executor
+
+    def close(self) -> None:
+        """End the threads once their work is done. Idempotent."""
+        if "executor" in self.__dict__:
+            self.executor.shutdown(wait=False)
