@@ -25,7 +25,8 @@ MAX_PAUSE_S = 60
 _SMOOTHING = 0.1
 """Weight of the last duration in the running mean."""
 _MINUTE_S = 60.0
-_EPSILON = 1e-9
+_EPSILON = 1e-6
+"""Of a limit: what may be missing through rounding, 60 µs worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +150,14 @@ class Admission:
     def _take(self, key: Key, tenant: _Tenant, now: float) -> None:
         if key.max_concurrent is not None and tenant.num_pending >= key.max_concurrent:
             self._reject(key, "max_concurrent", key.max_concurrent, self._pause_s(tenant.num_pending))
+        used_up: list[tuple[float, Reason, int]] = []
         for name, limit, bucket in self._buckets(key):
             bucket.fill(limit, now)
             if pause_s := bucket.pause_s(limit):
-                reason: Reason = "requests_per_minute" if name == "requests" else "tokens_per_minute"
-                self._reject(key, reason, limit, math.ceil(pause_s))
+                used_up.append((pause_s, "requests_per_minute" if name == "requests" else "tokens_per_minute", limit))
+        if used_up:
+            pause_s, reason, limit = max(used_up)  # then the other one is no more in the way
+            self._reject(key, reason, limit, math.ceil(pause_s))
         if key.requests_per_minute is not None:
             tenant.requests.level -= 1.0
 

@@ -15,10 +15,12 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
 
+from vmm_server.admission import Admission
 from vmm_server.api.aliases import with_aliases
 from vmm_server.api.anthropic.messages import MessagesController
 from vmm_server.api.body import MAX_BODY_BYTES
 from vmm_server.api.errors import message_of, respond
+from vmm_server.api.gate import Gate, check_exposure
 from vmm_server.api.head import head_as_get
 from vmm_server.api.ollama.blobs import BlobsController
 from vmm_server.api.ollama.chat import ChatController as OllamaChatController
@@ -49,6 +51,7 @@ from vmm_server.cl100k import read_cl100k
 from vmm_server.embedding import Embeddings
 from vmm_server.errors import ShuttingDown, VMMError
 from vmm_server.inference import Inference
+from vmm_server.keys import KEYS_FILE, KeyRing
 from vmm_server.media.fetching import Fetcher
 from vmm_server.media.images import LIMITS
 from vmm_server.media.reading import ImageReader
@@ -107,6 +110,8 @@ class Parts:
     """Everything that lives as long as the app. Handlers get these by name; the CLI finds them in `app.state.parts`."""
 
     settings: Settings
+    keys: KeyRing
+    admission: Admission
     store: Store
     registry: Registry
     facts: FactsReader
@@ -130,17 +135,18 @@ class Parts:
 
 
 class App(Litestar):
-    """The ASGI app; every HTTP request, found or not, is logged and passes the guard."""
+    """The ASGI app; every request, found or not, is logged and passes the guard and the gate."""
 
-    def __init__(self, guard: Guard, **config: Any) -> None:
+    def __init__(self, guard: Guard, gate: Gate, **config: Any) -> None:
         super().__init__(**config)
         self._guard = guard
+        self._gate = gate
 
     async def __call__(
         self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
     ) -> None:
         """One connection, as ASGI has it."""
-        answer = partial(self._guard, super().__call__)
+        answer = partial(self._guard, partial(self._gate, super().__call__))
         await logged(partial(head_as_get, partial(with_aliases, answer)), scope, receive, send)
 
 
@@ -154,8 +160,10 @@ def create_app(
     """Build the app. `load` stands in for `load_model`, `machine` for the one it runs on, `placer` for what it offers.
     Raises `SettingsError` before anything listens."""
     parts = build_parts(settings, load, machine, placer)
+    check_exposure(settings, parts.keys)
     return App(
         Guard(settings, machine_name=socket.gethostname()),
+        Gate(parts.keys, parts.admission),
         route_handlers=[
             Router("/", route_handlers=OPENAI, tags=["OpenAI"]),
             Router("/", route_handlers=OLLAMA, tags=["Ollama"]),
@@ -196,6 +204,7 @@ def build_parts(
     placer = placer or Placer(settings, machine.read)
     pool = ModelPool(settings, loads, placer, left=departures.left)
     calibrator = Calibrator(pool, placer)
+    admission = Admission(max_pending=settings.max_pending)
     metrics = Metrics(pool, loads, departures, calibrator)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
     fetcher = Fetcher(settings.image_urls)
@@ -207,6 +216,8 @@ def build_parts(
     puller = Puller(store, registry)
     return Parts(
         settings=settings,
+        keys=KeyRing(settings.home / KEYS_FILE),
+        admission=admission,
         store=store,
         registry=registry,
         facts=FactsReader(store),

@@ -219,7 +219,7 @@ def test_streams_and_errors_may_be_read_by_an_allowed_page(live_server: Any) -> 
 
 
 def test_a_server_for_everybody_goes_by_any_name_but_still_asks_for_the_origin(start_server: Any) -> None:
-    client = start_server({"host": "0.0.0.0"}).client
+    client = start_server({"host": "0.0.0.0", "allow_anonymous": True}).client
     own = {"host": "ai.example:11434", "origin": "https://AI.example:11434"}
     response = client.get("/api/version", headers=own)
     assert (response.status_code, response.headers.get("access-control-allow-origin")) == (200, None)

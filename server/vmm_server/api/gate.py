@@ -14,13 +14,22 @@ from typing import Any
 from litestar.types import Message
 
 from vmm_server.admission import Admission, tenant_of
+from vmm_server.api.origins import is_loopback
 from vmm_server.api.placement import PRIORITY_HEADER, given_priority, whole_number
 from vmm_server.api.refusals import STARTS, refuse
 from vmm_server.api.scopes import WEBSOCKET, Rule, rule_for
 from vmm_server.callers import MIN_PRIORITY, Caller, caller
 from vmm_server.durations import format_duration
-from vmm_server.errors import InvalidRequest, PermissionDenied, Unauthenticated, UnsupportedParameter, VMMError
+from vmm_server.errors import (
+    InvalidRequest,
+    PermissionDenied,
+    SettingsError,
+    Unauthenticated,
+    UnsupportedParameter,
+    VMMError,
+)
 from vmm_server.keys import Key, KeyRing
+from vmm_server.settings import Settings
 
 TIMEOUT_HEADER = "x-vmm-timeout-ms"
 MAX_TIMEOUT_MS = 24 * 60 * 60 * 1000
@@ -136,6 +145,17 @@ class Gate:
             await send(message)
 
         return send_more
+
+
+def check_exposure(settings: Settings, keys: KeyRing) -> None:
+    """Raise `SettingsError` for a server that other machines can reach and that would let in everybody."""
+    if keys.is_required or settings.allow_anonymous or is_loopback(settings.host):
+        return
+    raise SettingsError(
+        f"host {settings.host!r}: other machines can reach it, and this server has no keys",
+        param="host",
+        hint="make a key with: vmm keys create NAME; or set allow_anonymous, and everybody may do everything here",
+    )
 
 
 def _secrets(scope: Any) -> Iterator[str]:
