@@ -1,8 +1,8 @@
 """One window in a transcriber: what is asked, what was drawn so far, and whether that is good enough.
 
 Text that repeats itself, or that the model itself finds unlikely, is drawn again at the next temperature (Radford et
-al. 2022, 4.5). If no attempt is good enough, the likeliest is taken; the more a text repeats itself, the less likely it
-counts. People repeat themselves too: their words are better than a wild guess, and a guess is better than a loop.
+al. 2022, 4.5). Of all attempts the likeliest is taken; the more a text repeats itself, the less likely it counts.
+People repeat themselves too: their words are better than a wild guess, and a guess is better than a loop.
 """
 
 import zlib
@@ -78,14 +78,15 @@ class Attempt:
 
         Raises `FloatingPointError` if they are no numbers.
         """
-        most = float(logits.max())
+        likeliest = int(logits.argmax())
+        most = float(logits[likeliest])
         if not np.isfinite(most):
             raise FloatingPointError("the model's logits are no numbers")
         if self.temperature > 0:
             weights = np.cumsum(np.exp((logits - most) / self.temperature, dtype=np.float64))
             token = int(np.searchsorted(weights, self.random.random() * weights[-1], side="right"))
         else:
-            token = int(logits.argmax())
+            token = likeliest
         logprob = float(logits[token]) - most - float(np.log(np.exp(logits - most).sum()))
         self.logprob += logprob
         if token < tokens.end_of_text:
@@ -134,16 +135,21 @@ def is_silence(text: WindowText, options: TranscriptionOptions) -> bool:
     return text.no_speech_prob > options.no_speech_threshold and logprob < options.logprob_threshold
 
 
-def is_good(text: WindowText, options: TranscriptionOptions) -> bool:
-    """Whether no other attempt need be made."""
+def is_good(texts: Sequence[WindowText], options: TranscriptionOptions) -> bool:
+    """Whether no other attempt need be made, after those that came to `texts`.
+
+    Silence is told by the first of them: where that was sure of words which repeat themselves, a wild guess at a higher
+    temperature proves nothing.
+    """
+    text = texts[-1]
     if is_silence(text, options):
-        return True
+        return len(texts) == 1
     repeats = text.compression_ratio > options.compression_ratio_threshold
     return not repeats and text.avg_logprob >= options.logprob_threshold
 
 
 def best(texts: Sequence[WindowText], options: TranscriptionOptions) -> WindowText:
-    """Of attempts none of which is good."""
+    """Of all attempts; a good one may be less likely than one that repeats itself no more than people do."""
     most = options.compression_ratio_threshold
     return max(texts, key=lambda text: text.avg_logprob - max(0.0, text.compression_ratio - most))
 

@@ -62,8 +62,8 @@ class Job:
     language: str | None = None
     attempt: Attempt | None = None
     """`None` while its language is not known, and between two."""
-    given_up: list[WindowText] = field(default_factory=list)
-    """Attempts that were not good enough."""
+    texts: list[WindowText] = field(default_factory=list)
+    """What attempts came to so far."""
 
 
 class TranscriberWorker:
@@ -212,7 +212,7 @@ class TranscriberWorker:
 
     def _begin(self, jobs: Sequence[Job]) -> None:
         """Begin the next attempts of neighbours, and draw their first tokens."""
-        attempts = [begin_attempt(job.request, len(job.given_up), job.language, self._tokens) for job in jobs]
+        attempts = [begin_attempt(job.request, len(job.texts), job.language, self._tokens) for job in jobs]
         lengths = [(len(each.prompt), each.num_start) for each in attempts]
         logits = self._rows.prefill(
             self._running.index(jobs[0]),
@@ -241,12 +241,11 @@ class TranscriberWorker:
         """An attempt is over: go on to the next one, or say what was heard."""
         options = job.request.options
         text = attempted(attempt, job.language, self._tokens)
-        if not is_good(text, options):
-            job.given_up.append(text)
-            if len(job.given_up) < len(options.temperatures):
-                job.attempt = None
-                return
-            text = best(job.given_up, options)
+        job.texts.append(text)
+        if not is_good(job.texts, options) and len(job.texts) < len(options.temperatures):
+            job.attempt = None
+            return
+        text = best(job.texts, options)
         if options.word_timestamps and not is_silence(text, options):
             text = replace(text, attention=self._attention(job, attempt, text))
         self._leave(job)
