@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from filelock import FileLock
-from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from vmm_server.callers import MAX_PRIORITY, MIN_PRIORITY
 from vmm_server.errors import InvalidRequest, SettingsError, StoreError
@@ -50,6 +50,13 @@ _HEAD = """\
 """
 _TABLE = re.compile(r"\s*\[\[\s*keys\s*\]\]")
 
+
+def _plain_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", name):
+        raise ValueError("must be 1 to 64 letters, digits and . _ @ -, and begin with a letter or a digit")
+    return name
+
+
 Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
@@ -59,7 +66,7 @@ class Key:
     """What is known of a key, and what it may do. A limit that is `None` is none."""
 
     id: Annotated[str, Field(pattern=r"^key-[0-9a-f]{12}$")]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+    name: Annotated[str, AfterValidator(_plain_name)]
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,16}$")]
     """How its secret begins, for people who look at lists."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = field(repr=False)
@@ -251,7 +258,11 @@ def _key(entry: object, path: Path, text: str, index: int) -> Key:
 def _first(error: ValidationError) -> tuple[str, str]:
     """The field that is wrong, and how."""
     first = error.errors(include_url=False)[0]
-    return str(next(iter(first["loc"]), "")), first["msg"].lower().removeprefix("value error, ")
+    return str(next(iter(first["loc"]), "")), _lower(first["msg"].removeprefix("Value error, "))
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _line_of(text: str, index: int, name: str) -> int:

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("vmm_server.cli.loaded:stop", "Unload a model"),
     "cp": ("vmm_server.cli.models:copy", "Give a model a second name"),
     "rm": ("vmm_server.cli.models:remove", "Remove models"),
+    "keys": ("vmm_server.cli.keys:keys", "Make, list and revoke keys"),
     "bench": ("vmm_server.cli.bench:bench", "Measure a model wherever it can run here"),
     "devices": ("vmm_server.cli.devices:devices", "List the processors of this machine"),
     "doctor": ("vmm_server.cli.doctor:doctor", "Say what is wrong here, and what mends it"),
