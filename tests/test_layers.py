@@ -50,9 +50,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "database": ("errors",),
     "response_store": ("errors", "database"),
     "file_store": ("errors", "database"),
-    "batch_store": ("errors", "database", "file_store"),
     "batch_lines": ("errors",),
-    "batches": (*BASE, "batch_lines", "batch_store", "file_store"),
+    "batch_store": ("errors", "database", "file_store", "batch_lines"),
+    "batch_worker": (*BASE, "batch_lines", "batch_store", "file_store"),
+    "batch_owners": (*BASE, "keys", "admission"),
+    "batches": (*BASE, "batch_worker", "batch_store", "file_store"),
     "prompting": (*BASE, "models", "engine", "prompt", "media"),
     "cl100k": ("errors",),
     "encoder_inputs": (*BASE, "cl100k", "models"),
@@ -72,7 +74,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *BASE,
         *("keys", "admission"),
         *("logs", "metrics", "response_store", "cl100k", "inference", "embedding", "models", "api"),
-        *("database", "file_store", "batch_store", "batches"),
+        *("database", "file_store", "batch_store", "batch_owners", "batches"),
         *("one_shot", "seeing", "transcription", "speaking", "media", "vision", "audio"),
     ),
     "cli": (*BASE, "keys", "logs", "ollama_environment", "models", "app", "cli"),
@@ -81,7 +83,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 HTTP = {"litestar", "starlette", "sse_starlette", "uvicorn"}
 HTTP_ALLOWED = {"litestar": {"api", "app"}, "starlette": {"api"}, "sse_starlette": {"api"}, "uvicorn": {"cli"}}
-PURE = ("engine.scheduler", "engine.block_pool", "engine.sequence", "engine.stopping", "prompt.truncation")
+PURE = (
+    *(f"engine.{name}" for name in ("scheduler", "step", "block_pool", "fairness", "forecast", "sequence", "stopping")),
+    "prompt.truncation",
+)
 DIALECTS = ("anthropic", "ollama", "openai", "vmm")
 PURE_API = (
     "anthropic.convert",

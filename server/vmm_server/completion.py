@@ -7,7 +7,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from vmm_server.engine.engine import Engine, Generation
+from vmm_server.engine.engine import Engine
+from vmm_server.engine.generation import Generation
 from vmm_server.engine.stream import Delta, Usage
 from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed, PlacementFailed, VMMError
 from vmm_server.models.leases import MAX_MOVES, Lease

@@ -16,6 +16,7 @@ from functools import partial
 
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import SamplingParams
+from vmm_server.callers import caller
 from vmm_server.completion import Completion, Started
 from vmm_server.engine.engine import Engine
 from vmm_server.engine.grammar import CompiledGrammar
@@ -142,6 +143,7 @@ class Inference:
                     prompt=prompt.tokens,
                     sampling=sampling,
                     grammar=grammar,
+                    caller=caller.get(),
                     shown_tokens=prompt.shown_tokens,
                     context_length=request.num_ctx,
                     param=request.prompt.param,

@@ -14,6 +14,7 @@ from vmm_adapters.echo import END, EchoRunner, Gate
 from vmm_adapters.echo_backend import LACKS, EchoBackend
 from vmm_adapters.errors import AdapterError, DeviceLost, RuntimeFailed
 from vmm_adapters.types import Batch, FinishReason, SamplingParams, TextOutput, TextRequest
+from vmm_server.callers import Caller
 from vmm_server.engine import Delta, Engine, EngineLoad, Generation, SeenPrompt
 from vmm_server.engine.stream import merge
 from vmm_server.errors import (
@@ -128,7 +129,7 @@ def test_what_does_not_fit_waits_in_our_order(run: Run, engine_over: Run) -> Non
             early = submit(engine, "ab", up_to(3))
             await held(gate)
             late = [engine.submit(tokens(text), up_to(3)) for text in "cde"]
-            first = engine.submit(tokens("f"), up_to(3), priority=-1)
+            first = engine.submit(tokens("f"), up_to(3), caller=Caller(priority=-1))
             gate.release()
             await held(gate)
             assert (engine.stats.num_running, engine.stats.num_waiting) == (2, 4)

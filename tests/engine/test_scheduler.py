@@ -11,9 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from vmm_adapters.echo import EchoRunner
 from vmm_adapters.types import SamplingParams
+from vmm_server.callers import Caller
 from vmm_server.engine.block_pool import BlockPool
-from vmm_server.engine.scheduler import Drafter, DrawRows, Scheduler, Step
+from vmm_server.engine.scheduler import Drafter, Scheduler
 from vmm_server.engine.sequence import Sequence, SequenceStatus
+from vmm_server.engine.step import DrawRows, Step
 
 
 class Bench:
@@ -27,13 +29,18 @@ class Bench:
         max_batched_tokens: int = 8,
         max_sequences: int = 4,
         max_scores: int | None = None,
+        background_tokens: int | None = None,
         drafter: Drafter | None = None,
     ) -> None:
         self.drafter = drafter
         self.runner = EchoRunner(num_blocks=num_blocks, block_size=block_size)
         self.pool = BlockPool(num_blocks, block_size)
         self.scheduler = Scheduler(
-            self.pool, max_batched_tokens=max_batched_tokens, max_sequences=max_sequences, max_scores=max_scores
+            self.pool,
+            max_batched_tokens=max_batched_tokens,
+            max_sequences=max_sequences,
+            max_scores=max_scores,
+            background_tokens=background_tokens,
         )
         self.scores: dict[Sequence, list[tuple[int, int]]] = {}
         """Of the prompts that were scored: each token, and what the model would have said there."""
@@ -46,6 +53,8 @@ class Bench:
         max_tokens: int | None = 4,
         *,
         priority: int = 0,
+        tenant: str = "",
+        weight: float = 1.0,
         salt: bytes = b"",
         prompt_logprobs: int | None = None,
     ) -> Sequence:
@@ -53,7 +62,7 @@ class Bench:
             list(text.encode()),
             SamplingParams(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs),
             max_length=self.pool.num_positions,
-            priority=priority,
+            caller=Caller(tenant, weight, priority),
             salt=salt,
         )
         self.scheduler.add(sequence)
@@ -141,23 +150,6 @@ def test_lower_priority_makes_room_for_higher() -> None:
     assert low.status is SequenceStatus.PREEMPTED
     bench.drain()
     assert (answer(high), answer(low)) == ("abcd", "defg")
-
-
-def test_a_copy_is_not_made_for_a_sequence_that_had_to_leave_the_step() -> None:
-    bench = Bench(num_blocks=12, max_batched_tokens=16)
-    prompt = "abcdefghijklmnopqrstuvwxyzab"
-    bench.add(prompt, 1)
-    low = bench.add(prompt, 1, priority=5)
-    for _ in range(2):
-        bench.step()
-    assert low.num_pending_tokens == 8  # all of them cached by now
-    high = bench.add("x" * 44, 1)
-    step = bench.scheduler.schedule()
-    assert (step.sequences, step.block_copies) == ((high,), ())
-    assert low.num_preemptions == 1
-    bench.compute(step)
-    bench.drain()
-    assert answer(low) == "c"
 
 
 def test_a_new_sequence_leaves_a_block_for_each_running_one() -> None:
@@ -312,14 +304,12 @@ def test_a_scored_prompt_is_cut_where_blocks_end() -> None:
     assert not bench.scheduler.has_work
 
 
-def test_a_scored_prompt_that_comes_first_advances_at_once() -> None:
-    """It is let in when those behind it took all rows that scores may have."""
-    bench = Bench(max_batched_tokens=2, max_sequences=2, max_scores=1)
-    bench.add("a", 0)
-    behind = bench.add("aa", 0, priority=1, prompt_logprobs=0)
-    bench.step()
-    first = bench.add("bb", 0, prompt_logprobs=0)
-    assert shape(bench.step()) == [(behind, 1), (first, 1)]
+def test_a_scored_prompt_that_is_first_in_rank_advances_when_others_took_all_rows() -> None:
+    bench = Bench(max_sequences=2, max_scores=4)
+    first = bench.add("a" * 10, 0, tenant="a", prompt_logprobs=0)
+    other = bench.add("b" * 10, 0, tenant="b", prompt_logprobs=0)
+    assert shape(bench.step()) == [(first, 4)]
+    assert shape(bench.step()) == [(other, 4), (first, 1)]
     bench.drain()
 
 
@@ -388,10 +378,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(1, 12),
         max_sequences=st.integers(1, 5),
         max_scores=st.integers(1, 12),
+        background_tokens=st.integers(1, 12),
         seed=st.integers(0, 2**32),
     )
-    def start(self, num_blocks: int, budget: int, max_sequences: int, max_scores: int, seed: int) -> None:
-        self.bench = Bench(num_blocks, max_batched_tokens=budget, max_sequences=max_sequences, max_scores=max_scores)
+    def start(self, num_blocks: int, budget: int, seed: int, **limits: int) -> None:
+        self.bench = Bench(num_blocks, max_batched_tokens=budget, **limits)
         self.random = Random(seed)
         self.scheduler, self.pool = self.bench.scheduler, self.bench.pool
         self.sequences: list[Sequence] = []
@@ -399,13 +390,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(
         prompt=st.text(alphabet="ab", min_size=1, max_size=48),
         max_tokens=st.integers(0, 20),
-        priority=st.integers(0, 2),
+        priority=st.integers(-1, 1),
+        tenant=st.sampled_from("abc"),
         salt=st.sampled_from([b"", b"s"]),
         prompt_logprobs=st.sampled_from([None, 0]),
     )
     def add(self, prompt: str, **fields: Any) -> None:
         prompt = prompt[: self.pool.num_positions]
-        self.sequences.append(self.bench.add(prompt, **fields))
+        weight = {"a": 1.0, "b": 2.0, "c": 0.5}[fields["tenant"]]
+        self.sequences.append(self.bench.add(prompt, weight=weight, **fields))
 
     @precondition(lambda self: any(not s.is_finished for s in self.sequences))
     @rule(data=st.data())
@@ -436,13 +429,18 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _step(self) -> None:
         self.running_when_drafting = []
-        decoding = [s for s in self.scheduler.running if s.num_pending_tokens == 1]
-        first = self.scheduler.running[:1]
+        running = list(self.scheduler.running)
+        decoding = [s for s in running if s.num_pending_tokens == 1]
+        num_paid = {s: s.num_served_tokens for s in self.sequences}
         step = self.scheduler.schedule(self._draft)
+        assert all(num_paid[s] <= s.num_served_tokens <= len(s.token_ids) for s in self.sequences)
         assert self.running_when_drafting in ([], self.scheduler.running), "a draft preempts"
         assert 0 < step.batch.num_tokens <= self.scheduler.max_batched_tokens
         assert len(set(step.sequences)) == len(step.sequences) <= self.scheduler.max_sequences
-        assert self.scheduler.running[0] in step.sequences, "the first in rank must advance"
+        urgent = min(s.priority for s in self.scheduler.running)
+        assert any(s.priority == urgent for s in step.sequences), "the best priority must advance"
+        prompts = [s for s in step.sequences if s not in decoding]
+        assert all(s.priority == min(p.priority for p in prompts) for s in prompts), "worse prompts sit out"
         drawing = {rows.sequence for rows in step.draws} - {rows.sequence for rows in step.scored}
         assert step.batch.num_logits - len(drawing) <= self.scheduler.max_scores + 1
         drawn_rows = [rows.first_row + i for rows in step.draws for i in range(len(rows.draft_ids) + 1)]
@@ -452,7 +450,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert chunk.start == sequence.num_computed_tokens
             end = chunk.start + len(chunk.token_ids)
             if end < len(sequence.token_ids) and self.scheduler.max_batched_tokens - self.scheduler.max_sequences >= 4:
-                may_cut = sequence in (*first, self.scheduler.running[0])
+                may_cut = sequence in (*running[:1], self.scheduler.running[0])
                 assert may_cut or end % 4 == 0, "a prompt is cut inside a block"
             written = range(chunk.start // 4, -(-(chunk.start + len(chunk.token_ids)) // 4))
             for block in (chunk.block_table[i] for i in written):
@@ -462,8 +460,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence in decoding:
             stalled = sequence.num_computed_tokens == 4 * len(sequence.block_table) and not self.pool.num_free
             preempted = sequence.status is SequenceStatus.PREEMPTED or sequence.num_computed_tokens == 0
-            assert sequence in step.sequences or stalled or preempted, "a decode starves"
+            sits_out = any(prompt.priority < sequence.priority for prompt in prompts)
+            assert sequence in step.sequences or stalled or preempted or sits_out, "a decode starves"
+        self._check_nothing_is_idle(step)
         self.bench.compute(step)
+
+    def _check_nothing_is_idle(self, step: Step) -> None:
+        """Whoever could compute something does, while there are budget, blocks and places."""
+        urgent = min(s.priority for s in self.scheduler.running)
+        left = self.scheduler.max_batched_tokens - step.batch.num_tokens
+        idle = [s for s in self.scheduler.running if s.priority == urgent and s not in step.sequences]
+        if urgent <= 0 and left >= 4 and self.pool.num_free and not any(s.is_scoring for s in idle):
+            assert not idle, "one that runs has nothing to do"
 
     def _registered(self) -> set[int]:
         keys = {key for s in self.sequences for key in s.block_keys}

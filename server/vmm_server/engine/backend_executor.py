@@ -1,4 +1,5 @@
-"""A `TextBackend`: it computes up to `max_sequences` requests as it likes; the others wait here, in our order.
+"""A `TextBackend`: it computes up to `max_sequences` requests as it likes; the others wait here, in our order: best
+priority first, then the tenant that got least (`fairness`). What the runtime has, it does not give back for others.
 
 What is not given to it yet has cost nothing, and can still go to another placement.
 """
@@ -14,12 +15,15 @@ from vmm_adapters.base import TextBackend
 from vmm_adapters.errors import AdapterError, DeviceLost
 from vmm_adapters.types import FinishReason, TextOutput, TextRequest
 from vmm_server.engine.executor import EngineStats, Outcome, runtime_failed
+from vmm_server.engine.fairness import Accounts
+from vmm_server.engine.forecast import Pace
 from vmm_server.engine.grammar import CompiledGrammar
 from vmm_server.engine.lacking import effective
 from vmm_server.engine.sampler import Sampled
 from vmm_server.engine.sequence import Sequence, SequenceStatus
 
 _by_rank = attrgetter("rank")
+_by_turn = attrgetter("turn")
 
 
 class BackendExecutor:
@@ -34,12 +38,15 @@ class BackendExecutor:
         self.context_length = backend.context_length
         self.max_prompt_tokens = backend.context_length - 1
         self.max_sequences = min(max_sequences, backend.max_sequences)
+        self.step_tokens = backend.context_length
+        self.pace = Pace()
         self.lacks: Mapping[str, str] = backend.lacks
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.involved: Collection[Sequence] | None = None
         self._backend = backend
         self._clock = clock
+        self._accounts = Accounts()
         self._arrivals = count(1)
         self._grammars: dict[Sequence, CompiledGrammar] = {}
         self._given: dict[int, Sequence] = {}
@@ -59,6 +66,8 @@ class BackendExecutor:
     def add(self, sequence: Sequence, grammar: CompiledGrammar | None) -> None:
         """See `Executor.add`."""
         sequence.rank = (sequence.priority, next(self._arrivals))
+        backlog = (each.account for each in self.waiting)
+        sequence.account = self._accounts.open(sequence.priority, sequence.account.tenant, backlog)
         if grammar is not None:
             self._grammars[sequence] = grammar
         insort(self.waiting, sequence, key=_by_rank)
@@ -83,6 +92,7 @@ class BackendExecutor:
         for queue in (self.waiting, self.running):
             if sequence in queue:
                 queue.remove(sequence)
+                self._accounts.close(sequence.account)
         sequence.status = status
         if self._given.pop(sequence.rank[1], None) is not None:
             try:
@@ -99,7 +109,10 @@ class BackendExecutor:
         refused: list[Outcome] = []
         now = self._clock()
         while self.waiting and len(self.running) < self.max_sequences:
-            sequence = self.waiting.pop(0)
+            sequence = min(self.waiting, key=_by_turn)
+            self.waiting.remove(sequence)
+            self._accounts.note_turn(sequence.account)
+            _charge(sequence, sequence.num_prompt_tokens + sequence.num_seen_tokens)
             self.running.append(sequence)
             sequence.status = SequenceStatus.RUNNING
             sequence.started_at = now
@@ -150,7 +163,9 @@ class BackendExecutor:
             yield Outcome(sequence, error=runtime_failed(output.error))
             return
         if output.token_ids:
+            self._note_prompt(sequence)
             sequence.num_computed_tokens = len(sequence.token_ids)
+            _charge(sequence, len(output.token_ids))
         if sequence.sampling.max_tokens == 0 and (output.token_ids or output.finish_reason):
             sequence.status = SequenceStatus.LENGTH_CAPPED
             yield Outcome(sequence)
@@ -165,6 +180,17 @@ class BackendExecutor:
         if output.finish_reason is not None:
             sequence.status = _end(sequence, output)
             yield Outcome(sequence)
+
+    def _note_prompt(self, sequence: Sequence) -> None:
+        """What a prompt took that had the runtime to itself, once its first token is there."""
+        is_first = sequence.num_generated_tokens == 0 and sequence.seen is None
+        if is_first and len(self.running) == 1 and sequence.started_at is not None:
+            num_computed = sequence.num_prompt_tokens - sequence.num_cached_tokens
+            self.pace.note_step(num_computed, self._clock() - sequence.started_at)
+
+
+def _charge(sequence: Sequence, num_tokens: int) -> None:
+    sequence.account.charge(num_tokens, sequence.weight)
 
 
 def _end(sequence: Sequence, output: TextOutput) -> SequenceStatus:

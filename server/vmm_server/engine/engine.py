@@ -3,44 +3,49 @@
 import asyncio
 import logging
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from collections.abc import Sequence as Tokens
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Self, TypeGuard, cast
+from typing import TypeGuard, cast
 
 from tokenizers import Tokenizer
 
 from vmm_adapters.base import CausalLMRunner, TextBackend
 from vmm_adapters.types import SamplingParams
+from vmm_server.callers import Caller
 from vmm_server.engine.backend_executor import BackendExecutor
 from vmm_server.engine.draft_model import DraftModel
 from vmm_server.engine.drafting import StepCosts
 from vmm_server.engine.executor import EngineLoad, EngineStats, Executor
+from vmm_server.engine.forecast import Claim, first_token_s, retry_after_s
+from vmm_server.engine.generation import Generation
 from vmm_server.engine.grammar import CompiledGrammar, GrammarCompiler
 from vmm_server.engine.histogram import EngineHistograms
 from vmm_server.engine.lacking import lacking
 from vmm_server.engine.paged_executor import PagedExecutor
-from vmm_server.engine.sequence import SeenPrompt, Sequence
+from vmm_server.engine.sequence import SeenPrompt, Sequence, SequenceStatus
 from vmm_server.engine.speculation import Speculator
 from vmm_server.engine.stopping import AnswerText, Detokenizer, special_token_ids
-from vmm_server.engine.stream import Delta, Outbox, TokenStream, Usage
-from vmm_server.engine.worker import Abort, Answer, Close, Prepared, Submit, Worker
+from vmm_server.engine.stream import Outbox, TokenStream
+from vmm_server.engine.worker import Answer, Close, Prepared, Submit, Worker
 from vmm_server.errors import (
     ContextLengthExceeded,
+    DeadlineExceeded,
+    DeadlineUnreachable,
     InvalidRequest,
     Overloaded,
     PlacementFailed,
     ShuttingDown,
     UnsupportedParameter,
-    VMMError,
 )
 from vmm_server.requests import Composite, Constraint
 
 logger = logging.getLogger(__name__)
+
+_ANYBODY = Caller()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class EngineOptions:
     """Generations that run at the same time; in a step each takes at least one of `max_batched_tokens`."""
     max_queue: int = 512
     """Generations that may wait beyond those that run."""
+    background_tokens: int = 128
+    """Of them, in a step, those of prompts with a priority above 0: what an urgent request may have to wait for."""
     max_score_bytes: int = 64 * 1024**2
     """Float32 logits of scored prompt positions in a step."""
     gather_s: float = 0.02
@@ -160,21 +167,22 @@ class Engine:
         *,
         grammar: CompiledGrammar | None = None,
         shown_tokens: frozenset[int] = frozenset(),
-        priority: int = 0,
+        caller: Caller = _ANYBODY,
         context_length: int | None = None,
         param: str = "prompt",
         seen: SeenPrompt | None = None,
         prediction: Tokens[int] = (),
         may_draft: bool = True,
-    ) -> "Generation":
-        """Queue a generation. Call on the event loop; lower `priority` goes first.
+    ) -> Generation:
+        """Queue a generation for a caller, who says how urgent it is. Call on the event loop.
 
         An answer under a `grammar` ends where that says, `min_tokens` or not. `shown_tokens` are special tokens that
         its text shows all the same. `context_length` can lower the engine's own. `seen` stands for a prompt with
         images, which is then empty; how many tokens it has is in `usage` alone. `prediction` is what the answer may
         say, `may_draft` whether its tokens may be guessed. Raises at once: `InvalidRequest` (`param` names the prompt's
         field), `UnsupportedParameter` for what the runtime `lacks`, `ContextLengthExceeded`, `Overloaded`,
-        `ShuttingDown`, `PlacementFailed` after a `failure`.
+        `DeadlineUnreachable` when there is too much before it, `DeadlineExceeded`, `ShuttingDown`, `PlacementFailed`
+        after a `failure`. Past its deadline the generation fails with `DeadlineExceeded`.
         """
         if self.failure is not None:  # and then it is being closed, but nobody shuts down
             raise PlacementFailed(self.failure)
@@ -190,18 +198,20 @@ class Engine:
         self._check_sampling(sampling)
         self._check_lacks(sampling, grammar)
         if self._num_submitted - self._worker.num_finished >= self._max_unfinished:
-            raise Overloaded(retry_after_s=self._retry_after_s())
+            raise Overloaded(retry_after_s=retry_after_s(self._executor.pace.place_s(len(self._executor.running))))
         sequence = Sequence(
             list(prompt),
             sampling,
             max_length=limit,
             eos_token_ids=self._eos_token_ids,
-            priority=priority,
+            caller=caller,
             submitted_at=self._clock(),
             seen=seen,
             prediction=tuple(prediction),
             may_draft=may_draft,
         )
+        if caller.deadline_at is not None:
+            sequence.deadline_at = self._deadline(caller.deadline_at - time.monotonic(), sequence)
         answer = Answer(
             AnswerText(Detokenizer(self._tokenizer, self._special - shown_tokens, prompt), sampling.stop),
             TokenStream(),
@@ -263,10 +273,35 @@ class Engine:
         while len(self._unread) > self._num_submitted - self._worker.num_received:
             self._unread.popleft()
 
-    def _retry_after_s(self) -> int:
-        """When a place is likely to be free: running generations end at their mean time, one after the other."""
-        num_running = max(1, len(self._executor.running))
-        return min(60, max(1, ceil(self._worker.mean_answer_s / num_running)))
+    def _deadline(self, left_s: float, sequence: Sequence) -> float:
+        """On our clock. Raises `DeadlineExceeded`, and `DeadlineUnreachable` where the first token would be late."""
+        if left_s <= 0:
+            raise DeadlineExceeded
+        self._forget_read()
+        others = [*self._executor.running, *self._executor.waiting, *self._unread]
+        expected_s = first_token_s(
+            self._claim(sequence),
+            [self._claim(each) for each in others],
+            self._executor.pace,
+            max_sequences=self._executor.max_sequences,
+            step_tokens=self._executor.step_tokens,
+        )
+        if expected_s > left_s:
+            raise DeadlineUnreachable(
+                timeout_ms=round(left_s * 1000),
+                expected_ms=round(expected_s * 1000),
+                retry_after_s=retry_after_s(expected_s - left_s),
+            )
+        return sequence.submitted_at + left_s
+
+    def _claim(self, sequence: Sequence) -> Claim:
+        """What a sequence needs; of a prompt that has not begun, as much is cached as of those that are over."""
+        num_left = max(0, sequence.num_prompt_tokens - sequence.num_computed_tokens)
+        is_running = sequence.status is SequenceStatus.RUNNING
+        if not is_running:
+            totals = self.totals
+            num_left = ceil(num_left * (1 - totals.num_cached_tokens / max(1, totals.num_prompt_tokens)))
+        return Claim(sequence.priority, sequence.account.tenant, sequence.weight, num_left, is_running)
 
     def _outbox_of(self, loop: asyncio.AbstractEventLoop) -> Outbox:
         if self._outbox is None or self._outbox.loop is not loop:
@@ -289,6 +324,7 @@ def _executor(
             max_batched_tokens=options.max_batched_tokens,
             max_sequences=options.max_sequences,
             max_score_bytes=options.max_score_bytes,
+            background_tokens=options.background_tokens,
             clock=clock,
             speculator=_speculator(runtime, draft_runner, options, clock, step_costs) if options.speculation else None,
         )
@@ -310,62 +346,3 @@ def _speculator(
 
 def _is_runner(runtime: CausalLMRunner | TextBackend) -> TypeGuard[CausalLMRunner]:
     return hasattr(runtime, "execute")
-
-
-class Generation:
-    """One answer as it grows: an async iterator of `Delta`, for one reader.
-
-    Close it (`aclose`) unless it was read to its end; one that is dropped unfinished is aborted with a warning.
-    """
-
-    def __init__(self, worker: Worker, sequence: Sequence, stream: TokenStream) -> None:
-        self.num_prompt_tokens = sequence.num_prompt_tokens
-        self.usage: Usage | None = None
-        """Set with the last delta."""
-        self._worker = worker
-        self._sequence = sequence
-        self._stream = stream
-        # Alive while unfinished; detached by whatever ends the generation in an orderly way.
-        self._finalizer = weakref.finalize(self, _abort_dropped, worker, sequence)
-        self._finalizer.atexit = False
-
-    @property
-    def queued_s(self) -> float | None:
-        """From submission to the first step that held it; `None` as long as it waits."""
-        started = self._sequence.started_at
-        return None if started is None else started - self._sequence.submitted_at
-
-    @property
-    def num_generated_tokens(self) -> int:
-        """Drawn so far, a step old at most."""
-        return self._sequence.num_generated_tokens
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Delta:
-        """The next piece; all that came since the last one, if the reader was slow. Raises `GenerationFailed`."""
-        if not self._finalizer.alive:
-            raise StopAsyncIteration
-        try:
-            delta = await self._stream.get()
-        except VMMError:
-            self._finalizer.detach()
-            raise
-        if delta is None:
-            raise StopAsyncIteration
-        if delta.finish_reason is not None:
-            self._finalizer.detach()
-            self.usage = delta.usage
-        return delta
-
-    async def aclose(self) -> None:
-        """Abort if unfinished. Idempotent; blocks are free before the engine's next step."""
-        if self._finalizer.detach() is not None:
-            self._stream.close()
-            self._worker.post(Abort(self._sequence))
-
-
-def _abort_dropped(worker: Worker, sequence: Sequence) -> None:
-    logger.warning("a generation was dropped unfinished and without aclose(); aborting it")
-    worker.post(Abort(sequence))

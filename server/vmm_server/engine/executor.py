@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from vmm_adapters.errors import AdapterError
 from vmm_adapters.types import TokenLogprob
+from vmm_server.engine.forecast import Pace
 from vmm_server.engine.grammar import CompiledGrammar
 from vmm_server.engine.sampler import Sampled
 from vmm_server.engine.sequence import Sequence, SequenceStatus
@@ -66,6 +67,10 @@ class Executor(Protocol):
     """Of them, those a prompt may have: the whole context where one more token can be drawn all the same."""
     max_sequences: int
     """Sequences that run at the same time."""
+    step_tokens: int
+    """Prompt tokens that are computed at a time, at most."""
+    pace: Pace
+    """How fast it is."""
     lacks: Mapping[str, str]
     """See `TextBackend.lacks`."""
     takes_images: bool
@@ -89,7 +94,7 @@ class Executor(Protocol):
         ...
 
     def add(self, sequence: Sequence, grammar: CompiledGrammar | None) -> None:
-        """Queue a sequence, behind those of its priority."""
+        """Queue a sequence, behind those of its tenant and priority."""
         ...
 
     def step(self) -> Iterable[Outcome]:

@@ -10,12 +10,14 @@ from vmm_adapters.base import CausalLMRunner
 from vmm_adapters.types import TokenLogprob
 from vmm_server.engine.block_pool import BlockPool
 from vmm_server.engine.executor import EngineStats, Outcome
+from vmm_server.engine.forecast import Pace
 from vmm_server.engine.grammar import CompiledGrammar
 from vmm_server.engine.sampler import SamplingState, draw
-from vmm_server.engine.scheduler import DrawRows, Scheduler, Step
+from vmm_server.engine.scheduler import Scheduler
 from vmm_server.engine.scoring import score
 from vmm_server.engine.sequence import Sequence, SequenceStatus
 from vmm_server.engine.speculation import Speculator
+from vmm_server.engine.step import DrawRows, Step
 from vmm_server.errors import GenerationFailed, InvalidRequest, VMMError
 
 
@@ -34,6 +36,7 @@ class PagedExecutor:
         max_sequences: int,
         max_score_bytes: int,
         clock: Callable[[], float],
+        background_tokens: int | None = None,
         speculator: Speculator | None = None,
     ) -> None:
         self._pool = BlockPool(runner.num_blocks, runner.block_size)
@@ -42,11 +45,14 @@ class PagedExecutor:
             max_batched_tokens=max_batched_tokens,
             max_sequences=max_sequences,
             max_scores=max_score_bytes // (4 * runner.vocab_size),
+            background_tokens=background_tokens,
         )
         self.device = runner.device
         self.vocab_size = runner.vocab_size
         self.context_length = self.max_prompt_tokens = min(runner.context_length, self._pool.num_positions)
         self.max_sequences = self._scheduler.max_sequences
+        self.step_tokens = max_batched_tokens
+        self.pace = Pace()
         self.waiting = self._scheduler.waiting
         self.running = self._scheduler.running
         self.involved: Collection[Sequence] | None = None
@@ -98,8 +104,12 @@ class PagedExecutor:
         if step.block_copies:
             self._runner.copy_blocks(step.block_copies)
         logits = self._runner.execute(step.batch)
+        spent = self._clock() - now
+        num_drafts = step.num_drafts
+        if not num_drafts:
+            self.pace.note_step(step.batch.num_tokens - len(step.sequences), spent)
         if speculator is not None and step.only_decodes:
-            speculator.note_step(len(step.sequences), step.num_drafts, self._clock() - now)
+            speculator.note_step(len(step.sequences), num_drafts, spent)
         return self._outcomes(step, logits)
 
     def _outcomes(self, step: Step, logits: NDArray[np.float32]) -> Iterator[Outcome]:

@@ -1,122 +1,23 @@
 """Who computes what in the next step. Pure: no threads, no clocks, no tensors."""
 
 from bisect import insort
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as List
-from dataclasses import dataclass
-from itertools import count
+from itertools import count, takewhile
 from operator import attrgetter
 
-from vmm_adapters.types import Batch, Chunk
 from vmm_server.engine.block_pool import BlockPool, block_key
+from vmm_server.engine.fairness import Account, Accounts
 from vmm_server.engine.sequence import Sequence, SequenceStatus
+from vmm_server.engine.step import Step, StepBuilder
 
 _by_rank = attrgetter("rank")
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRows:
-    """Rows of logits, from `first_row` on, that score these tokens of a prompt."""
-
-    sequence: Sequence
-    first_row: int
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DrawRows:
-    """A sequence draws from this row of logits and, while that gives what was drafted, from the rows behind it."""
-
-    sequence: Sequence
-    first_row: int
-    draft_ids: tuple[int, ...] = ()
+_by_turn = attrgetter("turn")
 
 
 Drafter = Callable[[List[Sequence], int], Mapping[Sequence, List[int]]]
 """`(sequences that decode, most drafts in all) -> what may follow`: `Sequence.num_draftable_tokens` at most of each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one call of the runner computes: `batch.chunks[i]` is the share of `sequences[i]`."""
-
-    sequences: tuple[Sequence, ...]
-    batch: Batch
-    block_copies: tuple[tuple[int, int], ...]
-    """(source, target) blocks to copy, in order, before the batch is computed."""
-    draws: tuple[DrawRows, ...]
-    """Of the sequences that get tokens from this step. All rows there are, unless something is `scored`."""
-    scored: tuple[PromptRows, ...] = ()
-
-    @property
-    def num_drafts(self) -> int:
-        """Of the batch's tokens, those that are guessed."""
-        return sum(len(rows.draft_ids) for rows in self.draws)
-
-    @property
-    def only_decodes(self) -> bool:
-        """Whether each sequence computes its last token and draws."""
-        return self.batch.num_tokens - self.num_drafts == len(self.sequences) == len(self.draws)
-
-
-class _StepBuilder:
-    """A step in the making: a preempted sequence can still be taken out of it."""
-
-    def __init__(self, budget: int, score_budget: int) -> None:
-        self.budget = budget
-        self.score_budget = score_budget
-        self._num_scores: dict[Sequence, int] = {}
-        self._num_tokens: dict[Sequence, int] = {}
-        self._drafts: dict[Sequence, List[int]] = {}
-        self._copies: dict[Sequence, tuple[int, int]] = {}
-
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
-        self._num_tokens[sequence] = num_tokens
-        self.budget -= num_tokens
-        self._num_scores[sequence] = sequence.num_scores(num_tokens)
-        self.score_budget -= self._num_scores[sequence]
-
-    def copy(self, sequence: Sequence, source: int) -> None:
-        """Fill the sequence's newest block with `source` (which may be the very same one, just taken over)."""
-        if source != sequence.block_table[-1]:
-            self._copies[sequence] = (source, sequence.block_table[-1])
-
-    def drop(self, sequence: Sequence) -> None:
-        self.budget += self._num_tokens.pop(sequence, 0)
-        self.score_budget += self._num_scores.pop(sequence, 0)
-        self._copies.pop(sequence, None)
-
-    @property
-    def decoding(self) -> list[Sequence]:
-        """Whoever computes its last token, if that is all that the step does."""
-        sequences = [each for each in self._num_tokens if each.draws_after(1)]
-        return sequences if len(sequences) == len(self._num_tokens) else []
-
-    def add_drafts(self, sequence: Sequence, draft_ids: List[int]) -> None:
-        """Guesses to be computed behind its last token, for which it has places."""
-        self._drafts[sequence] = draft_ids
-        self.budget -= len(draft_ids)
-
-    def build(self) -> Step:
-        chunks: list[Chunk] = []
-        draws: list[DrawRows] = []
-        scored: list[PromptRows] = []
-        num_rows = 0
-        for sequence, num_tokens in self._num_tokens.items():
-            start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
-            drafts = self._drafts.get(sequence, ())
-            num_draws = len(drafts) + 1 if sequence.draws_after(num_tokens) else 0
-            if num_scores := self._num_scores[sequence]:
-                # the last position of a prompt scores nothing, but may be drawn from
-                followers = sequence.token_ids[end - num_scores + 1 : end + 1]
-                scored.append(PromptRows(sequence, num_rows, tuple(followers)))
-            num_logits = max(num_scores, num_draws)
-            chunks.append(Chunk([*sequence.token_ids[start:end], *drafts], start, sequence.block_table, num_logits))
-            num_rows += num_logits
-            if num_draws:
-                draws.append(DrawRows(sequence, num_rows - num_draws, tuple(drafts)))
-        copies = tuple(self._copies.values())
-        return Step(tuple(self._num_tokens), Batch(tuple(chunks)), copies, tuple(draws), tuple(scored))
 
 
 class Scheduler:
@@ -124,12 +25,19 @@ class Scheduler:
 
     There is no prefill or decode phase. Each sequence has tokens, of which some are computed; every step lets
     the computed ones catch up, `max_batched_tokens` in all. Sequences that lack one token (they decode) go
-    first, then prompts, a chunk at a time, then new sequences while they fit, each in order of rank.
+    first, then prompts, a chunk at a time, those that run and those that are let in while they fit. Prompts go in order
+    of `Sequence.turn`: the tenant that got least is next (`fairness`).
+
+    The best priority is served first. While it has prompts to compute, whatever is worse sits the step out, so that an
+    urgent request waits for one step of others at most; and so that this one is short, prompts of priorities above 0
+    have `background_tokens` in a step.
 
     When blocks run out, the running sequence with the highest rank (lowest priority, youngest) is preempted: it gives
-    its blocks back and waits to be computed again, which costs little while they stay cached. The sequence with the
+    its blocks back and waits to be computed again, which costs little while they stay cached. Rank is told by arrival
+    and does not change, so that two sequences never take blocks from each other in turns. The sequence with the
     lowest rank can take every block there is, any sequence that is let in fits into all blocks, and the
-    budget has a token for each running sequence. So the first one advances in every step, and all finish.
+    budget has a token for each running sequence. So somebody advances in every step, what was let in is computed
+    whole but for what is drawn meanwhile, and all finish.
 
     A prompt that is to be scored takes no cached blocks. At most `max_scores` positions are scored in a step, and one
     more where the first in rank would have none.
@@ -140,15 +48,23 @@ class Scheduler:
     """
 
     def __init__(
-        self, pool: BlockPool, *, max_batched_tokens: int, max_sequences: int, max_scores: int | None = None
+        self,
+        pool: BlockPool,
+        *,
+        max_batched_tokens: int,
+        max_sequences: int,
+        max_scores: int | None = None,
+        background_tokens: int | None = None,
     ) -> None:
         self.pool = pool
         self.max_batched_tokens = max_batched_tokens
         self.max_scores = max_batched_tokens if max_scores is None else max(1, max_scores)
         self.max_sequences = min(max_sequences, max_batched_tokens)  # a token in each step for each of them
+        self.background_tokens = max(background_tokens or max_batched_tokens, pool.block_size)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preempted = 0
+        self._accounts = Accounts()
         self._arrivals = count(1)
 
     @property
@@ -159,26 +75,28 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. Its `max_length` must fit into the pool's blocks."""
         sequence.rank = (sequence.priority, next(self._arrivals))
+        sequence.account = self._accounts.open(sequence.priority, sequence.account.tenant, self._backlog())
         insort(self.waiting, sequence, key=_by_rank)
+
+    def _backlog(self) -> Iterator[Account]:
+        """Whose prompts wait, with or without a place among those that run."""
+        yield from (sequence.account for sequence in self.waiting)
+        yield from (sequence.account for sequence in self.running if sequence.num_pending_tokens > 1)
 
     def finish(self, sequence: Sequence, status: SequenceStatus) -> None:
         """Take a sequence out, whatever it is doing, and free its blocks; only sets the status if it is out."""
         queue = self.waiting if sequence.status < SequenceStatus.RUNNING else self.running
         if sequence in queue:
-            queue.remove(sequence)
-            self._release(sequence)
+            self._leave(queue, sequence)
         sequence.status = status
 
     def schedule(self, drafter: Drafter | None = None) -> Step:
         """Choose the next step. It is empty only when there is no work."""
-        step = _StepBuilder(self.max_batched_tokens, self.max_scores)
-        decoding = [sequence for sequence in self.running if sequence.num_pending_tokens == 1]
-        catching_up = [sequence for sequence in self.running if sequence.num_pending_tokens > 1]
-        for sequence in decoding + catching_up:
-            if step.budget > 0 and sequence.status is SequenceStatus.RUNNING:  # not preempted for one before it
-                self._advance(sequence, step)
-        while self.waiting and step.budget > 0 and self._admit(self.waiting[0], step):
-            self._advance(self.waiting.pop(0), step)
+        step = StepBuilder(self.max_batched_tokens, self.max_scores)
+        for priority in self._accounts.priorities:
+            self._serve(priority, step)
+            if step.has_prompts:
+                break  # what is worse sits out
         if drafter is not None and step.budget > 0 and (drafting := step.decoding):
             self._add_drafts(drafter(drafting, min(step.budget, self.max_scores)), step)
         return step.build()
@@ -205,10 +123,14 @@ class Scheduler:
 
     def _let_go(self, sequence: Sequence) -> None:
         if sequence.is_finished and sequence in self.running:
-            self.running.remove(sequence)
-            self._release(sequence)
+            self._leave(self.running, sequence)
 
-    def _add_drafts(self, drafts: Mapping[Sequence, List[int]], step: "_StepBuilder") -> None:
+    def _leave(self, queue: list[Sequence], sequence: Sequence) -> None:
+        queue.remove(sequence)
+        self._release(sequence)
+        self._accounts.close(sequence.account)
+
+    def _add_drafts(self, drafts: Mapping[Sequence, List[int]], step: StepBuilder) -> None:
         """As many of the drafts as free blocks have places for."""
         pool = self.pool
         for sequence, draft_ids in drafts.items():
@@ -219,8 +141,51 @@ class Scheduler:
             if min(num_places, len(draft_ids)) > 0:
                 step.add_drafts(sequence, draft_ids[:num_places])
 
-    def _advance(self, sequence: Sequence, step: "_StepBuilder") -> None:
-        """Give a running sequence its share of the step: as many tokens as budget and blocks allow."""
+    def _serve(self, priority: int, step: StepBuilder) -> None:
+        """What a step does for the sequences of one priority."""
+        decoding: list[Sequence] = []
+        catching_up: list[Sequence] = []
+        for sequence in self.running:
+            if sequence.priority == priority:
+                (decoding if sequence.num_pending_tokens == 1 else catching_up).append(sequence)
+        for sequence in decoding:
+            if step.budget > 0 and sequence.status is SequenceStatus.RUNNING:  # not preempted for one before it
+                self._advance(sequence, step)
+        if priority > 0:
+            step.budget = min(step.budget, self.background_tokens)
+        if self._accounts.are_shared(priority):
+            catching_up.sort(key=_by_turn)
+        self._serve_prompts(priority, deque(catching_up), step)
+
+    def _serve_prompts(self, priority: int, catching_up: deque[Sequence], step: StepBuilder) -> None:
+        """Go on with prompts and begin new ones, whoever's turn it is, until the budget is used up."""
+        may_admit = True
+        while step.budget > 0:
+            new = self._next_waiting(priority) if may_admit else None
+            if new is not None and (not catching_up or new.turn < catching_up[0].turn):
+                may_admit = self._admit(new, step)
+                sequence = new
+            elif catching_up:
+                sequence = catching_up.popleft()
+            else:
+                break
+            if sequence.status is SequenceStatus.RUNNING:
+                self._accounts.note_turn(sequence.account)
+                step.has_prompts |= self._advance(sequence, step)
+
+    def _next_waiting(self, priority: int) -> Sequence | None:
+        """Whose turn it is of those that wait; nobody's while one of a better priority does not fit."""
+        if not self.waiting or self.waiting[0].priority != priority:
+            return None
+        if not self._accounts.are_shared(priority):
+            return self.waiting[0]
+        return min(takewhile(lambda each: each.priority == priority, self.waiting), key=_by_turn)
+
+    def _advance(self, sequence: Sequence, step: StepBuilder) -> bool:
+        """Give a running sequence its share of the step: as many tokens as budget and blocks allow.
+
+        Returns whether that is any.
+        """
         self._reuse_cached(sequence, step)
         wanted = min(sequence.num_pending_tokens, step.budget)
         if sequence.is_scoring:
@@ -231,8 +196,17 @@ class Scheduler:
             wanted = self._whole_blocks(sequence, wanted)
         num_places = self._make_room(sequence, sequence.num_computed_tokens + wanted, step)
         num_tokens = min(wanted, num_places - sequence.num_computed_tokens)
-        if num_tokens > 0:
-            step.add(sequence, num_tokens)
+        if num_tokens <= 0:
+            return False
+        step.add(sequence, num_tokens)
+        self._charge(sequence, sequence.num_computed_tokens + num_tokens)
+        return True
+
+    def _charge(self, sequence: Sequence, num_tokens: int) -> None:
+        """Have its tenant pay for the first `num_tokens`, as far as it did not. What is computed again is free."""
+        if num_tokens > sequence.num_served_tokens:
+            sequence.account.charge(num_tokens - sequence.num_served_tokens, sequence.weight)
+            sequence.num_served_tokens = num_tokens
 
     def _whole_blocks(self, sequence: Sequence, wanted: int) -> int:
         """Of the wanted tokens of a prompt, those up to the last block that they fill.
@@ -248,7 +222,7 @@ class Scheduler:
         is_crowded = self.max_batched_tokens - len(self.running) < size and not sequence.is_scoring
         return wanted if is_crowded or sequence is self.running[0] else 0
 
-    def _make_room(self, sequence: Sequence, num_tokens: int, step: "_StepBuilder") -> int:
+    def _make_room(self, sequence: Sequence, num_tokens: int, step: StepBuilder) -> int:
         """Grow the block table to hold `num_tokens`, preempting those behind; returns the positions it has now.
 
         A sequence that has nobody behind it keeps its blocks and waits for those before it to move on.
@@ -262,13 +236,14 @@ class Scheduler:
             table.append(pool.allocate())
         return len(table) * pool.block_size
 
-    def _admit(self, sequence: Sequence, step: "_StepBuilder") -> bool:
+    def _admit(self, sequence: Sequence, step: StepBuilder) -> bool:
         """Start a waiting sequence if there is room for all of its tokens; those of lower priority make room."""
         self._extend_keys(sequence)
         while len(self.running) >= self.max_sequences or not self._fits(sequence):
             if not self.running or self.running[-1].priority <= sequence.priority:
                 return False
             self._preempt(self.running[-1], step)
+        self.waiting.remove(sequence)
         sequence.status = SequenceStatus.RUNNING
         insort(self.running, sequence, key=_by_rank)
         return True
@@ -283,7 +258,7 @@ class Scheduler:
             lacking += pool.num_blocks_for(len(other.token_ids)) - len(other.block_table) + 1
         return lacking <= pool.num_free
 
-    def _preempt(self, sequence: Sequence, step: "_StepBuilder") -> None:
+    def _preempt(self, sequence: Sequence, step: StepBuilder) -> None:
         step.drop(sequence)
         self.running.remove(sequence)
         self._release(sequence)
@@ -297,7 +272,7 @@ class Scheduler:
         self.pool.release(sequence.block_table)
         sequence.block_table = []
 
-    def _reuse_cached(self, sequence: Sequence, step: "_StepBuilder") -> None:
+    def _reuse_cached(self, sequence: Sequence, step: StepBuilder) -> None:
         """Skip the full blocks that are in the pool already, one that another sequence filled just now included.
 
         One token must be left to compute, for its logits. Where everything is cached, the last block is
@@ -320,6 +295,7 @@ class Scheduler:
             elif self._make_room(sequence, end, step) == end:
                 step.copy(sequence, block)
                 sequence.num_computed_tokens = end - 1
+        sequence.num_served_tokens = max(sequence.num_served_tokens, sequence.num_computed_tokens)  # found for free
         if sequence.num_preemptions == 0:
             sequence.num_cached_tokens += sequence.num_computed_tokens - before
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from vmm_adapters.types import TokenLogprob
 from vmm_server.engine.sampler import logprobs_of
-from vmm_server.engine.scheduler import PromptRows
+from vmm_server.engine.step import PromptRows
 
 
 def score(logits: NDArray[float32], rows: PromptRows) -> tuple[TokenLogprob, ...] | None:

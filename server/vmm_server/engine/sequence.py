@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmm_adapters.types import FinishReason, SamplingParams
+from vmm_server.callers import Caller
+from vmm_server.engine.fairness import Account
 from vmm_server.engine.stream import Usage
 
 
@@ -42,6 +44,9 @@ class SeenPrompt:
     """Those of the text alone: the whole prompt has more."""
 
 
+_ANYBODY = Caller()
+
+
 class Sequence:
     """Prompt and generated tokens in one list, of which the first `num_computed_tokens` are in the KV blocks.
 
@@ -55,7 +60,7 @@ class Sequence:
         *,
         max_length: int,
         eos_token_ids: frozenset[int] = frozenset(),
-        priority: int = 0,
+        caller: Caller = _ANYBODY,
         salt: bytes = b"",
         submitted_at: float = 0.0,
         seen: SeenPrompt | None = None,
@@ -76,11 +81,16 @@ class Sequence:
         if sampling.max_tokens is not None:
             self.max_length = min(max_length, len(prompt) + sampling.max_tokens)
         self.eos_token_ids = frozenset() if sampling.ignore_eos else eos_token_ids
-        self.priority = priority
+        self.priority = caller.priority
+        self.weight = caller.weight
+        self.account = Account(caller.priority, caller.tenant)
+        """Its tenant's, shared with other sequences once it is queued."""
         self.salt = salt
         self.status = SequenceStatus.WAITING
-        self.rank = (priority, 0)
-        """Lower goes first and is preempted last: priority, then order of arrival."""
+        self.rank = (caller.priority, 0)
+        """Lower is preempted last: priority, then order of arrival."""
+        self.deadline_at: float | None = None
+        """When nobody wants it any more, on the same clock as its other times."""
 
         self.block_table: list[int] = []
         self.block_keys: list[bytes] = []
@@ -89,6 +99,8 @@ class Sequence:
         """Of the prompt, found in the prefix cache before any preemption."""
         self.num_scored_tokens = 0
         """Positions whose logits were seen, if they are to score the prompt token behind them."""
+        self.num_served_tokens = 0
+        """First tokens that its tenant was charged for, or found computed: none is paid twice."""
         self.num_preemptions = 0
         self.num_drafted_tokens = 0
         """Guessed and computed."""
@@ -102,6 +114,11 @@ class Sequence:
         self.started_at: float | None = None
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
+
+    @property
+    def turn(self) -> tuple[int, float, int]:
+        """Lower is served first: priority, what its tenant got, then order of arrival. It changes with every step."""
+        return self.priority, self.account.service, self.rank[1]
 
     @property
     def num_generated_tokens(self) -> int:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from queue import Empty, SimpleQueue
 from threading import Thread
 
@@ -20,7 +21,7 @@ from vmm_server.engine.sampler import Sampled
 from vmm_server.engine.sequence import FINISH_REASONS, Sequence, SequenceStatus
 from vmm_server.engine.stopping import AnswerText
 from vmm_server.engine.stream import Delta, Outbox, TokenStream
-from vmm_server.errors import GenerationFailed, PlacementFailed, VMMError
+from vmm_server.errors import DeadlineExceeded, GenerationFailed, PlacementFailed, VMMError
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +86,6 @@ class Worker(Thread):
         self.num_cached_tokens = 0
         self.num_generated_tokens = 0
         """Tokens drawn so far."""
-        self.mean_answer_s = 0.0
-        """Running mean of the time from a generation's first step to its end."""
         self.failure: str | None = None
         """Which device was given up, and its words."""
         self.histograms = EngineHistograms()
@@ -96,6 +95,9 @@ class Worker(Thread):
         self._gather_s = gather_s
         self._mailbox: SimpleQueue[Message] = SimpleQueue()
         self._answers: dict[Sequence, Answer] = {}
+        self._deadlines: dict[Sequence, float] = {}
+        self._next_deadline = inf
+        """No deadline is before it."""
         self._is_closing = False
 
     def post(self, message: Message) -> None:
@@ -116,6 +118,8 @@ class Worker(Thread):
     def _turn(self) -> None:
         try:
             self._read_mailbox()
+            if self._deadlines and self._clock() >= self._next_deadline:
+                self._fail_late()
         except Exception as error:
             logger.exception("the engine's mailbox could not be read")
             self._fail(list(self._answers), _generation_failed(error))
@@ -158,6 +162,7 @@ class Worker(Thread):
                     self._answers[sequence] = answer
                     if self.failure is None:
                         self._executor.add(sequence, grammar)
+                        self._watch(sequence)
                     else:
                         self._fail([sequence], PlacementFailed(self.failure))
                 case Abort(sequence):
@@ -166,6 +171,18 @@ class Worker(Thread):
                     continue
                 case Close():
                     self._is_closing = True
+
+    def _watch(self, sequence: Sequence) -> None:
+        if sequence.deadline_at is not None:
+            self._deadlines[sequence] = sequence.deadline_at
+            self._next_deadline = min(self._next_deadline, sequence.deadline_at)
+
+    def _fail_late(self) -> None:
+        """End what is past its deadline, before anything more is computed for it."""
+        now = self._clock()
+        late = [sequence for sequence, deadline_at in self._deadlines.items() if deadline_at <= now]
+        self._fail(late, DeadlineExceeded())
+        self._next_deadline = min(self._deadlines.values(), default=inf)
 
     def _step(self) -> None:
         outcomes = self._executor.step()
@@ -222,13 +239,14 @@ class Worker(Thread):
         answer = self._answers[sequence]
         text += answer.text.flush()
         usage = replace(sequence.usage(now), stop_string=answer.text.stop_string)
-        self.mean_answer_s += 0.2 * (usage.prefill_s + usage.decode_s - self.mean_answer_s)
+        self._executor.pace.note_answer(usage.prefill_s + usage.decode_s)
         self._close(sequence, sequence.status)
         return Delta(text, finish_reason=FINISH_REASONS[sequence.status], usage=usage)
 
     def _close(self, sequence: Sequence, status: SequenceStatus) -> None:
         """Forget a sequence; its blocks are free afterwards."""
         if self._answers.pop(sequence, None) is not None:
+            self._deadlines.pop(sequence, None)
             self._executor.finish(sequence, status)
             self.num_finished += 1
             started = self._clock() if sequence.started_at is None else sequence.started_at

@@ -15,7 +15,7 @@ from random import Random
 from statistics import median
 
 from vmm_adapters.types import FinishReason, SamplingParams
-from vmm_server.engine.engine import Generation
+from vmm_server.engine.generation import Generation
 from vmm_server.engine.stopping import special_token_ids
 from vmm_server.engine.stream import Usage
 from vmm_server.errors import GenerationFailed, ShuttingDown
