@@ -9,6 +9,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from litestar import Request
@@ -43,6 +44,8 @@ class FormLimits:
     """The field that errors of too many bytes name."""
     setting: str | None = None
     """The setting that `max_bytes` comes from; errors name it."""
+    spool_dir: Path | None = None
+    """Where files lie meanwhile; it is made if it is not there. `None`: the system's place for temporary files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +215,8 @@ class _FormReader:
                 if len(self._files) == self._limits.max_files:
                     count = f"{self._limits.max_files} file" + "s" * (self._limits.max_files > 1)
                     raise InvalidRequest(f"{event.name}: more than {count} in a request", param=event.name)
-                self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - the form's, until it is closed
+                folder = self._limits.spool_dir
+                self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=folder)  # noqa: SIM115 - until it is closed
         elif event is not None:
             self._count(len(event))
             self._pending += event
@@ -251,9 +255,14 @@ class _FormReader:
             if self._size <= SPOOL_BYTES:  # stays in memory
                 self._file.write(pending)
             else:
-                await asyncio.to_thread(self._file.write, pending)
+                await asyncio.to_thread(self._spool, self._file, pending)
         except OSError as error:
             raise StoreError(f"the upload cannot be kept: {error.strerror}") from error
+
+    def _spool(self, file: IO[bytes], pending: bytearray) -> None:
+        if self._limits.spool_dir is not None:
+            self._limits.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.write(pending)
 
     async def _end(self) -> None:
         part = self._part

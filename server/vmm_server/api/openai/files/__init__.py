@@ -1,0 +1,1 @@
+"""OpenAI's Files, `/v1/files`: what batches read and write."""
