@@ -1,5 +1,6 @@
 """An answer on its way: what it runs on, how it is read, and where it goes when its device fails before it began."""
 
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from vmm_server.models.store import InstalledModel
 from vmm_server.observed import Watch
 from vmm_server.prompt.answer import AnswerReader
 from vmm_server.prompting import WrittenPrompt
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -40,6 +43,8 @@ class Started:
     finish_reason: str | None = None
     error: BaseException | None = None
     """What it ended with."""
+    said: list[str] | None = None
+    """The answer so far, where it is to be logged."""
 
     async def begin(self) -> None:
         """Submit it, elsewhere if the device has failed meanwhile. Raises as `Engine.submit` and `find` do."""
@@ -66,12 +71,14 @@ class Started:
             delta = replace(delta, usage=replace(delta.usage, queued_s=delta.usage.queued_s + self.moved_s))
         self.usage = delta.usage
         self.finish_reason = delta.finish_reason
+        if self.said is not None:
+            self.said.append(delta.text)
         return delta
 
     async def _next(self) -> Delta:
         while True:
             try:
-                return await anext(self.generation)
+                delta = await anext(self.generation)
             except PlacementFailed as error:
                 await self._move(error)
                 self.moved_s = self.clock() - self.submitted_at
@@ -144,6 +151,16 @@ class Completion:
         """Known after the last delta."""
         return self._deltas.usage
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Computed of the prompt up to now, cached ones included."""
+        return self._started.generation.num_computed_tokens
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Drawn up to now."""
+        return self._started.generation.num_generated_tokens
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for."""
         return self._started.lease.ready.token_bytes(token_id)
@@ -187,6 +204,9 @@ class Completion:
             watch.num_input_tokens = watch.usage.num_prompt_tokens
         watch.finish_reason = started.finish_reason
         watch.error = started.error
+        if started.said is not None:
+            logger.info("answer of %s: %s", self.model.name, "".join(started.said))
+            started.said = None
         watch.end(error)
 
 

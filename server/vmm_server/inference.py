@@ -37,9 +37,10 @@ from vmm_server.models.pool import ModelPool
 from vmm_server.models.registry import Registry
 from vmm_server.models.router import Work
 from vmm_server.models.store import InstalledModel
+from vmm_server.models.turns import conversation_of
 from vmm_server.observed import Observe, Operation, Watch, nobody_observes
 from vmm_server.prompt.words import Words
-from vmm_server.prompting import check_token_ids, prepare, write_prompt
+from vmm_server.prompting import WrittenPrompt, check_token_ids, prepare, write_prompt
 from vmm_server.requests import (
     ANYWHERE,
     ChatPrompt,
@@ -90,6 +91,7 @@ class Inference:
         clock: Callable[[], float] = time.perf_counter,
         fetcher: Fetcher | None = None,
         observe: Observe = nobody_observes,
+        log_prompts: bool = False,
     ) -> None:
         """`fetcher` gets images that are sent as URLs; without one they are refused. `observe` is told of each request
         that is over."""
@@ -97,6 +99,7 @@ class Inference:
         self._pool = pool
         self._fetcher = fetcher or Fetcher("off")
         self._observe = observe
+        self._log_prompts = log_prompts
         self._now = now
         self._new_call_id = new_call_id
         self._clock = clock
@@ -151,6 +154,9 @@ class Inference:
                     prediction=prompt.prediction,
                 )
                 started = Started(lease, partial(self._lease, model, request, form), submit, self._clock)
+                if self._log_prompts:
+                    logger.info("prompt of %s: %s", model.name, await asyncio.to_thread(_shown, prompt, lease.ready))
+                    started.said = []
                 await started.begin()
                 started.submitted_at = self._clock()
         except BaseException:
@@ -167,7 +173,9 @@ class Inference:
         reader = prompt.reader(lease.ready.token_bytes, self._new_call_id)
         prepare_s = started.submitted_at - (watch.leased_at or 0.0)
         created, load_s = self._now(), watch.load_s
-        completion = Completion(model, started, prompt, reader, created, load_s, prepare_s, watch, self._closed)
+        repeats = beside is not None and beside.prompt_tokens == prompt.tokens  # a prompt of n choices counts once
+        closed = partial(self._closed, charge_prompt=not repeats)
+        completion = Completion(model, started, prompt, reader, created, load_s, prepare_s, watch, closed)
         self._running.add(completion)
         self._idle.clear()
         return completion
@@ -208,8 +216,8 @@ class Inference:
         return LoadInfo(model, await self._pool.load(model, keep_alive, wanted))
 
     async def unload(self, name: str, wanted: Wanted = ANYWHERE) -> bool:
-        """Unload a model from all that is `wanted`, once it is idle. False if it was not loaded."""
-        return await self._pool.unload(self._registry.resolve(name), wanted)
+        """Unload all that a name may mean from all that is `wanted`, once it is idle. False if none was loaded."""
+        return any([await self._pool.unload(model, wanted) for model in self._registry.meant(name)])
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new work and wait for what runs; True when all of it finished in time."""
@@ -226,9 +234,10 @@ class Inference:
         """The model of a request, loaded where it can be honoured; the request with the model's defaults."""
         if self.draining:
             raise ShuttingDown
-        model = self._registry.resolve(request.model)
-        if watch is not None:
-            watch.model = model
+        if watch is None:
+            model = self._registry.resolve(request.model)
+        else:
+            model = watch.model = self._registry.choose(request.model, partial(conversation_of, request))
         if not model.generates:
             asked = "chat" if isinstance(request.prompt, ChatPrompt) else "generate"
             raise UnsupportedCapability(request.model, asked)
@@ -267,8 +276,12 @@ class Inference:
         elsewhere.load_s += lease.load_s
         return elsewhere
 
-    def _closed(self, completion: Completion) -> None:
-        self._running.discard(completion)
+    def _closed(self, completion: Completion, *, charge_prompt: bool) -> None:
+        if completion not in self._running:
+            return
+        num_prompt_tokens = completion.num_prompt_tokens if charge_prompt else 0
+        caller.get().charge(num_prompt_tokens + completion.num_generated_tokens)
+        self._running.remove(completion)
         if not self._running:
             self._idle.set()
 
@@ -282,6 +295,11 @@ async def _compile(form: Constraint | Composite, sampling: SamplingParams, ready
     if sampling.ignore_eos:
         raise InvalidRequest(f"ignore_eos: an answer under {form.param} ends where that says", param="ignore_eos")
     return await ready.engine.grammars.compile(form)
+
+
+def _shown(prompt: WrittenPrompt, ready: ReadyModel) -> str:
+    text = ready.tokenizer.decode(prompt.tokens, skip_special_tokens=False) if prompt.text is None else prompt.text
+    return text
 
 
 def _work(request: GenerateRequest) -> Work:

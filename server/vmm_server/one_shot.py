@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
+from vmm_server.callers import caller
 from vmm_server.errors import PlacementFailed, ShuttingDown, UnsupportedCapability
 from vmm_server.models.leases import MAX_MOVES, Lease
 from vmm_server.models.pool import ModelPool
@@ -62,13 +63,20 @@ class OneShot:
         self.draining = False
 
     def resolve(self, name: str, *capabilities: str) -> InstalledModel:
-        """An installed model that can do one of these.
+        """An installed model that can do one of these, for one request.
 
         Raises `ShuttingDown`, `InvalidModelName`, `ModelNotFound`, `UnsupportedCapability` naming the first.
         """
+        return self._checked(name, self._registry.choose, *capabilities)
+
+    def look_up(self, name: str, *capabilities: str) -> InstalledModel:
+        """The same, where nothing is run: of a release, the model that most requests get."""
+        return self._checked(name, self._registry.resolve, *capabilities)
+
+    def _checked(self, name: str, find: Callable[[str], InstalledModel], *capabilities: str) -> InstalledModel:
         if self.draining:
             raise ShuttingDown
-        model = self._registry.resolve(name)
+        model = find(name)
         if not {*capabilities} & {*model.capabilities}:
             raise UnsupportedCapability(name, capabilities[0])
         return model
@@ -98,6 +106,7 @@ class OneShot:
                         continue
                 if isinstance(told, Answered):
                     watch.queued_s, watch.num_input_tokens = told.queued_s, told.num_input_tokens
+                    caller.get().charge(told.num_input_tokens or 0)
                 return told
         raise AssertionError("unreachable")
 

@@ -36,6 +36,17 @@ class Generation:
         return None if started is None else started - self._sequence.submitted_at
 
     @property
+    def num_computed_tokens(self) -> int:
+        """Of the prompt, up to now: cached ones too."""
+        if self.usage is not None:
+            return self.usage.num_prompt_tokens
+        sequence = self._sequence
+        num_prompt_tokens = sequence.num_prompt_tokens + sequence.num_seen_tokens
+        return (
+            num_prompt_tokens if sequence.num_generated_tokens else min(sequence.num_computed_tokens, num_prompt_tokens)
+        )
+
+    @property
     def num_generated_tokens(self) -> int:
         """Drawn so far, a step old at most."""
         return self._sequence.num_generated_tokens
