@@ -18,7 +18,6 @@ from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive
 from vmm_server.admission import Admission
 from vmm_server.api.aliases import with_aliases
 from vmm_server.api.anthropic.messages import MessagesController
-from vmm_server.api.body import MAX_BODY_BYTES
 from vmm_server.api.errors import message_of, respond
 from vmm_server.api.gate import Gate, check_exposure
 from vmm_server.api.head import head_as_get
@@ -179,7 +178,7 @@ def create_app(
         lifespan=[lambda _: _lifespan(parts)],
         state=State({"parts": parts}),
         openapi_config=None,
-        request_max_body_size=MAX_BODY_BYTES,
+        request_max_body_size=settings.max_body_size,
         logging_config=None,
     )
 

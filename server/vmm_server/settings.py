@@ -140,6 +140,8 @@ class Settings(BaseSettings):
     """How long a request waits for its model to be loaded: seconds or 5m; 0 for ever."""
     shutdown_timeout_s: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that running generations get to finish after SIGTERM."""
+    max_body_size: Annotated[ByteSize, Field(ge=2**16)] = ByteSize(64 * 2**20)
+    """Size that a request's body may have, but for uploads of files: JSON, and forms with images."""
     image_urls: ImageUrls = "public"
     """Which image URLs are fetched: public, those of the public internet; any, also your network's; off, none."""
     max_audio_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(512 * 2**20)

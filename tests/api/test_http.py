@@ -12,7 +12,6 @@ import pytest
 from vmm_adapters.echo import Gate
 from vmm_adapters.errors import RuntimeFailed
 from vmm_adapters.types import Batch
-from vmm_server.api.body import MAX_BODY_BYTES
 from vmm_server.engine import EngineOptions
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
@@ -84,7 +83,7 @@ def test_a_wrong_method_is_405_in_its_familys_shape(live_server: Any) -> None:
 
 @pytest.mark.parametrize(("path", "body"), BOTH)
 def test_a_body_that_is_too_big_is_413_in_its_familys_shape(live_server: Any, path: str, body: Any) -> None:
-    response = live_server.client.post(path, content=b" " * (MAX_BODY_BYTES + 1))
+    response = live_server.client.post(path, content=b" " * (live_server.parts.settings.max_body_size + 1))
     assert response.status_code == 413
     assert response.json()["error"]
 

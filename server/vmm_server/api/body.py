@@ -1,5 +1,11 @@
-"""Request bodies: JSON whatever the Content-Type says, checked into a pydantic shape, errors naming the field."""
+"""Request bodies: JSON whatever the Content-Type says, checked into a pydantic shape, errors naming the field.
 
+Bytes are bounded while they are read (the setting `max_body_size`, which the app hands to its routes). What bytes alone
+do not bound is counted before anything is made of them: two bytes of JSON (`[]`) are a hundred in memory.
+"""
+
+import asyncio
+import re
 from typing import Annotated, Any, TypeVar
 
 from litestar import Request
@@ -19,8 +25,13 @@ from vmm_server.durations import parse_keep_alive
 from vmm_server.errors import InvalidRequest, RequestCancelled
 from vmm_server.requests import KeepAlive
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
-"""A long context is a few megabytes of JSON; base64 images are what needs the room."""
+MAX_CONTAINERS = 200_000
+"""Arrays and objects in a body."""
+MAX_MEMBERS = 2_000_000
+"""Elements of arrays and members of objects in a body, and strings: token ids of a long context are what needs them."""
+_LONG_BYTES = 256 * 1024
+"""From here on a body is not read on the event loop."""
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 
 def _fail_fast(schema: object) -> None:
@@ -62,7 +73,8 @@ def _keep_alive(value: object) -> KeepAlive | None:
     return parse_keep_alive(value)
 
 
-def _one_or_many(value: object) -> object:
+def one_or_many(value: object) -> object:
+    """A string is an array of one. Raises `ValueError` for what is neither."""
     if not isinstance(value, str | list):
         raise ValueError("must be a string or an array of strings")
     return [value] if isinstance(value, str) else value
@@ -74,7 +86,7 @@ RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
 """Logits are multiplied or divided by it; far beyond these bounds none of them is a number any more."""
 Duration = Annotated[KeepAlive | None, PlainValidator(_keep_alive, json_schema_input_type=float | str)]
 """`keep_alive`: a number of seconds or a Go duration."""
-Strings = Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
+Strings = Annotated[list[str], BeforeValidator(one_or_many, json_schema_input_type=str | list[str])]
 """One string or an array of them."""
 
 Shape = TypeVar("Shape", bound=Wire)
@@ -131,14 +143,32 @@ def _place(error: ErrorDetails, sent: object) -> tuple[int | str, ...]:
 
 
 def parse_body(raw: bytes, shape: type[Shape]) -> Shape:
-    """Check a body. Raises `InvalidRequest` for no body, malformed JSON, a missing field or a wrong type."""
+    """Check a body. Raises `InvalidRequest` for no body, malformed JSON, a missing field or a wrong type, and for more
+    in it than anybody can mean."""
     if not raw.strip():
         raise InvalidRequest("missing request body")
+    _check_counts(raw)
     try:
         return shape.model_validate_json(raw)
     except ValidationError as error:
         sent = from_json(raw) if error.error_count() > 1 else None
         raise invalid_request(error, sent=sent) from error
+
+
+def _check_counts(raw: bytes) -> None:
+    """Counts signs, and looks at what is text among them only where they are many."""
+    if len(raw) <= MAX_CONTAINERS:
+        return
+    if raw.count(b'"') > 2 * MAX_MEMBERS:
+        raise InvalidRequest(f"the body has more than {MAX_MEMBERS} strings")
+    for is_plain in (False, True):
+        signs = _STRING.sub(b"", raw) if is_plain else raw
+        has_many_containers = signs.count(b"[") + signs.count(b"{") > MAX_CONTAINERS
+        has_many_members = signs.count(b",") > MAX_MEMBERS
+        if not (has_many_containers or has_many_members):
+            return
+    what = f"{MAX_CONTAINERS} arrays and objects" if has_many_containers else f"{MAX_MEMBERS} elements"
+    raise InvalidRequest(f"the body has more than {what}")
 
 
 def refuse_compressed(request: Request[Any, Any, Any]) -> None:
@@ -151,11 +181,19 @@ def refuse_compressed(request: Request[Any, Any, Any]) -> None:
 async def read_body(request: Request[Any, Any, Any], shape: type[Shape]) -> Shape:
     """Read and check a request's body; `curl -d` without a Content-Type is welcome.
 
-    Raises `InvalidRequest`; `RequestCancelled` when the client leaves in the middle of it.
+    Raises `InvalidRequest`; `RequestCancelled` when the client leaves in the middle of it; Litestar's 413 beyond
+    `max_body_bytes`, at the `Content-Length` already if there is one.
     """
     refuse_compressed(request)
     try:
         raw = await request.body()
     except InternalServerException as error:  # Litestar's word for that, and for nothing else here
         raise RequestCancelled from error
+    if len(raw) > _LONG_BYTES:
+        return await asyncio.to_thread(parse_body, raw, shape)
     return parse_body(raw, shape)
+
+
+def max_body_bytes(request: Request[Any, Any, Any]) -> int:
+    """What a body may have on the route of this request: the setting `max_body_size`."""
+    return request.route_handler.resolve_request_max_body_size() or 0

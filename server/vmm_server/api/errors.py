@@ -16,7 +16,7 @@ from litestar.status_codes import HTTP_413_REQUEST_ENTITY_TOO_LARGE
 
 from vmm_adapters.errors import AdapterError
 from vmm_server import errors
-from vmm_server.api.body import MAX_BODY_BYTES
+from vmm_server.api.body import max_body_bytes
 from vmm_server.logs import request_id
 
 logger = logging.getLogger(__name__)
@@ -201,6 +201,6 @@ def _route_error(request: Request[Any, Any, Any], error: Exception) -> Exception
     if isinstance(error, NotFoundException):
         return NotFoundException("404 page not found" if body_for(path) is None else f"no route {path}")
     if status_of(error) == HTTP_413_REQUEST_ENTITY_TOO_LARGE:
-        limit = f"{MAX_BODY_BYTES // 2**20} MiB"
+        limit = f"{max_body_bytes(request) / 2**20:g} MiB (setting max_body_size)"
         return HTTPException(status_code=413, detail=f"the request body is larger than the limit of {limit}")
     return error

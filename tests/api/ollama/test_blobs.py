@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from vmm_server.api.body import MAX_BODY_BYTES
-
 CONTENT = b"weights" * 1000
 
 
@@ -32,7 +30,7 @@ def test_an_upload_is_201_then_200(start_server: Any) -> None:
 
 def test_an_upload_in_chunks_may_be_larger_than_any_json(start_server: Any) -> None:
     server, piece = start_server(), bytes(1024 * 1024)
-    num_pieces = MAX_BODY_BYTES // len(piece) + 2
+    num_pieces = server.parts.settings.max_body_size // len(piece) + 2
     hasher = hashlib.sha256()
     for _ in range(num_pieces):
         hasher.update(piece)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vmm_server.api.body import Integer, Wire
+from vmm_server.api.limits import Messages, StopSequences
 from vmm_server.api.placement import PlacementFields
 
 TokenCount = Annotated[Integer, Field(ge=0)]
@@ -95,7 +96,7 @@ class PromptFields(PlacementFields):
     """What decides on the prompt: the body of `POST /v1/messages/count_tokens`."""
 
     model: str
-    messages: list[WireMessage]
+    messages: Annotated[list[WireMessage], Messages]
     system: object = None
     """A string or text blocks."""
     tools: list[WireTool] | None = None
@@ -114,7 +115,7 @@ class MessagesBody(PromptFields):
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: TokenCount | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: StopSequences | None = None
     compaction: object = None
     container: object = None
     inference_geo: object = None

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from vmm_server.api.body import Duration, Integer, RepetitionPenalty, Strings, Wire
+from vmm_server.api.body import Duration, Integer, RepetitionPenalty, Wire
+from vmm_server.api.limits import Images, Messages, StopStrings
 from vmm_server.api.placement import PlacementFields
 
 
@@ -35,7 +36,7 @@ class Options(PlacementFields):
     repeat_penalty: RepetitionPenalty | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    stop: Strings | None = None
+    stop: StopStrings | None = None
 
     num_batch: Integer | None = None
     """This and the next five say where and how to run, which is VMM's to know; no answer depends on them."""
@@ -80,7 +81,7 @@ class GenerateBody(GenerationFields):
     template: str | None = None
     context: list[Integer] | None = None
     raw: bool | None = None
-    images: list[str] | None = None
+    images: Annotated[list[str], Images] | None = None
 
 
 class CalledFunction(Wire):
@@ -103,7 +104,7 @@ class ChatMessage(Wire):
     role: Annotated[str, BeforeValidator(_lower)]
     content: str | None = None
     thinking: str | None = None
-    images: list[str] | None = None
+    images: Annotated[list[str], Images] | None = None
     tool_calls: list[WireToolCall] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
@@ -128,7 +129,7 @@ class WireTool(Wire):
 class ChatBody(GenerationFields):
     """Body of `POST /api/chat`."""
 
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], Messages] | None = None
     tools: list[WireTool] | None = None
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vmm_server.api.body import Duration, Integer, RepetitionPenalty, Strings, Wire
+from vmm_server.api.body import Duration, Integer, RepetitionPenalty, Wire
+from vmm_server.api.limits import LogitBias, Messages, StopStrings, StopTokens
 from vmm_server.api.placement import PlacementFields
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -75,12 +76,12 @@ class SamplingFields(PlacementFields):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: LogitBias | None = None
     seed: Integer | None = None
-    stop: Strings | None = None
+    stop: StopStrings | None = None
     max_tokens: Positive | None = None
     min_tokens: Annotated[Integer, Field(ge=0)] | None = None
-    stop_token_ids: list[Integer] | None = None
+    stop_token_ids: StopTokens | None = None
     ignore_eos: bool | None = None
     n: NumChoices | None = None
     response_format: ResponseFormat | None = None
@@ -196,7 +197,7 @@ class Prediction(Wire):
 class ChatCompletionRequest(SamplingFields):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage]
+    messages: Annotated[list[ChatMessage], Messages]
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Integer | None = None

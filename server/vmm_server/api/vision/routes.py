@@ -11,7 +11,7 @@ from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from vmm_server.api.answers import provenance
-from vmm_server.api.body import MAX_BODY_BYTES, read_body
+from vmm_server.api.body import max_body_bytes, read_body
 from vmm_server.api.multipart import Form, FormLimits, answer_form, is_form
 from vmm_server.api.openapi import Description, Example, described
 from vmm_server.api.placement import wanted_of
@@ -45,8 +45,6 @@ from vmm_server.seeing import Vision
 PNG = "image/png"
 FILES = ("file", "files", "image", "images")
 """Fields of a form that images come in."""
-FORM = FormLimits(max_bytes=MAX_BODY_BYTES - 2**20, max_files=MAX_IMAGES + 1)
-"""Within what any body may have."""
 
 Shape = TypeVar("Shape", bound=ImagesBody)
 Asked = Request[Any, Any, Any]
@@ -138,7 +136,10 @@ async def _reply(request: Asked, shape: type[Shape], answer: Callable[[Shape, Fo
     """What `answer` makes of a body, be it JSON or a form."""
     if not is_form(request):
         return answer(await read_body(request, shape), Form())
-    return await answer_form(request, FORM, lambda form: answer(form.parse(shape), form))
+    limits = FormLimits(
+        max_bytes=max_body_bytes(request), max_files=MAX_IMAGES + 1, param="images", setting="max_body_size"
+    )
+    return await answer_form(request, limits, lambda form: answer(form.parse(shape), form))
 
 
 def _detect(request: Asked, vision: Vision, wire: DetectBody, form: Form) -> ASGIApp:

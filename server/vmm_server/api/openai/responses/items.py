@@ -7,6 +7,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from vmm_server.api.body import field_path, invalid_request
+from vmm_server.api.limits import MAX_MESSAGES
 from vmm_server.api.openai.responses.wire import InputItem, Part
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
 
@@ -50,6 +51,8 @@ def read_input(value: object, new_id: NewId) -> list[Item | Reference]:
         return [Item(_message("user", [_text_part("user", value)], new_id("msg"), None))]
     if not isinstance(value, list):
         raise InvalidRequest("input: must be a string or an array of items", param="input")
+    if len(value) > MAX_MESSAGES:
+        raise InvalidRequest(f"input: {len(value)} items, the limit is {MAX_MESSAGES}", param="input")
     return [_read_item(one, field_path(("input", index)), new_id) for index, one in enumerate(value)]
 
 
