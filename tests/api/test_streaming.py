@@ -1,8 +1,9 @@
 """Replies against a hand-driven ASGI connection: what is sent when, and that what was opened is closed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -10,8 +11,16 @@ from sse_starlette import ServerSentEvent
 
 from vmm_server.api.errors import ollama_body, openai_body
 from vmm_server.api.framing import named_event
-from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, ndjson_response, sse_response
-from vmm_server.errors import GenerationFailed, ModelNotFound, Overloaded
+from vmm_server.api.streaming import (
+    ChunkStream,
+    WholeAnswer,
+    bytes_response,
+    json_response,
+    ndjson_response,
+    sse_response,
+)
+from vmm_server.callers import Caller, caller
+from vmm_server.errors import DeadlineExceeded, GenerationFailed, ModelNotFound, Overloaded
 
 SCOPE: Any = {"type": "http", "method": "POST", "path": "/", "headers": []}
 Reply = Callable[..., Any]
@@ -174,6 +183,91 @@ def test_leaving_cancels_a_whole_answer() -> None:
         await running
         assert cancelled.is_set()
         assert connection.status is None
+
+    run(test)
+
+
+@contextmanager
+def deadline_in(seconds: float) -> Iterator[None]:
+    token = caller.set(Caller(deadline_at=time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        caller.reset(token)
+
+
+async def never() -> Any:
+    await asyncio.Event().wait()
+
+
+async def never_a_chunk() -> AsyncIterator[bytes]:
+    await never()
+    yield b""
+
+
+@asynccontextmanager
+async def never_open() -> AsyncIterator[ChunkStream]:
+    yield await never()
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.05])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param(json_response(never), id="json"),
+        *(pytest.param(each.values[0](never_open), id=f"{each.id}, loading") for each in REPLIES),
+        *(pytest.param(each.values[0](Opened(never_a_chunk)), id=f"{each.id}, in the queue") for each in REPLIES),
+        pytest.param(bytes_response(never_open, "audio/wav"), id="bytes, loading"),
+        pytest.param(bytes_response(Opened(never_a_chunk), "audio/wav"), id="bytes, computing"),
+    ],
+)
+def test_a_deadline_before_the_first_chunk_has_its_own_status(reply: Any, seconds: float) -> None:
+    async def test(connection: Connection) -> None:
+        with deadline_in(seconds), pytest.raises(DeadlineExceeded):
+            await reply(SCOPE, connection.receive, connection.send)
+        assert (connection.status, connection.bodies) == (None, [])
+
+    run(test)
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_a_deadline_between_two_chunks_is_the_last_chunk(reply: Reply) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"one"
+        await never()
+
+    async def test(connection: Connection) -> None:
+        opened = Opened(chunks)
+        with deadline_in(0.3):
+            await reply(opened)(SCOPE, connection.receive, connection.send)
+        assert connection.bodies[0] == b"one"
+        assert b"the time for this request is over" in connection.bodies[1]
+        assert (len(connection.bodies), connection.complete, opened.num_open) == (2, True, 0)
+
+    run(test)
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_what_is_whole_in_time_is_sent_whole(reply: Reply) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"one"
+        yield b"two"
+
+    async def test(connection: Connection) -> None:
+        with deadline_in(60):
+            await reply(Opened(chunks))(SCOPE, connection.receive, connection.send)
+        assert (connection.bodies, connection.complete) == ([b"one", b"two"], True)
+
+    run(test)
+
+
+def test_a_timeout_of_the_works_own_is_no_deadline() -> None:
+    async def work() -> WholeAnswer:
+        raise TimeoutError("of a socket")
+
+    async def test(connection: Connection) -> None:
+        with deadline_in(60), pytest.raises(TimeoutError, match="of a socket"):
+            await json_response(work)(SCOPE, connection.receive, connection.send)
 
     run(test)
 

@@ -6,15 +6,18 @@ generator that was never started runs no `finally` at all.) All of that is one t
 client leaves - in the queue, in prefill, between two chunks, while a JSON answer is in the making - the task is
 cancelled, and the generation with it.
 
+A request that has a deadline ends there, whatever it is at: waiting for a load, in the queue, between two chunks.
+
 A response starts with its first chunk, so that a failure before it still has its own status. Only a stream whose first
 chunk takes longer than `FIRST_CHUNK_GRACE_S` starts without one, to keep proxies from giving up on it.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import msgspec
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -22,7 +25,8 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from vmm_server.api.errors import Body, report
 from vmm_server.api.framing import json_line, sse_event
-from vmm_server.errors import VMMError
+from vmm_server.callers import caller
+from vmm_server.errors import DeadlineExceeded, VMMError
 
 FIRST_CHUNK_GRACE_S = 15.0
 """How long a response waits for its first chunk."""
@@ -61,7 +65,8 @@ def json_response(work: Callable[[], Awaitable[WholeAnswer]], *, media_type: str
 
     async def reply(scope: Scope, receive: Receive, send: Send) -> None:
         async def answer() -> None:
-            whole = await work()
+            async with _in_time():
+                whole = await work()
             body = whole.body if isinstance(whole.body, bytes) else msgspec.json.encode(whole.body)
             headers = {"content-type": media_type, "content-length": str(len(body)), **whole.headers}
             await _start(send, headers)
@@ -78,7 +83,7 @@ def bytes_response(open_stream: OpenStream, media_type: str) -> ASGIApp:
 
     async def reply(scope: Scope, receive: Receive, send: Send) -> None:
         async def answer() -> None:
-            async with open_stream() as stream:
+            async with _opened(open_stream) as stream:
                 first = await anext(stream.chunks, b"")
                 await _start(send, {"content-type": media_type, **stream.headers()})
                 await _send(send, first)
@@ -103,7 +108,7 @@ def ndjson_response(
     async def reply(scope: Scope, receive: Receive, send: Send) -> None:
         async def answer() -> None:
             async with (
-                open_stream() as stream,
+                _opened(open_stream) as stream,
                 aclosing(_guarded(stream.chunks, lambda e: json_line(failure(e)), grace_s)) as lines,
             ):
                 first = await anext(lines, b"")
@@ -137,7 +142,7 @@ def sse_response(
     async def reply(scope: Scope, receive: Receive, send: Send) -> None:
         async def answer() -> None:
             async with (
-                open_stream() as stream,
+                _opened(open_stream) as stream,
                 aclosing(_guarded(stream.chunks, lambda e: frame(failure(e)), grace_s)) as events,
             ):
                 first = await anext(events, b"")
@@ -153,6 +158,48 @@ def sse_response(
         await _while_connected(receive, answer())
 
     return reply
+
+
+@asynccontextmanager
+async def _in_time() -> AsyncGenerator[None]:
+    """Around what has to be over by the caller's deadline. Raises `DeadlineExceeded` in its place."""
+    deadline_at = caller.get().deadline_at
+    if deadline_at is None:
+        yield
+        return
+    try:
+        async with asyncio.timeout(deadline_at - time.monotonic()) as limit:
+            yield
+    except TimeoutError as error:
+        if limit.expired():
+            raise DeadlineExceeded from error
+        raise
+
+
+@asynccontextmanager
+async def _opened(open_stream: OpenStream) -> AsyncGenerator[ChunkStream]:
+    """The answer, which ends with `DeadlineExceeded` where it is not whole by the caller's deadline."""
+    async with AsyncExitStack() as stack:
+        async with _in_time():
+            stream = await stack.enter_async_context(open_stream())
+        yield stream if caller.get().deadline_at is None else replace(stream, chunks=_Timely(stream.chunks))
+
+
+class _Timely:
+    """Chunks, as long as there is time."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        async with _in_time():
+            chunk = await anext(self._chunks, None)
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
 
 
 async def _start(send: Send, headers: Mapping[str, str]) -> None:

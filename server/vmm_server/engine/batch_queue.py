@@ -1,18 +1,25 @@
-"""Which waiting items go into the next batch: fair between calls, with little padding. Pure.
+"""Which waiting items go into the next batch: fair between tenants and calls, with little padding. Pure.
 
-Each call has a tag for each of its items: the work that is ahead of it, as if all calls took turns (start-time fair
+The best priority goes first, of that the tenant that got least (`fairness`), and of its calls each in turn: a call has
+a tag for each of its items, the work that is ahead of it as if all of the tenant's calls took turns (start-time fair
 queueing, Goyal, Vin and Cheng 1996). The item with the lowest tag goes first, so a call with one item does not wait for
-one with thousands. The rest of its batch are the items whose size is nearest: what is stacked is padded to the largest.
+one with thousands. The rest of its batch are the items of its priority whose size is nearest, whoever they belong to:
+what is stacked is padded to the largest. All pay for what was computed for them.
 """
 
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
+from vmm_server.callers import Caller
+from vmm_server.engine.fairness import Account, Accounts
+from vmm_server.engine.forecast import Claim
+
 Key = TypeVar("Key", bound=Hashable)
+_ANYBODY = Caller()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,27 @@ class BatchLimits:
 
 
 @dataclass(slots=True, eq=False)
+class _Line(Generic[Key]):
+    """What waits of one tenant and priority."""
+
+    weight: float
+    by_tag: list[tuple[float, int, "Waiting[Key]"]] = field(default_factory=list)
+    num_left: Counter[Key] = field(default_factory=Counter)
+    virtual_time: float = 0.0
+    size: int = 0
+
+    def pop(self) -> "Waiting[Key]":
+        """The item whose turn it is; there is one."""
+        while True:
+            tag, _, first = heappop(self.by_tag)
+            if not first.is_gone:
+                break
+        # the work of one call among those that wait: it goes on although newcomers keep starting where it stands
+        self.virtual_time = max(self.virtual_time, tag + first.size / len(self.num_left))
+        return first
+
+
+@dataclass(slots=True, eq=False)
 class Waiting(Generic[Key]):
     """One item that waits."""
 
@@ -35,8 +63,11 @@ class Waiting(Generic[Key]):
     """Its place in its call."""
     size: int
     """At least 1."""
+    number: int
+    """Of its arrival."""
+    account: Account
     is_gone: bool = False
-    """Taken or discarded; `BatchQueue` keeps it until its tag comes up."""
+    """Taken or discarded; its line keeps it until its tag comes up."""
 
 
 class BatchQueue(Generic[Key]):
@@ -44,65 +75,84 @@ class BatchQueue(Generic[Key]):
 
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
-        # entries carry a number of their own, so that items are never compared
-        self._by_size: list[tuple[int, int, Waiting[Key]]] = []
-        self._by_tag: list[tuple[float, int, Waiting[Key]]] = []
+        self._accounts = Accounts()
+        self._lines: dict[Account, _Line[Key]] = {}
+        # by priority; entries carry a number of their own, so that items are never compared
+        self._by_size: dict[int, list[tuple[int, int, Waiting[Key]]]] = {}
+        self._account_of: dict[Key, Account] = {}
         self._num_added = 0
-        self._num_left: Counter[Key] = Counter()
-        self._virtual_time = 0.0
         self.total_size = 0
         """Of all that wait."""
 
     def __len__(self) -> int:
-        return len(self._by_size)
+        return sum(map(len, self._by_size.values()))
 
-    def add(self, call: Key, sizes: Iterable[int]) -> None:
-        """Queue a call's items."""
-        tag = self._virtual_time
+    @property
+    def claims(self) -> list[Claim]:
+        """What waits of each tenant."""
+        return [Claim(of.priority, of.tenant, line.weight, line.size) for of, line in self._lines.items()]
+
+    def add(self, call: Key, sizes: Iterable[int], caller: Caller = _ANYBODY) -> None:
+        """Queue a call's items, of which there are some."""
+        account = self._accounts.open(caller.priority, caller.tenant, self._lines)
+        line = self._lines.setdefault(account, _Line(caller.weight))
+        line.weight = caller.weight
+        by_size = self._by_size.setdefault(caller.priority, [])
+        self._account_of[call] = account
+        tag = line.virtual_time
         for index, size in enumerate(sizes):
-            item = Waiting(call, index, size)
-            self._by_size.append((size, self._num_added, item))
-            heappush(self._by_tag, (tag, self._num_added, item))
+            item = Waiting(call, index, size, self._num_added, account)
+            by_size.append((size, item.number, item))
+            heappush(line.by_tag, (tag, item.number, item))
             self._num_added += 1
-            self._num_left[call] += 1
+            line.num_left[call] += 1
+            line.size += size
             self.total_size += size
             tag += size
-        self._by_size.sort()
+        by_size.sort()
 
     def discard(self, call: Key) -> None:
         """Forget what still waits of a call."""
-        if not self._num_left.pop(call, 0):
+        if (account := self._account_of.get(call)) is None:
             return
-        for entry in [entry for entry in self._by_size if entry[2].call == call]:
-            entry[2].is_gone = True
-            self.total_size -= entry[2].size
-        self._by_size = [entry for entry in self._by_size if not entry[2].is_gone]
+        by_size = self._by_size[account.priority]
+        for _, _, item in [entry for entry in by_size if entry[2].call == call]:
+            self._remove(item)
+        by_size[:] = [entry for entry in by_size if not entry[2].is_gone]
 
     def take(self) -> list[Waiting[Key]]:
         """Remove and return the next batch, smallest item first; empty when nothing waits."""
-        while self._by_tag:
-            tag, number, first = heappop(self._by_tag)
-            if not first.is_gone:
-                break
-        else:
+        if not self._lines:
             return []
-        # the work of one call among those that wait: it goes on although newcomers keep starting where it stands
-        self._virtual_time = max(self._virtual_time, tag + first.size / len(self._num_left))
-        place = bisect_left(self._by_size, (first.size, number))
-        start, end = self._widened(place)
-        batch = [item for _, _, item in self._by_size[start:end]]
-        del self._by_size[start:end]
+        account = min(self._lines, key=lambda each: (each.priority, each.service))
+        self._accounts.note_turn(account)
+        first = self._lines[account].pop()
+        by_size = self._by_size[account.priority]
+        start, end = self._widened(by_size, bisect_left(by_size, (first.size, first.number)))
+        batch = [item for _, _, item in by_size[start:end]]
+        del by_size[start:end]
         for item in batch:
-            item.is_gone = True
-            self.total_size -= item.size
-            self._num_left[item.call] -= 1
-            if not self._num_left[item.call]:
-                del self._num_left[item.call]
+            item.account.charge(item.size, self._lines[item.account].weight)
+            self._remove(item)
         return batch
 
-    def _widened(self, place: int) -> tuple[int, int]:
-        """The slice of `by_size` around `place`: its neighbours of the nearest size, as far as the limits go."""
-        limits, sizes = self._limits, self._by_size
+    def _remove(self, item: Waiting[Key]) -> None:
+        """Count an item out; with the last one of its call that, and with that of its tenant the line."""
+        line = self._lines[item.account]
+        item.is_gone = True
+        line.size -= item.size
+        self.total_size -= item.size
+        line.num_left[item.call] -= 1
+        if not line.num_left[item.call]:
+            del line.num_left[item.call]
+            del self._account_of[item.call]
+            if not line.num_left:
+                del self._lines[item.account]
+            self._accounts.close(item.account)
+
+    def _widened(self, sizes: list[tuple[int, int, Waiting[Key]]], place: int) -> tuple[int, int]:
+        """The slice of `sizes` around `place`: its neighbours of the nearest size, as far as the limits go."""
+        limits = self._limits
         first = total = sizes[place][0]
         start, end = place, place + 1
         while end - start < limits.max_items:

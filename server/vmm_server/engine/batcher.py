@@ -3,6 +3,7 @@
 One thread owns the runtime. It takes the next batch as soon as the last one is done, so under load batches fill by
 themselves; only an idle one waits, a few milliseconds at most, and only while other requests are being prepared.
 Results go back to the event loop with one wake-up a batch. What an item is, and how it is computed, is the caller's.
+Whose items go first is told by the task that calls (`callers.caller`); nothing is computed past its deadline.
 
 A batch that fails fails the calls in it. When the device is lost, or two batches fail in a row, it is given up: nothing
 of a call has been said before all of it is there, so the calls in that batch, those that wait and those that come get
@@ -16,13 +17,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import ceil
 from typing import Generic, TypeVar
 
 from vmm_adapters.errors import AdapterError, DeviceLost
+from vmm_server.callers import Caller, caller
 from vmm_server.engine.batch_queue import BatchLimits, BatchQueue, Waiting
+from vmm_server.engine.forecast import Claim, ahead, check_deadline, retry_after_s
 from vmm_server.engine.histogram import BatcherHistograms
-from vmm_server.errors import GenerationFailed, Overloaded, PlacementFailed, ShuttingDown, VMMError
+from vmm_server.errors import (
+    DeadlineExceeded,
+    GenerationFailed,
+    Overloaded,
+    PlacementFailed,
+    ShuttingDown,
+    VMMError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +61,8 @@ class _Call(Generic[Item, Result]):
     done: "asyncio.Future[list[Result]]"
     loop: asyncio.AbstractEventLoop
     submitted_at: float
+    deadline_at: float | None = None
+    """On `time.monotonic`'s clock."""
     started_at: float | None = None
     """When the batch with its first item was."""
     results: dict[int, Result] = field(default_factory=dict)
@@ -140,13 +151,16 @@ class Batcher(Generic[Item, Result]):
     async def timed_call(self, items: Sequence[Item]) -> Computed[Result]:
         """Results of `items`, in their order. Cancelling it takes back what has not begun.
 
-        Raises `Overloaded`, `ShuttingDown` at once; `GenerationFailed` when the runtime fails, `PlacementFailed` when
-        it is given up.
+        Raises `Overloaded`, `DeadlineUnreachable`, `ShuttingDown` at once; `DeadlineExceeded`; `GenerationFailed` when
+        the runtime fails, `PlacementFailed` when it is given up.
         """
         if not items:
             return Computed([], 0.0)
         loop = asyncio.get_running_loop()
-        call: _Call[Item, Result] = _Call(items, loop.create_future(), loop, time.perf_counter())
+        asking = caller.get()
+        call: _Call[Item, Result] = _Call(
+            items, loop.create_future(), loop, time.perf_counter(), deadline_at=asking.deadline_at
+        )
         sizes = [self._size(item) for item in items]
         with self._changed:
             if self.failure is not None:
@@ -157,9 +171,10 @@ class Batcher(Generic[Item, Result]):
             if len(self._calls) >= self._options.max_calls or (
                 waits and waits + sum(sizes) > self._options.max_waiting_size
             ):
-                raise Overloaded(retry_after_s=min(60, max(1, ceil(waits * self._seconds_per_size))))
+                raise Overloaded(retry_after_s=retry_after_s(waits * self._seconds_per_size))
+            self._check_deadline(asking, sum(sizes))
             self._calls.add(call)
-            self._queue.add(call, sizes)
+            self._queue.add(call, sizes, asking)
             self._changed.notify()
         try:
             results = await call.done
@@ -168,6 +183,14 @@ class Batcher(Generic[Item, Result]):
             with self._changed:
                 self._calls.discard(call)
                 self._queue.discard(call)
+
+    def _check_deadline(self, asking: Caller, size: int) -> None:
+        """Raises `DeadlineExceeded`, and `DeadlineUnreachable` when what is before a call takes too long."""
+        if asking.deadline_at is None:
+            return
+        claim = Claim(asking.priority, asking.tenant, asking.weight, size)
+        before = ahead(claim, self._queue.claims, lambda each: each.work)
+        check_deadline(asking.deadline_at - time.monotonic(), before * self._seconds_per_size)
 
     async def aclose(self) -> None:
         """End the thread after the batch under way and close the runtime. Open calls get `ShuttingDown`. Idempotent."""
@@ -196,9 +219,20 @@ class Batcher(Generic[Item, Result]):
             if not self._queue:
                 self._changed.wait_for(lambda: self._queue or self._is_closing)
                 self._changed.wait_for(lambda: not self._num_expected or self._is_closing, self._options.gather_s)
-            while not self._queue and not self._is_closing:  # whoever was waited for has left
-                self._changed.wait()
-            return [] if self._is_closing else self._queue.take()
+            while not self._is_closing:
+                self._drop_late()
+                if batch := self._queue.take():
+                    return batch
+                self._changed.wait()  # whoever was waited for has left
+            return []
+
+    def _drop_late(self) -> None:
+        """Of calls past their deadline nothing more is computed."""
+        now = time.monotonic()
+        late = [call for call in self._calls if call.deadline_at is not None and call.deadline_at <= now]
+        for call in late:
+            self._queue.discard(call)
+        self._deliver([(call, DeadlineExceeded()) for call in late])
 
     def _process(self, batch: list[Waiting[_Call[Item, Result]]]) -> None:
         started = time.perf_counter()

@@ -20,7 +20,7 @@ from vmm_server.engine.backend_executor import BackendExecutor
 from vmm_server.engine.draft_model import DraftModel
 from vmm_server.engine.drafting import StepCosts
 from vmm_server.engine.executor import EngineLoad, EngineStats, Executor
-from vmm_server.engine.forecast import Claim, first_token_s, retry_after_s
+from vmm_server.engine.forecast import Claim, check_deadline, first_token_s, retry_after_s
 from vmm_server.engine.generation import Generation
 from vmm_server.engine.grammar import CompiledGrammar, GrammarCompiler
 from vmm_server.engine.histogram import EngineHistograms
@@ -33,8 +33,6 @@ from vmm_server.engine.stream import Outbox, TokenStream
 from vmm_server.engine.worker import Answer, Close, Prepared, Submit, Worker
 from vmm_server.errors import (
     ContextLengthExceeded,
-    DeadlineExceeded,
-    DeadlineUnreachable,
     InvalidRequest,
     Overloaded,
     PlacementFailed,
@@ -275,8 +273,6 @@ class Engine:
 
     def _deadline(self, left_s: float, sequence: Sequence) -> float:
         """On our clock. Raises `DeadlineExceeded`, and `DeadlineUnreachable` where the first token would be late."""
-        if left_s <= 0:
-            raise DeadlineExceeded
         self._forget_read()
         others = [*self._executor.running, *self._executor.waiting, *self._unread]
         expected_s = first_token_s(
@@ -286,12 +282,7 @@ class Engine:
             max_sequences=self._executor.max_sequences,
             step_tokens=self._executor.step_tokens,
         )
-        if expected_s > left_s:
-            raise DeadlineUnreachable(
-                timeout_ms=round(left_s * 1000),
-                expected_ms=round(expected_s * 1000),
-                retry_after_s=retry_after_s(expected_s - left_s),
-            )
+        check_deadline(left_s, expected_s)
         return sequence.submitted_at + left_s
 
     def _claim(self, sequence: Sequence) -> Claim:

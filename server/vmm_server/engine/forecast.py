@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import ceil
 from statistics import median
 
+from vmm_server.errors import DeadlineExceeded, DeadlineUnreachable
+
 MAX_RETRY_S = 60
 _NUM_SAMPLES = 15
 _MIN_PROMPT = 16  # tokens in a step below which what they cost is not told from what the step costs
@@ -18,14 +20,14 @@ _MIN_PROMPT = 16  # tokens in a step below which what they cost is not told from
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A request that is not over: whose it is, and what it needs until its first token."""
+    """A request that is not over: whose it is, and what is to be computed until its answer can begin."""
 
     priority: int
     tenant: str
     weight: float
-    num_prompt_tokens: int
-    """To compute, as far as is known."""
-    is_running: bool
+    work: int
+    """Tokens of its prompt, or whatever else it is measured in."""
+    is_running: bool = False
 
 
 class Pace:
@@ -68,13 +70,13 @@ class Pace:
 def first_token_s(mine: Claim, others: Collection[Claim], pace: Pace, *, max_sequences: int, step_tokens: int) -> float:
     """Seconds until a new request would get its first token; what is not measured yet takes none."""
     others = [each for each in others if each.priority <= mine.priority]  # what is worse makes way
-    prompts_s = pace.prompt_s(ceil(ahead(mine, others, _prompt)), step_tokens)
+    prompts_s = pace.prompt_s(ceil(ahead(mine, others, _work)), step_tokens)
     num_free = max_sequences - sum(each.is_running for each in others)
     num_leaving = ahead(mine, others, _is_waiting) - num_free
     if num_leaving <= 0:
         return prompts_s
     places_s = num_leaving * pace.place_s(max_sequences)
-    return max(prompts_s, places_s + pace.prompt_s(mine.num_prompt_tokens, step_tokens))
+    return max(prompts_s, places_s + pace.prompt_s(mine.work, step_tokens))
 
 
 def ahead(mine: Claim, others: Collection[Claim], amount: Callable[[Claim], int]) -> float:
@@ -94,13 +96,25 @@ def ahead(mine: Claim, others: Collection[Claim], amount: Callable[[Claim], int]
     return better + own + sum(min(left, own * weights[name] / mine.weight) for name, left in tenants.items())
 
 
+def check_deadline(left_s: float, expected_s: float) -> None:
+    """Raises `DeadlineExceeded` when no time is left, and `DeadlineUnreachable` when more is needed."""
+    if left_s <= 0:
+        raise DeadlineExceeded
+    if expected_s > left_s:
+        raise DeadlineUnreachable(
+            timeout_ms=round(left_s * 1000),
+            expected_ms=round(expected_s * 1000),
+            retry_after_s=retry_after_s(expected_s - left_s),
+        )
+
+
 def retry_after_s(seconds: float) -> int:
     """Whole seconds to tell a client, at least one."""
     return min(MAX_RETRY_S, max(1, ceil(seconds)))
 
 
-def _prompt(claim: Claim) -> int:
-    return claim.num_prompt_tokens
+def _work(claim: Claim) -> int:
+    return claim.work
 
 
 def _is_waiting(claim: Claim) -> int:
