@@ -38,7 +38,7 @@ from vmm_server.api.openai.responses.kept import KeptResponsesController
 from vmm_server.api.openai.tokens.routes import TOKEN_ROUTES
 from vmm_server.api.ops import HealthController, MetricsController, Readiness
 from vmm_server.api.origins import Guard
-from vmm_server.api.request_log import logged
+from vmm_server.api.request_log import RequestLog, noting_route
 from vmm_server.api.rerank import RerankController
 from vmm_server.api.schema import SchemaController
 from vmm_server.api.vision.routes import VisionController
@@ -69,11 +69,14 @@ from vmm_server.models.ready import Ready
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
+from vmm_server.observed import to_all
 from vmm_server.one_shot import OneShot
+from vmm_server.request_note import charge_observed, note_observed
 from vmm_server.response_store import ResponseStore
 from vmm_server.seeing import Vision
 from vmm_server.settings import Settings
 from vmm_server.speaking import Speech
+from vmm_server.tracing import Tracer, make_tracer
 from vmm_server.transcription import Transcriptions
 
 logger = logging.getLogger(__name__)
@@ -131,13 +134,15 @@ class Parts:
     response_store: ResponseStore
     readiness: Readiness
     metrics: Metrics
+    tracer: Tracer
 
 
 class App(Litestar):
     """The ASGI app; every request, found or not, is logged and passes the guard and the gate."""
 
-    def __init__(self, guard: Guard, gate: Gate, **config: Any) -> None:
+    def __init__(self, log: RequestLog, guard: Guard, gate: Gate, **config: Any) -> None:
         super().__init__(**config)
+        self._log = log
         self._guard = guard
         self._gate = gate
 
@@ -145,8 +150,8 @@ class App(Litestar):
         self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
     ) -> None:
         """One connection, as ASGI has it."""
-        answer = partial(self._guard, partial(self._gate, super().__call__))
-        await logged(partial(head_as_get, partial(with_aliases, answer)), scope, receive, send)
+        answer = partial(self._guard, partial(self._gate, partial(noting_route, super().__call__)))
+        await self._log(partial(head_as_get, partial(with_aliases, answer)), scope, receive, send)
 
 
 def create_app(
@@ -161,6 +166,7 @@ def create_app(
     parts = build_parts(settings, load, machine, placer)
     check_exposure(settings, parts.keys)
     return App(
+        RequestLog(parts.metrics.requests, parts.tracer),
         Guard(settings, machine_name=socket.gethostname()),
         Gate(parts.keys, parts.admission),
         route_handlers=[
@@ -204,11 +210,12 @@ def build_parts(
     pool = ModelPool(settings, loads, placer, left=departures.left)
     calibrator = Calibrator(pool, placer)
     admission = Admission(max_pending=settings.max_pending)
-    metrics = Metrics(pool, loads, departures, calibrator)
+    metrics = Metrics(pool, loads, departures, calibrator, admission)
     readiness = Readiness(f"loading {settings.default_model}" if settings.default_model else None)
     fetcher = Fetcher(settings.image_urls)
-    inference = Inference(registry, pool, fetcher=fetcher, observe=metrics.observe)
-    one_shot = OneShot(registry, pool, observe=metrics.observe)
+    observe = to_all(metrics.observe, note_observed)
+    inference = Inference(registry, pool, fetcher=fetcher, observe=observe, log_prompts=settings.log_prompts)
+    one_shot = OneShot(registry, pool, observe=to_all(observe, charge_observed))
     embeddings = Embeddings(one_shot, read_table=partial(read_cl100k, settings.tiktoken_dir))
     image_reader = ImageReader(fetcher, max_waiting=settings.max_queue)
     kept = ResponseStore(settings.response_store_path, max_bytes=settings.response_store_size)
@@ -237,6 +244,7 @@ def build_parts(
         response_store=kept,
         readiness=readiness,
         metrics=metrics,
+        tracer=make_tracer(settings.otlp_endpoint),
     )
 
 

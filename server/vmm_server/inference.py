@@ -298,8 +298,7 @@ async def _compile(form: Constraint | Composite, sampling: SamplingParams, ready
 
 
 def _shown(prompt: WrittenPrompt, ready: ReadyModel) -> str:
-    text = ready.tokenizer.decode(prompt.tokens, skip_special_tokens=False) if prompt.text is None else prompt.text
-    return text
+    return ready.tokenizer.decode(prompt.tokens, skip_special_tokens=False) if prompt.text is None else prompt.text
 
 
 def _work(request: GenerateRequest) -> Work:

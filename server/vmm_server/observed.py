@@ -78,6 +78,16 @@ def nobody_observes(observed: Observed) -> None:
     """Does nothing."""
 
 
+def to_all(*observers: Observe) -> Observe:
+    """Tells each of them, in this order."""
+
+    def observe(observed: Observed) -> None:
+        for each in observers:
+            each(observed)
+
+    return observe
+
+
 @dataclass(slots=True)
 class Watch:
     """A request under way. Whoever runs it says what is known by the end; as a context, it ends with that."""

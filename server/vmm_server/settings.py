@@ -162,6 +162,12 @@ class Settings(BaseSettings):
     """How much is logged to stderr."""
 
     @property
+    log_format: Literal["human", "json"] = "human"
+    """How lines of the log look: human, or json, one object a line."""
+    log_prompts: bool = False
+    """Whether prompts and answers are logged, at the level info; else no line has any of them."""
+    otlp_endpoint: str = Field("", validation_alias=AliasChoices("VMM_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"))
+    """OpenTelemetry collector that traces are sent to over HTTP: http://localhost:4318; empty for none."""
     def now(self) -> "Settings":
         """Settings that nothing changes are a `SettingsSource` of themselves."""
         return self

@@ -9,6 +9,11 @@ UNPREFIXED = ("/chat/completions", "/completions", "/embeddings", "/audio", "/mo
 async def with_aliases(app: Callable[[Any, Any, Any], Awaitable[None]], scope: Any, receive: Any, send: Any) -> None:
     """Run one ASGI connection, on the route that its path means."""
     path: str = scope.get("path", "")
-    if any(path == root or path.startswith(f"{root}/") for root in UNPREFIXED):
-        scope = scope | {"path": f"/v1{path}", "raw_path": b"/v1" + scope["raw_path"]}
+    if (meant := meant_by(path)) != path:
+        scope = scope | {"path": meant, "raw_path": b"/v1" + scope["raw_path"]}
     await app(scope, receive, send)
+
+
+def meant_by(path: str) -> str:
+    """The path of the route."""
+    return f"/v1{path}" if any(path == root or path.startswith(f"{root}/") for root in UNPREFIXED) else path

@@ -18,6 +18,7 @@ from vmm_adapters.errors import AdapterError
 from vmm_server import errors
 from vmm_server.api.body import max_body_bytes
 from vmm_server.logs import request_id
+from vmm_server.request_note import note
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +164,11 @@ FAMILIES: tuple[tuple[str, Callable[[Exception], Body]], ...] = (
     ("/api", ollama_body),
 )
 
+_DIALECTS: Mapping[Callable[[Exception], Body], str] = {
+    openai_body: "openai",
+    ollama_body: "ollama",
+    anthropic_body: "anthropic",
+}
 
 def body_for(path: str) -> Callable[[Exception], Body] | None:
     """How the routes under `path` word their errors; `None` where no dialect is spoken."""
@@ -170,7 +176,18 @@ def body_for(path: str) -> Callable[[Exception], Body] | None:
 
 
 def report(error: Exception) -> None:
-    """Log what an operator must know: our own failures with their traceback, not the client's mistakes."""
+def family_of(path: str) -> str:
+    """The dialect of a route; empty where none is spoken."""
+    if path.startswith("/api/vmm/"):
+        return "vmm"
+    word = body_for(path)
+    return "" if word is None else _DIALECTS[word]
+
+
+    """Count an error that is answered, and log what an operator must know: our own failures with their traceback, not
+    the client's mistakes."""
+    if (noted := note.get()) is not None:
+        noted.answered(error)
     if status_of(error) < 500 or isinstance(error, errors.Overloaded | errors.ShuttingDown):
         return
     known = isinstance(error, errors.VMMError | AdapterError)

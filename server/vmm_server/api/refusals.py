@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vmm_server.api.errors import headers_of, status_of, worded
+from vmm_server.api.errors import headers_of, report, status_of, worded
 
 STARTS: Mapping[str, str] = {
     "http": "http.response",
@@ -14,6 +14,7 @@ STARTS: Mapping[str, str] = {
 
 async def refuse(scope: Any, error: Exception, send: Any, headers: Mapping[str, str] | None = None) -> None:
     """Answer a connection of one of the kinds in `STARTS`, with `headers` beside the error's own."""
+    report(error)
     body, media_type = worded(scope["path"], error)
     shown = {"content-type": media_type, "content-length": str(len(body)), **headers_of(error), **(headers or {})}
     encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in shown.items()]

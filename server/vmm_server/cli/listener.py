@@ -12,7 +12,7 @@ import uvicorn
 
 from vmm_server.app import WEBSOCKETS, App
 from vmm_server.errors import AddressInUse, SettingsError
-from vmm_server.logs import RequestIdFilter
+from vmm_server.logs import Format, configure
 
 CLOSE_TIMEOUT_S = 2
 """After the generations are drained: what the connections get to take the last bytes."""
@@ -99,17 +99,9 @@ def http_server(app: App) -> HTTPServer:
     )
 
 
-def configure_logging(level: str) -> None:
+def configure_logging(level: str, log_format: Format = "human") -> None:
     """Log to stderr, each line with the request's id."""
-    handler = logging.StreamHandler()
-    handler.addFilter(RequestIdFilter())
-    logging.basicConfig(
-        level=level.upper(),
-        format="%(asctime)s %(levelname)-7s %(request_id)s %(name)s: %(message)s",
-        handlers=[handler],
-    )
-    for chatty in ("uvicorn.error", "httpx"):  # they tell of every start, stop and request; so do we
-        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+    configure(level, log_format)
     logging.getLogger("uvicorn.error").addFilter(is_no_refusal)
 
 

@@ -41,7 +41,7 @@ def serve(**flags: str | None) -> None:
     folder, such as max_queue = 64.
     """
     settings = read_settings(**flags)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     for line in without_effect(os.environ):
         logger.warning(line)
     give_back_large_blocks()

@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from vmm_server import __version__
+from vmm_server.admission import Admission, AdmissionStats
 from vmm_server.engine.histogram import Distribution
 from vmm_server.metrics.families import FAMILIES, Family
 from vmm_server.metrics.figures import Figures, Labels, place_of
@@ -35,13 +36,19 @@ class Metrics:
     """All figures of one server."""
 
     def __init__(
-        self, pool: ModelPool, loads: CountedLoads, departures: Departures, calibrator: Calibrator | None = None
+        self,
+        pool: ModelPool,
+        loads: CountedLoads,
+        departures: Departures,
+        calibrator: Calibrator,
+        admission: Admission,
     ) -> None:
         self.requests = RequestFigures()
         self._pool = pool
         self._loads = loads
         self._departures = departures
         self._calibrator = calibrator
+        self._admission = admission
         self._process = ProcessCollector(registry=None)
 
     def observe(self, observed: Observed) -> None:
@@ -67,10 +74,9 @@ class Metrics:
         self._departures.count(figures)
         self._loads.count(figures)
         self.requests.count(figures)
-        if self._calibrator is not None:
-            for (name, place, outcome), count in self._calibrator.outcomes.items():
-                labels = (name, place.adapter, place.device, place.variant, outcome)
-                figures.add("vmm_calibrations", labels, count)
+        for (name, place, outcome), count in self._calibrator.outcomes.items():
+            figures.add("vmm_calibrations", (name, place.adapter, place.device, place.variant, outcome), count)
+        _count_tenants(figures, self._admission.stats)
         figures.add("vmm_process_threads", (), _num_threads())
         figures.add("vmm_asyncio_tasks", (), len(asyncio.all_tasks()))
         return figures
@@ -127,6 +133,15 @@ def _cumulative(distribution: Distribution) -> list[tuple[str, float]]:
         count += values
         buckets.append((bound, float(count)))
     return buckets
+
+
+def _count_tenants(figures: Figures, stats: AdmissionStats) -> None:
+    for tenant, count in stats.num_admitted.items():
+        figures.add("vmm_tenant_requests", (tenant,), count)
+    for tenant, count in stats.num_tokens.items():
+        figures.add("vmm_tenant_tokens", (tenant,), count)
+    for (reason, tenant), count in stats.num_rejected.items():
+        figures.add("vmm_tenant_rejections", (tenant, reason), count)
 
 
 def _num_threads() -> int:

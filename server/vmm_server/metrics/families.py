@@ -14,6 +14,8 @@ GEN_AI = (
     *("vmm_backend", "vmm_device"),
 )
 """Labels of requests to a model."""
+HTTP = ("http_request_method", "http_route", "http_response_status_code")
+"""Labels of HTTP requests: the route is the template of its path, and empty where there is none."""
 PROVIDER = "vmm"
 OTHER = "_OTHER"
 """OpenTelemetry's word for what has no name of its own: `error.type`, `http.request.method`."""
@@ -35,77 +37,146 @@ class Family:
     name: str
     kind: Kind
     labels: tuple[str, ...]
+    unit: str
+    """Empty where there is none, or the text says what is counted."""
     text: str
 
 
 FAMILIES = (
-    Family("vmm_build", "info", (), "The server that runs: its version, and Python's."),
-    Family("vmm_model", "info", PLACE, "Models in memory, with the digest of each."),
-    Family("vmm_requests_running", "gauge", PLACE, "Requests that are computed."),
-    Family("vmm_requests_waiting", "gauge", PLACE, "Requests that wait for others."),
-    Family("vmm_kv_blocks", "gauge", PLACE, "Blocks of the KV cache; not there where a runtime keeps it to itself."),
-    Family("vmm_kv_blocks_used", "gauge", PLACE, "Of them, those that running requests hold."),
-    Family("vmm_model_memory_bytes", "gauge", PLACE, "Memory for weights and KV blocks."),
+    Family("vmm_build", "info", (), "", "The server that runs: its version, and Python's."),
+    Family("vmm_model", "info", PLACE, "", "Models in memory, with the digest of each."),
+    Family("vmm_requests_running", "gauge", PLACE, "", "Requests that are computed."),
+    Family("vmm_requests_waiting", "gauge", PLACE, "", "Requests that wait for others: the queue's length."),
     Family(
-        *("vmm_prompt_tokens", "counter", PLACE),
-        "Prompt tokens of requests that are over, cached ones included; of encoders, all tokens.",
+        "vmm_kv_blocks", "gauge", PLACE, "", "Blocks of the KV cache; not there where a runtime keeps it to itself."
     ),
-    Family("vmm_cached_tokens", "counter", PLACE, "Of them, found in the prefix cache and not computed again."),
-    Family("vmm_tokens_generated", "counter", PLACE, "Tokens drawn."),
-    Family("vmm_draft_tokens", "counter", PLACE, "Tokens that were guessed, and computed with the one before them."),
-    Family("vmm_accepted_tokens", "counter", PLACE, "Of them, those that were drawn; generated tokens include them."),
+    Family("vmm_kv_blocks_used", "gauge", PLACE, "", "Of them, those that running requests hold."),
+    Family("vmm_model_memory_bytes", "gauge", PLACE, "bytes", "Memory for weights and KV blocks."),
     Family(
-        *("vmm_inputs", "counter", PLACE),
+        "vmm_prompt_tokens",
+        "counter",
+        PLACE,
+        "tokens",
+        "Of prompts of requests that are over, cached ones included; of encoders, all tokens.",
+    ),
+    Family(
+        "vmm_cached_tokens", "counter", PLACE, "tokens", "Of them, found in the prefix cache and not computed again."
+    ),
+    Family("vmm_tokens_generated", "counter", PLACE, "tokens", "Drawn."),
+    Family("vmm_draft_tokens", "counter", PLACE, "tokens", "Guessed, and computed with the one before them."),
+    Family(
+        "vmm_accepted_tokens",
+        "counter",
+        PLACE,
+        "tokens",
+        "Of them, those that were drawn; generated tokens include them.",
+    ),
+    Family(
+        "vmm_inputs",
+        "counter",
+        PLACE,
+        "",
         "Computed by a model that answers whole: pictures, seconds of sound, characters of speech.",
     ),
     Family(
-        "vmm_preemptions", "counter", PLACE, "Requests that gave their KV blocks to others and were computed again."
-    ),
-    Family("vmm_queue_seconds", "histogram", PLACE, "How long requests waited for others, those that left included."),
-    Family("vmm_inter_token_seconds", "histogram", PLACE, "Between two tokens of one answer."),
-    Family("vmm_step_sequences", "histogram", PLACE, "Answers that one step of a text model worked on."),
-    Family("vmm_step_tokens", "histogram", PLACE, "Tokens that one step computed, of prompts and answers."),
-    Family("vmm_batch_items", "histogram", PLACE, "Inputs that a model which answers whole computed together."),
-    Family("vmm_load_seconds", "histogram", PLACE, "How long loads took that succeeded."),
-    Family("vmm_load_failures", "counter", (*PLACE, "reason"), "Loads that failed, by the class of the error."),
-    Family(
-        *("vmm_unloads", "counter", (*PLACE, "reason")),
-        "Models that left memory: keep_alive, room (another one needed it), asked, failed, shutdown.",
+        "vmm_preemptions", "counter", PLACE, "", "Requests that gave their KV blocks to others and were computed again."
     ),
     Family(
-        *("vmm_calibrations", "counter", (*PLACE, "outcome")),
+        "vmm_queue_seconds",
+        "histogram",
+        PLACE,
+        "seconds",
+        "How long requests waited for others, those that left included; of sound, its windows.",
+    ),
+    Family("vmm_inter_token_seconds", "histogram", PLACE, "seconds", "Between two tokens of one answer."),
+    Family("vmm_step_sequences", "histogram", PLACE, "", "Answers that one step of a text model worked on."),
+    Family(
+        "vmm_step_tokens",
+        "histogram",
+        PLACE,
+        "tokens",
+        "Computed by one step, of prompts and answers; not there where a runtime does not say.",
+    ),
+    Family("vmm_batch_items", "histogram", PLACE, "", "Inputs that a model which answers whole computed together."),
+    Family("vmm_load_seconds", "histogram", PLACE, "seconds", "How long loads took that succeeded."),
+    Family("vmm_load_failures", "counter", (*PLACE, "reason"), "", "Loads that failed, by the class of the error."),
+    Family(
+        "vmm_unloads",
+        "counter",
+        (*PLACE, "reason"),
+        "",
+        "Models that left memory: keep_alive, room (for another one), asked, failed, replaced, shutdown.",
+    ),
+    Family(
+        "vmm_calibrations",
+        "counter",
+        (*PLACE, "outcome"),
+        "",
         "Measurements of a model on a placement: measured or failed.",
     ),
     Family(
-        *("gen_ai_server_request_duration_seconds", "histogram", (*GEN_AI, "error_type")),
-        "From the request's being understood to the last byte of its answer, loading and waiting included.",
+        "gen_ai_server_request_duration_seconds",
+        "histogram",
+        (*GEN_AI, "error_type"),
+        "seconds",
+        "From the moment that a request is understood to its answer's end, loading and waiting included.",
     ),
     Family(
-        *("gen_ai_server_time_to_first_token_seconds", "histogram", GEN_AI),
+        "gen_ai_server_time_to_first_token_seconds",
+        "histogram",
+        GEN_AI,
+        "seconds",
         "The same, to the first token; of requests that succeeded.",
     ),
     Family(
-        *("gen_ai_server_time_per_output_token_seconds", "histogram", GEN_AI),
+        "gen_ai_server_time_per_output_token_seconds",
+        "histogram",
+        GEN_AI,
+        "seconds",
         "Mean time between the tokens of an answer; of requests that succeeded.",
     ),
     Family(
-        *("gen_ai_client_token_usage", "histogram", (*GEN_AI, "gen_ai_token_type")),
-        "Tokens of a request: input or output.",
+        "gen_ai_client_token_usage",
+        "histogram",
+        (*GEN_AI, "gen_ai_token_type"),
+        "tokens",
+        "Of a request: input or output.",
     ),
     Family(
-        *("http_server_request_duration_seconds", "histogram"),
-        ("http_request_method", "http_route", "http_response_status_code"),
-        "HTTP requests, by the route's template, and how long they took, streams to their end. Status 499: the client "
-        "left before an answer began.",
-    ),
-    Family("http_server_active_requests", "gauge", ("http_request_method",), "HTTP requests under way."),
-    Family(
-        *("vmm_errors", "counter", ("error_type", "family")),
-        "Errors that were answered, in the middle of a stream too, by their class and the family of the route.",
+        "http_server_request_duration_seconds",
+        "histogram",
+        HTTP,
+        "seconds",
+        "From the head of an HTTP request to the end of its answer. Status 499: the client left before it began.",
     ),
     Family(
-        "vmm_process_threads", "gauge", (), "Threads of the process, those of runtimes included where the system tells."
+        "http_server_active_requests", "gauge", ("http_request_method",), "", "HTTP requests and WebSockets under way."
     ),
-    Family("vmm_asyncio_tasks", "gauge", (), "Tasks of the event loop."),
+    Family(
+        "vmm_errors",
+        "counter",
+        ("error_type", "family"),
+        "",
+        "Errors that were answered, in the middle of a stream too, by class and the route's dialect.",
+    ),
+    Family(
+        "vmm_tenant_requests",
+        "counter",
+        ("tenant",),
+        "",
+        "Requests that were let in, by the id of their key; empty without one.",
+    ),
+    Family("vmm_tenant_tokens", "counter", ("tenant",), "tokens", "Of their prompts and answers."),
+    Family(
+        "vmm_tenant_rejections",
+        "counter",
+        ("tenant", "reason"),
+        "",
+        "Requests that were turned away: the key, or the limit that was used up.",
+    ),
+    Family(
+        "vmm_process_threads", "gauge", (), "", "Threads of the process, with those of runtimes where the system tells."
+    ),
+    Family("vmm_asyncio_tasks", "gauge", (), "", "Tasks of the event loop."),
 )
 """All but the standard ones of a process, `process_*`, which are the client library's."""
