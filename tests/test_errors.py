@@ -30,6 +30,7 @@ SAMPLES: dict[type[Exception], Exception] = {
     errors.InvalidModelName: errors.InvalidModelName("a b"),
     errors.UnsupportedCapability: errors.UnsupportedCapability("bert", "chat"),
     errors.ModelNotFound: errors.ModelNotFound("nobody"),
+    errors.ModelArriving: errors.ModelArriving("smollm2"),
     errors.PreviousResponseNotFound: errors.PreviousResponseNotFound("resp_1"),
     errors.RequestCancelled: errors.RequestCancelled(),
     errors.ResponseNotFound: errors.ResponseNotFound("resp_1"),
@@ -65,6 +66,7 @@ InvalidCard              500 no      api             api
 InvalidModelName         400 no      invalid_request invalid_request - model
 InvalidRequest           400 no      invalid_request invalid_request
 LoadTimeout              503 after-5 api             overloaded
+ModelArriving            503 after-5 api             overloaded      - model
 ModelLoadFailed          500 no      api             api
 ModelNotFound            404 no      not_found       not_found       model_not_found model
 OriginNotAllowed         403 no      permission      permission

@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "batch_worker": (*BASE, "batch_lines", "batch_store", "file_store"),
     "batch_owners": (*BASE, "keys", "admission"),
     "batches": (*BASE, "batch_worker", "batch_store", "file_store"),
+    "reloading": (*BASE, "keys", "models"),
     "prompting": (*BASE, "models", "engine", "prompt", "media"),
     "cl100k": ("errors",),
     "encoder_inputs": (*BASE, "cl100k", "models"),

@@ -86,7 +86,8 @@ class Admission:
     """Lets requests in, or tells when to come again."""
 
     def __init__(self, *, max_pending: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._max_pending = max_pending
+        self.max_pending = max_pending
+        """May be changed at any time."""
         self._clock = clock
         self._tenants: dict[str, _Tenant] = {}
         self._num_pending = 0
@@ -112,7 +113,7 @@ class Admission:
         tenant_id = tenant_of(key)
         tenant = self._tenants.setdefault(tenant_id, _Tenant())
         started_at = self._clock()
-        if self._num_pending >= self._max_pending:
+        if self._num_pending >= self.max_pending:
             self.count_refusal("max_pending", key)
             raise Overloaded(retry_after_s=self._pause_s(self._num_pending))
         if key is not None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -18,6 +18,7 @@ from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive
 from vmm_server.admission import Admission
 from vmm_server.api.aliases import with_aliases
 from vmm_server.api.anthropic.messages import MessagesController
+from vmm_server.api.door import Door
 from vmm_server.api.errors import message_of, respond
 from vmm_server.api.gate import Gate, check_exposure
 from vmm_server.api.head import head_as_get
@@ -45,6 +46,9 @@ from vmm_server.api.vision.routes import VisionController
 from vmm_server.api.vision.stream import vision_stream
 from vmm_server.api.vmm.calibration import CalibrationController
 from vmm_server.api.vmm.devices import DevicesController
+from vmm_server.api.vmm.releases import ReleasesController
+from vmm_server.api.vmm.reload import ReloadController
+from vmm_server.api.vmm.status import StatusController
 from vmm_server.audio.files import AudioLimits
 from vmm_server.cl100k import read_cl100k
 from vmm_server.embedding import Embeddings
@@ -59,6 +63,8 @@ from vmm_server.metrics.models import CountedLoads, Departures
 from vmm_server.models.calibration import Calibrator
 from vmm_server.models.create import Creator
 from vmm_server.models.facts import FactsReader
+from vmm_server.models.in_use import FilesInUse
+from vmm_server.models.leases import LoadedModel
 from vmm_server.models.loading import ModelLoader, load_model
 from vmm_server.models.machine import MachineReader, read_boot_id
 from vmm_server.models.placing import Placer
@@ -67,14 +73,16 @@ from vmm_server.models.pull import Puller
 from vmm_server.models.push import Pusher
 from vmm_server.models.ready import Ready
 from vmm_server.models.registry import Registry, read_cards
+from vmm_server.models.residents import Why
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.observed import to_all
 from vmm_server.one_shot import OneShot
+from vmm_server.reloading import Reloader
 from vmm_server.request_note import charge_observed, note_observed
 from vmm_server.response_store import ResponseStore
 from vmm_server.seeing import Vision
-from vmm_server.settings import Settings
+from vmm_server.settings import Changes, LiveSettings, Settings
 from vmm_server.speaking import Speech
 from vmm_server.tracing import Tracer, make_tracer
 from vmm_server.transcription import Transcriptions
@@ -99,6 +107,13 @@ OLLAMA = [
     ManageController,
     BlobsController,
 ]
+VMM = [
+    DevicesController,
+    CalibrationController,
+    StatusController,
+    ReloadController,
+    ReleasesController,
+]
 WEBSOCKETS: Mapping[str, Any] = {
     "ws": "websockets-sansio",
     "ws_max_size": LIMITS.max_bytes,
@@ -111,7 +126,9 @@ WEBSOCKETS: Mapping[str, Any] = {
 class Parts:
     """Everything that lives as long as the app. Handlers get these by name; the CLI finds them in `app.state.parts`."""
 
-    settings: Settings
+    live_settings: LiveSettings
+    reloader: Reloader
+    door: Door
     keys: KeyRing
     admission: Admission
     store: Store
@@ -128,6 +145,7 @@ class Parts:
     one_shot: OneShot
     embeddings: Embeddings
     transcriptions: Transcriptions
+    fetcher: Fetcher
     image_reader: ImageReader
     vision: Vision
     speech: Speech
@@ -136,21 +154,28 @@ class Parts:
     metrics: Metrics
     tracer: Tracer
 
+    @property
+    def settings(self) -> Settings:
+        """As they are now."""
+        return self.live_settings.now
+
 
 class App(Litestar):
-    """The ASGI app; every request, found or not, is logged and passes the guard and the gate."""
+    """The ASGI app; every request, found or not, is logged and passes the guard, the door and the gate."""
 
-    def __init__(self, log: RequestLog, guard: Guard, gate: Gate, **config: Any) -> None:
+    def __init__(self, log: RequestLog, guard: Guard, door: Door, gate: Gate, **config: Any) -> None:
         super().__init__(**config)
         self._log = log
         self._guard = guard
+        self._door = door
         self._gate = gate
 
     async def __call__(
         self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
     ) -> None:
         """One connection, as ASGI has it."""
-        answer = partial(self._guard, partial(self._gate, partial(noting_route, super().__call__)))
+        route = partial(noting_route, super().__call__)
+        answer = partial(self._guard, partial(self._door, partial(self._gate, route)))
         await self._log(partial(head_as_get, partial(with_aliases, answer)), scope, receive, send)
 
 
@@ -160,14 +185,23 @@ def create_app(
     load: ModelLoader | None = None,
     machine: MachineReader | None = None,
     placer: Placer | None = None,
+    read: Callable[[], Settings] | None = None,
+    preloads: bool = True,
 ) -> App:
     """Build the app. `load` stands in for `load_model`, `machine` for the one it runs on, `placer` for what it offers.
-    Raises `SettingsError` before anything listens."""
-    parts = build_parts(settings, load, machine, placer)
+
+    `read` reads the settings again, for a reload. Without `preloads` whoever calls this loads the default model, and
+    tells `Readiness`. Raises `SettingsError` before anything listens.
+    """
+    live = LiveSettings(settings, read)
+    parts = build_parts(live, load, machine, placer)
     check_exposure(settings, parts.keys)
+    guard = Guard(settings, machine_name=socket.gethostname())
+    parts.reloader.on_change(lambda _: guard.use(live.now))
     return App(
         RequestLog(parts.metrics.requests, parts.tracer),
-        Guard(settings, machine_name=socket.gethostname()),
+        guard,
+        parts.door,
         Gate(parts.keys, parts.admission),
         route_handlers=[
             Router("/", route_handlers=OPENAI, tags=["OpenAI"]),
@@ -175,13 +209,16 @@ def create_app(
             Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
             Router("/", route_handlers=[VisionController, vision_stream], tags=["Vision"]),
             Router("/", route_handlers=[RerankController, *TOKEN_ROUTES], tags=["Text"]),
-            Router("/", route_handlers=[DevicesController, CalibrationController], tags=["VMM"]),
+            Router("/", route_handlers=VMM, tags=["VMM"]),
             Router("/", route_handlers=[HealthController, MetricsController], tags=["Health"]),
             SchemaController,
         ],
-        dependencies={part.name: _provide(getattr(parts, part.name)) for part in fields(parts)},
+        dependencies={
+            **{part.name: _provide(getattr(parts, part.name)) for part in fields(parts)},
+            "settings": Provide(lambda: live.now, sync_to_thread=False),
+        },
         exception_handlers={Exception: respond},
-        lifespan=[lambda _: _lifespan(parts)],
+        lifespan=[lambda _: _lifespan(parts, preloads)],
         state=State({"parts": parts}),
         openapi_config=None,
         request_max_body_size=settings.max_body_size,
@@ -190,24 +227,30 @@ def create_app(
 
 
 def build_parts(
-    settings: Settings,
+    source: Settings | LiveSettings,
     load: ModelLoader | None = None,
     machine: MachineReader | None = None,
     placer: Placer | None = None,
 ) -> Parts:
     """The parts, wired to each other."""
+    live = source if isinstance(source, LiveSettings) else LiveSettings(source)
+    settings = live.now
     store = Store(settings.store_dir)
     registry = Registry(store, read_cards(settings.card_dirs))
-    load_any = load or partial(load_model, settings=settings, resolve=registry.resolve)
 
-    def load_checked(model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> Ready:
-        store.check_files(model, placement.variant)  # a folder used in place may have changed since it was installed
-        return load_any(model, placement, kv_cache_bytes)
+    def load_as_set(model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> Ready:
+        return load_model(model, placement, kv_cache_bytes, settings=live.now, resolve=registry.resolve)
 
-    loads, departures = CountedLoads(load_checked), Departures()
+    files = FilesInUse(store, load or load_as_set)
+    loads, departures = CountedLoads(files.load), Departures()
+
+    def left(loaded: LoadedModel, why: Why) -> None:
+        departures.left(loaded, why)
+        files.left(loaded)
+
     machine = machine or MachineReader(kept=settings.cache_dir / "machine.json", boot=read_boot_id())
-    placer = placer or Placer(settings, machine.read)
-    pool = ModelPool(settings, loads, placer, left=departures.left)
+    placer = placer or Placer(live, machine.read)
+    pool = ModelPool(live, loads, placer, left=left, is_installed=files.is_installed)
     calibrator = Calibrator(pool, placer)
     admission = Admission(max_pending=settings.max_pending)
     metrics = Metrics(pool, loads, departures, calibrator, admission)
@@ -220,9 +263,12 @@ def build_parts(
     image_reader = ImageReader(fetcher, max_waiting=settings.max_queue)
     kept = ResponseStore(settings.response_store_path, max_bytes=settings.response_store_size)
     puller = Puller(store, registry)
-    return Parts(
-        settings=settings,
-        keys=KeyRing(settings.home / KEYS_FILE),
+    keys = KeyRing(settings.home / KEYS_FILE)
+    parts = Parts(
+        live_settings=live,
+        reloader=Reloader(live, registry, keys),
+        door=Door(),
+        keys=keys,
         admission=admission,
         store=store,
         registry=registry,
@@ -238,6 +284,7 @@ def build_parts(
         one_shot=one_shot,
         embeddings=embeddings,
         transcriptions=Transcriptions(one_shot, AudioLimits(settings.max_audio_bytes, settings.max_audio_seconds)),
+        fetcher=fetcher,
         image_reader=image_reader,
         vision=Vision(one_shot, image_reader),
         speech=Speech(one_shot),
@@ -246,6 +293,23 @@ def build_parts(
         metrics=metrics,
         tracer=make_tracer(settings.otlp_endpoint),
     )
+    parts.reloader.on_change(partial(_apply, parts, set()))
+    return parts
+
+
+def _apply(parts: Parts, loading: set[asyncio.Task[Any]], changes: Changes) -> None:
+    """Hand on what a reload has changed to those who do not read it from `live_settings`."""
+    settings = parts.settings
+    parts.admission.max_pending = settings.max_pending
+    parts.fetcher.allowed = settings.image_urls
+    parts.transcriptions.limits = AudioLimits(settings.max_audio_bytes, settings.max_audio_seconds)
+    if "default_model" in changes.at_once and settings.default_model:
+        task = asyncio.create_task(
+            parts.inference.load(settings.default_model, None), name="loading the new default model"
+        )
+        loading.add(task)
+        task.add_done_callback(_log_failure)
+        task.add_done_callback(loading.discard)
 
 
 def _provide(part: object) -> Provide:
@@ -256,12 +320,11 @@ def _provide(part: object) -> Provide:
 
 
 @asynccontextmanager
-async def _lifespan(parts: Parts) -> AsyncIterator[None]:
+async def _lifespan(parts: Parts, preloads: bool) -> AsyncIterator[None]:
     """Load the default model, measure and unload idle ones; at the end let what runs finish, then unload everything."""
-    background = [
-        asyncio.create_task(parts.pool.run(), name="unloading idle models"),
-        asyncio.create_task(preload(parts), name="loading the default model"),
-    ]
+    background: list[asyncio.Task[None]] = [asyncio.create_task(parts.pool.run(), name="unloading idle models")]
+    if preloads:
+        background.append(asyncio.create_task(preload(parts), name="loading the default model"))
     if parts.settings.calibrate == "auto":
         background.append(asyncio.create_task(parts.calibrator.run(), name="measuring models"))
     for task in background:
@@ -269,23 +332,33 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if not await drain(parts, parts.settings.shutdown_timeout_s):
-            logger.warning("aborting generations that still ran after %g s", parts.settings.shutdown_timeout_s)
+        stopping_at = asyncio.get_running_loop().time()
+        await stop_serving(parts)
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
-        await parts.creator.aclose()
-        await parts.puller.aclose()
-        await parts.pool.aclose()
         await parts.image_reader.aclose()
         parts.machine.close()
         await parts.response_store.aclose()
+        left_s = parts.settings.shutdown_timeout_s - (asyncio.get_running_loop().time() - stopping_at)
+        await parts.tracer.aclose(max(1.0, left_s))
 
 
-async def drain(parts: Parts, timeout_s: float) -> bool:
-    """Take no new work and wait for what runs; True when all of it finished in time."""
+async def stop_serving(parts: Parts) -> None:
+    """Take no new requests, and wait for those that run; after `shutdown_timeout_s` each gets an error that says so.
+    A second call does nothing more."""
+    timeout_s = parts.settings.shutdown_timeout_s
     parts.calibrator.stop()
-    return all(await asyncio.gather(parts.inference.drain(timeout_s), parts.one_shot.drain(timeout_s)))
+    parts.door.close()
+    drained = await asyncio.gather(
+        *(part.drain(timeout_s) for part in (parts.inference, parts.one_shot)), parts.door.emptied(timeout_s)
+    )
+    if not all(drained):
+        logger.warning("ending requests that still ran after %g s", timeout_s)
+    await parts.creator.aclose()
+    await parts.puller.aclose()
+    await parts.pool.aclose()
+    await parts.door.dismiss()
 
 
 async def preload(parts: Parts, pauses: Iterable[float] | None = None) -> None:
@@ -310,7 +383,7 @@ async def preload(parts: Parts, pauses: Iterable[float] | None = None) -> None:
             readiness.waiting_for = message_of(error)
             raise
         else:
-            readiness.waiting_for = None
+            readiness.started()
             return
         await asyncio.sleep(pause_s)
 
@@ -320,7 +393,7 @@ def _pauses() -> Iterator[float]:
     yield from repeat(60.0)
 
 
-def _log_failure(task: asyncio.Task[None]) -> None:
+def _log_failure(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()):
         _log_error(task.get_name(), error)
 

@@ -8,10 +8,11 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
+from vmm_adapters.types import FinishReason
 from vmm_server.engine.engine import Engine
 from vmm_server.engine.generation import Generation
 from vmm_server.engine.stream import Delta, Usage
-from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed, PlacementFailed, VMMError
+from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed, PlacementFailed, ShuttingDown, VMMError
 from vmm_server.models.leases import MAX_MOVES, Lease
 from vmm_server.models.loading import ReadyModel
 from vmm_server.models.router import Placement
@@ -82,6 +83,10 @@ class Started:
             except PlacementFailed as error:
                 await self._move(error)
                 self.moved_s = self.clock() - self.submitted_at
+                continue
+            if delta.finish_reason is FinishReason.ABORT:  # nobody who still reads has asked for that
+                raise ShuttingDown
+            return delta
 
     async def _move(self, error: PlacementFailed) -> None:
         """Begin on another placement, and on another one still if that fails too."""

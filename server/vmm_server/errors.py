@@ -13,6 +13,7 @@ VMMError
 ├── HostNotAllowed            403  the request's Host header is none of ours: DNS rebinding
 ├── OriginNotAllowed          403  a web page of that origin may not ask here
 ├── ModelNotFound             404
+│   └── ModelArriving         503  the server is fetching it for its start
 ├── BlobNotFound              404  no such uploaded file
 ├── ResponseNotFound          404  no such stored response
 ├── FileNotFound              404  no such stored file
@@ -181,6 +182,15 @@ class ModelNotFound(VMMError):
         """`message`: the words that a route has for it."""
         super().__init__(message or f"model '{name}' not found", param="model", hint=hint or f"vmm pull {name}")
         self.name = name
+
+
+class ModelArriving(ModelNotFound):
+    """The default model, which a server that starts is still fetching."""
+
+    code = None
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, message=f"model '{name}' is still being fetched", hint="ask again in a while")
 
 
 class BlobNotFound(VMMError):

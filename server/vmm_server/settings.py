@@ -142,6 +142,8 @@ class Settings(BaseSettings):
     """Seconds that running generations get to finish after SIGTERM."""
     max_body_size: Annotated[ByteSize, Field(ge=2**16)] = ByteSize(64 * 2**20)
     """Size that a request's body may have, but for uploads of files: JSON, and forms with images."""
+    max_body_size: Annotated[ByteSize, Field(ge=2**16)] = ByteSize(64 * 2**20)
+    """Size that a request's body may have, but for uploads of files: JSON, and forms with images."""
     image_urls: ImageUrls = "public"
     """Which image URLs are fetched: public, those of the public internet; any, also your network's; off, none."""
     max_audio_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(512 * 2**20)
@@ -160,14 +162,14 @@ class Settings(BaseSettings):
     """What /api/version answers: Ollama's clients switch features on by it."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged to stderr."""
-
-    @property
     log_format: Literal["human", "json"] = "human"
     """How lines of the log look: human, or json, one object a line."""
     log_prompts: bool = False
     """Whether prompts and answers are logged, at the level info; else no line has any of them."""
     otlp_endpoint: str = Field("", validation_alias=AliasChoices("VMM_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"))
     """OpenTelemetry collector that traces are sent to over HTTP: http://localhost:4318; empty for none."""
+
+    @property
     def now(self) -> "Settings":
         """Settings that nothing changes are a `SettingsSource` of themselves."""
         return self
@@ -243,7 +245,8 @@ AT_ONCE = frozenset(
     {
         *("origins", "allowed_hosts", "image_urls", "max_audio_bytes", "max_audio_seconds", "card_dirs"),
         *("default_model", "device", "backend", "memory_budget", "max_loaded_models", "keep_alive", "load_timeout_s"),
-        *("shutdown_timeout_s", "ollama_version", "log_level", "log_format"),
+        *("max_pending",),
+        *("shutdown_timeout_s", "ollama_version", "log_level"),
     }
 )
 """Settings that a reload changes at once."""

@@ -55,7 +55,8 @@ class Transcriptions:
 
     def __init__(self, one_shot: OneShot, limits: AudioLimits) -> None:
         self._one_shot = one_shot
-        self._limits = limits
+        self.limits = limits
+        """Of sounds that come from now on."""
 
     @asynccontextmanager
     async def transcribe(self, request: TranscriptionRequest) -> AsyncIterator["Transcribed"]:
@@ -68,7 +69,7 @@ class Transcriptions:
         model = self._one_shot.resolve(request.model, task)
         vad = None if request.speech is None else self._resolve_vad(request.speech_param)
         with self._one_shot.watch("transcription", model) as watch:
-            transcribed = Transcribed(self._one_shot, model, vad, request, self._limits, watch)
+            transcribed = Transcribed(self._one_shot, model, vad, request, self.limits, watch)
             try:
                 await transcribed.begin()
                 yield transcribed

@@ -44,6 +44,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     errors.HostNotAllowed: Answer(403),
     errors.OriginNotAllowed: Answer(403),
     errors.ModelNotFound: Answer(404),
+    errors.ModelArriving: Answer(503, retry=True, retry_after_s=5),
     errors.BlobNotFound: Answer(404),
     errors.ResponseNotFound: Answer(404),
     errors.FileNotFound: Answer(404),
@@ -163,19 +164,18 @@ FAMILIES: tuple[tuple[str, Callable[[Exception], Body]], ...] = (
     ("/apply-template", openai_body),
     ("/api", ollama_body),
 )
-
 _DIALECTS: Mapping[Callable[[Exception], Body], str] = {
     openai_body: "openai",
     ollama_body: "ollama",
     anthropic_body: "anthropic",
 }
 
+
 def body_for(path: str) -> Callable[[Exception], Body] | None:
     """How the routes under `path` word their errors; `None` where no dialect is spoken."""
     return next((body for root, body in FAMILIES if path == root or path.startswith(f"{root}/")), None)
 
 
-def report(error: Exception) -> None:
 def family_of(path: str) -> str:
     """The dialect of a route; empty where none is spoken."""
     if path.startswith("/api/vmm/"):
@@ -184,6 +184,7 @@ def family_of(path: str) -> str:
     return "" if word is None else _DIALECTS[word]
 
 
+def report(error: Exception) -> None:
     """Count an error that is answered, and log what an operator must know: our own failures with their traceback, not
     the client's mistakes."""
     if (noted := note.get()) is not None:

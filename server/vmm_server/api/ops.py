@@ -1,6 +1,7 @@
 """Health, for load balancers and orchestrators; figures, for monitoring."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from litestar import Controller, Request, Response, get
@@ -26,10 +27,25 @@ class Readiness:
 
     waiting_for: str | None = None
     """In words; `None`: nothing."""
+    has_started: bool = field(init=False)
+    """Whether it was ready once."""
+    _born_at: float = field(default_factory=time.monotonic, init=False)
+
+    def __post_init__(self) -> None:
+        self.has_started = self.waiting_for is None
+
+    @property
+    def uptime_s(self) -> float:
+        """Since the server was made."""
+        return time.monotonic() - self._born_at
+
+    def started(self) -> None:
+        """Nothing is waited for any more."""
+        self.waiting_for, self.has_started = None, True
 
 
 class HealthController(Controller):
-    """`live`: the process answers. `ready`: it should get traffic. `/health` is `ready`."""
+    """`live`: the process answers. `startup`: it was ready once. `ready`, and `/health`: it should get traffic."""
 
     path = "/health"
 
@@ -37,6 +53,19 @@ class HealthController(Controller):
     def live(self) -> dict[str, str]:
         """200 as long as the event loop turns."""
         return {"status": "ok"}
+
+    @get(
+        "/startup",
+        operation_id="startup",
+        summary="Has it started",
+        sync_to_thread=False,
+        opt=described(OK, NOT_READY),
+    )
+    def startup(self, readiness: NamedDependency[Readiness]) -> Response[dict[str, str]]:
+        """503 with the reason until the default model is loaded for the first time; from then on 200."""
+        if readiness.has_started:
+            return Response({"status": "ok"})
+        return _unavailable("loading", readiness.waiting_for or "")
 
     @get(operation_id="health", summary="Should it get traffic", sync_to_thread=False, opt=described(OK, NOT_READY))
     def health(
@@ -69,12 +98,16 @@ class MetricsController(Controller):
         return Response(text, media_type=media_type)
 
 
-def _state(readiness: Readiness, inference: Inference) -> Response[dict[str, str]]:
+def state_of(readiness: Readiness, inference: Inference) -> tuple[str, str | None]:
+    """`ok`, `loading` or `draining`, and why."""
     if inference.draining:
-        return _unavailable("draining", "the server is shutting down")
-    if readiness.waiting_for is not None:
-        return _unavailable("loading", readiness.waiting_for)
-    return Response({"status": "ok"})
+        return "draining", "the server is shutting down"
+    return ("ok", None) if readiness.waiting_for is None else ("loading", readiness.waiting_for)
+
+
+def _state(readiness: Readiness, inference: Inference) -> Response[dict[str, str]]:
+    status, reason = state_of(readiness, inference)
+    return Response({"status": status}) if reason is None else _unavailable(status, reason)
 
 
 def _unavailable(status: str, reason: str) -> Response[dict[str, str]]:

@@ -72,9 +72,14 @@ class Guard:
     ) -> None:
         """`is_own` stands in for `is_own_address`."""
         self._is_own = is_own or is_own_address
+        self._machine_name = machine_name
+        self.use(settings)
+
+    def use(self, settings: Settings) -> None:
+        """Allow from now on what these say."""
         self._allows_all = "*" in settings.origins
         self._origins = _one_of((*settings.origins, *LOCAL_ORIGINS))
-        names = (*settings.allowed_hosts, *LOCAL_NAMES, machine_name)
+        names = (*settings.allowed_hosts, *LOCAL_NAMES, self._machine_name)
         self._names = _one_of(names) if is_loopback(settings.host) else None
 
     async def __call__(

@@ -62,6 +62,7 @@ RULES = (
     Rule("/api/vmm/events", (WEBSOCKET,), _METRICS),
     Rule("/api/vmm/status", ("GET",), _METRICS),
     Rule("/api/vmm/reload", ("POST",), _ADMIN),
+    Rule("/api/vmm/releases", ("GET", "PUT", "DELETE"), _MODELS),
 )
 ANYTHING_ELSE = Rule("", (), _ADMIN)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -17,6 +18,7 @@ from vmm_server.settings import Settings
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a server listens on every address, ask this one
 _CONNECT_TIMEOUT_S = 5.0
+_RELEASES = "/api/vmm/releases"
 
 UploadedFile = tuple[str, IO[bytes]]
 """A file of a form: its name, and what it holds."""
@@ -96,6 +98,31 @@ class Client:
         """`/api/vmm/calibrate`: measure a model; the last object is as `profiles` has it. Raises `ModelNotFound`."""
         named = {name: value for name, value in wanted.items() if value is not None}
         return self._stream("/api/vmm/calibrate", {"model": model, **named})
+
+    def status(self) -> dict[str, Any]:
+        """`/api/vmm/status`: how the server is."""
+        return self._json("GET", "/api/vmm/status")
+
+    def reload(self) -> dict[str, Any]:
+        """`/api/vmm/reload`: have it read settings, cards and keys again. Raises `InvalidRequest` for a wrong one."""
+        return self._json("POST", "/api/vmm/reload")
+
+    def releases(self) -> list[dict[str, Any]]:
+        """`/api/vmm/releases`: what plain names mean."""
+        found: list[dict[str, Any]] = self._json("GET", _RELEASES)["releases"]
+        return found
+
+    def release_of(self, name: str) -> dict[str, Any]:
+        """The same of one name. Raises `ModelNotFound`."""
+        return self._json("GET", f"{_RELEASES}/{quote(name)}", model=name)
+
+    def release(self, name: str, shares: Mapping[str, int]) -> dict[str, Any]:
+        """Have a name mean these models. Raises `InvalidRequest`, `ModelNotFound`."""
+        return self._json("PUT", f"{_RELEASES}/{quote(name)}", {"shares": dict(shares)}, model=name)
+
+    def clear_release(self, name: str) -> None:
+        """Have a name mean the installed model again. Raises `ModelNotFound`."""
+        self._json("DELETE", f"{_RELEASES}/{quote(name)}", model=name)
 
     def unload(self, model: str) -> None:
         """Unload a model once it is idle."""
@@ -182,6 +209,14 @@ class Client:
             response = self._http.get(path)
         models: list[dict[str, Any]] = _checked(response, "").json()["models"]
         return models
+
+    def _json(
+        self, method: str, path: str, body: Mapping[str, object] | None = None, *, model: str = ""
+    ) -> dict[str, Any]:
+        with _transport_errors(self.url, self._hint):
+            response = self._http.request(method, path, json=body)
+        answer: dict[str, Any] = _checked(response, model).json()
+        return answer
 
     def _post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
         answer: dict[str, Any] = self._send("POST", path, body, str(body["model"])).json()

@@ -7,7 +7,7 @@ names a store, and wins over the latter two as every flag does.
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -28,7 +28,8 @@ from vmm_server.models.placing import host_memory_bytes
 from vmm_server.models.pull import Puller
 from vmm_server.models.push import Pusher
 from vmm_server.models.quantizing import Made, Quantizer, Wish, score_on_cpu
-from vmm_server.models.registry import Registry, read_cards
+from vmm_server.models.registry import Registry, not_released, read_cards
+from vmm_server.models.releases import Release
 from vmm_server.models.shown import details, shown
 from vmm_server.models.sources import is_uri
 from vmm_server.models.store import InstalledModel, Store
@@ -61,6 +62,18 @@ class Place(Protocol):
     def copy(self, source: str, destination: str) -> None: ...
 
     def remove(self, name: str) -> None: ...
+
+    def releases(self) -> list[Json]:
+        """Objects with `name` and `shares`."""
+        ...
+
+    def release_of(self, name: str) -> Json:
+        """What a name means. Raises `ModelNotFound` for one that is not released."""
+        ...
+
+    def release(self, name: str, shares: Mapping[str, int]) -> Json: ...
+
+    def clear_release(self, name: str) -> None: ...
 
     def has_blob(self, digest: str) -> bool: ...
 
@@ -131,6 +144,24 @@ class StorePlace:
                 self._client.unload(name)
         self.registry.remove(name)
         delete_compiled(self.settings.cache_dir, keep=self.registry.installed())
+
+    def releases(self) -> list[Json]:
+        """See `Place`."""
+        return [_shown(release) for release in self.registry.releases()]
+
+    def release_of(self, name: str) -> Json:
+        """See `Place`."""
+        if (release := self.registry.release_of(ModelName.parse(name))) is None:
+            raise not_released(name)
+        return _shown(release)
+
+    def release(self, name: str, shares: Mapping[str, int]) -> Json:
+        """See `Place`."""
+        return _shown(self.registry.release(name, shares))
+
+    def clear_release(self, name: str) -> None:
+        """See `Place`."""
+        self.registry.clear_release(name)
 
     def quantize(self, name: str, wish: Wish, report: Report, cancelled: Event) -> Made:
         """Make a variant. Raises as `Quantizer.quantize` does."""
@@ -204,6 +235,22 @@ class ServerPlace:
         """See `Place`."""
         self._client.delete(name)
 
+    def releases(self) -> list[Json]:
+        """See `Place`."""
+        return self._client.releases()
+
+    def release_of(self, name: str) -> Json:
+        """See `Place`."""
+        return self._client.release_of(name)
+
+    def release(self, name: str, shares: Mapping[str, int]) -> Json:
+        """See `Place`."""
+        return self._client.release(name, shares)
+
+    def clear_release(self, name: str) -> None:
+        """See `Place`."""
+        self._client.clear_release(name)
+
     def has_blob(self, digest: str) -> bool:
         """See `Place`."""
         return self._client.has_blob(digest)
@@ -256,6 +303,10 @@ def _told(path: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
         yield piece
         done += len(piece)
         progress(done)
+
+
+def _shown(release: Release) -> Json:
+    return {"name": str(release.name), "shares": {str(model): share for model, share in release.shares}}
 
 
 def _manifest(model: InstalledModel) -> Json:

@@ -1,4 +1,4 @@
-"""`vmm serve`: fetch the default model, load it, listen, and leave in good order."""
+"""`vmm serve`: listen, fetch the default model, load it, and leave in good order."""
 
 import asyncio
 import json
@@ -6,21 +6,24 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Coroutine
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
 import click
 
 from vmm_server import __version__
-from vmm_server.app import Parts, create_app, drain
+from vmm_server.app import Parts, create_app, stop_serving
 from vmm_server.cli.allocator import give_back_large_blocks
 from vmm_server.cli.flags import setting_options
 from vmm_server.cli.listener import HTTPServer, bind, configure_logging, http_server, listen, url_of
 from vmm_server.cli.models import pull_model
-from vmm_server.errors import ModelNotFound
+from vmm_server.errors import ModelNotFound, SettingsError
 from vmm_server.ollama_environment import without_effect
-from vmm_server.settings import Settings, read_settings
+from vmm_server.reloading import Reloader
+from vmm_server.settings import read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ Result = TypeVar("Result")
 
 
 class Stopped(Exception):
-    """A signal came before the server listened."""
+    """A signal came before the server was ready."""
 
 
 @click.command()
@@ -36,9 +39,9 @@ class Stopped(Exception):
 def serve(**flags: str | None) -> None:
     """Start the server.
 
-    Fetches the default model if it is not there, loads it, and listens. SIGTERM or Ctrl-C lets the running
-    generations finish; a second one does not. Every flag is also a variable and a key of vmm.toml in the home
-    folder, such as max_queue = 64.
+    Listens, fetches the default model if it is not there, and loads it. SIGTERM or Ctrl-C lets the running
+    requests finish; a second one does not. SIGHUP reads settings, cards and keys again. Every flag is also a
+    variable and a key of vmm.toml in the home folder, such as max_queue = 64.
     """
     settings = read_settings(**flags)
     configure_logging(settings.log_level, settings.log_format)
@@ -46,42 +49,50 @@ def serve(**flags: str | None) -> None:
         logger.warning(line)
     give_back_large_blocks()
     with bind(settings.host, settings.port) as listener:
-        app = create_app(settings)
+        app = create_app(settings, read=partial(read_settings, **flags), preloads=False)
+        live = app.state.parts.live_settings
+        app.state.parts.reloader.on_change(lambda _: configure_logging(live.now.log_level, live.now.log_format))
         server = http_server(app)
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            runner.run(_serve(app.state.parts, server, listener, settings))
+            runner.run(_serve(app.state.parts, server, listener))
 
 
-async def _serve(parts: Parts, server: HTTPServer, listener: socket.socket, settings: Settings) -> None:
-    stop = _stop_signals()
-    try:
-        model = await _unless_stopped(stop, _prepare(parts, settings))
-        listen(listener)
-    except BaseException as error:
-        await parts.pool.aclose()
-        if isinstance(error, Stopped):
-            return
-        raise
+async def _serve(parts: Parts, server: HTTPServer, listener: socket.socket) -> None:
+    """Answer from the first moment on: `/health` tells how far the rest is."""
+    stop = _take_signals(parts.reloader)
+    listen(listener)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    if await _first(serving, server.ready.wait()):
-        _announce(url_of(listener), model, parts)
-        await _first(serving, stop.wait())
-        logger.info("stopping: no new requests, up to %g s for the running ones", settings.shutdown_timeout_s)
-        await drain(parts, settings.shutdown_timeout_s)
-    server.should_exit = True
-    await serving
+    try:
+        if await _first(serving, server.ready.wait()):
+            model = await _unless_stopped(stop, _prepare(parts))
+            _announce(url_of(listener), model, parts)
+            await _first(serving, stop.wait())
+    except Stopped:
+        pass
+    finally:
+        if not serving.done():
+            timeout_s = parts.settings.shutdown_timeout_s
+            logger.info("stopping: no new requests, up to %g s for the running ones", timeout_s)
+            await stop_serving(parts)
+        server.should_exit = True
+        await serving
 
 
-async def _prepare(parts: Parts, settings: Settings) -> str | None:
+async def _prepare(parts: Parts) -> str | None:
     """Have the default model on disk, in memory and warm. Returns its full name."""
-    if not settings.default_model:
+    name, readiness = parts.settings.default_model, parts.readiness
+    if not name:
         return None
     try:
-        model = parts.registry.resolve(settings.default_model)
+        model = parts.registry.resolve(name)
     except ModelNotFound:
-        await pull_model(parts.puller, settings.default_model)
-        model = parts.registry.resolve(settings.default_model)
+        readiness.waiting_for = f"fetching {name}"
+        with parts.registry.arriving(name):
+            await pull_model(parts.puller, name)
+        model = parts.registry.resolve(name)
+    readiness.waiting_for = f"loading {name}"
     await parts.inference.load(model.name, None)
+    readiness.started()
     return model.name
 
 
@@ -96,21 +107,55 @@ def _announce(url: str, model: str | None, parts: Parts) -> None:
         click.echo(f"try:  curl {url}{route} -d '{json.dumps({'model': model} | question)}'")
 
 
-def _stop_signals() -> asyncio.Event:
-    """An event that SIGINT or SIGTERM sets. The second signal ends the process at once."""
+def _take_signals(reloader: Reloader) -> asyncio.Event:
+    """An event that SIGINT or SIGTERM sets; the second one ends the process at once. SIGHUP reads settings again."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     seen: list[int] = []
+    reloads: set[asyncio.Task[None]] = set()
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def on_stop(number: int, frame: FrameType | None) -> None:
         if seen:
             os._exit(128 + number)
         seen.append(number)
         loop.call_soon_threadsafe(stop.set)
 
+    def begin_reload() -> None:
+        task = asyncio.create_task(_reload(reloader))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+        signal.signal(number, on_stop)
+    if sys.platform != "win32":
+        is_shielded = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
+        ends_with_terminal = _has_terminal() and not is_shielded
+
+        def on_hang_up(number: int, frame: FrameType | None) -> None:
+            if ends_with_terminal and not _has_terminal():
+                on_stop(number, frame)  # the window was closed: nobody asked for a reload
+            else:
+                loop.call_soon_threadsafe(begin_reload)
+
+        signal.signal(signal.SIGHUP, on_hang_up)
     return stop
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+async def _reload(reloader: Reloader) -> None:
+    """The log tells what changed, or what is wrong."""
+    try:
+        await reloader.reload()
+    except SettingsError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        logger.error("nothing was read again, all stays as it was: %s%s", error.message, hint)
 
 
 async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result:

@@ -66,7 +66,8 @@ class Fetcher:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """`resolve` and `transport` stand in for the system's."""
-        self._allowed = allowed
+        self.allowed = allowed
+        """May be changed at any time."""
         self._resolve = resolve or _resolve
         self._transport = transport
         self._starting = asyncio.Lock()
@@ -92,7 +93,7 @@ class Fetcher:
 
     async def _fetch(self, image: GivenImage, limits: ImageLimits, allowance: _Allowance) -> GivenImage:
         url, param = str(image.data), image.param
-        if self._allowed == "off":
+        if self.allowed == "off":
             raise UnsupportedParameter(
                 f"{param}: images are not fetched from URLs", param=param, hint=f"{_SEND_IT}; or set image_urls"
             )
@@ -143,7 +144,7 @@ class Fetcher:
         found = [ip_address(address.partition("%")[0]) for address in await self._resolve(host, port)]
         if not found:
             raise _refused(param, f"{host} has no address")
-        if self._allowed != "any" and not all(is_public(address) for address in found):
+        if self.allowed != "any" and not all(is_public(address) for address in found):
             raise InvalidRequest(
                 f"{param}: {host} is no address of the public internet",
                 param=param,

@@ -177,10 +177,14 @@ class ModelPool:
             await asyncio.shield(asyncio.gather(*idle))
         return bool(found)
 
-    async def settle(self) -> None:
-        """Have models that are not installed any more leave: those that nobody uses now, and others after that."""
+    def find_replaced(self) -> None:
+        """Have models that are not installed any more leave as soon as nobody uses them."""
         self._residents.find_replaced()
         self._residents.notify()
+
+    async def settle(self) -> None:
+        """The same, and wait for those that nobody uses now."""
+        self.find_replaced()
         idle = [each for each in self._residents.loaded if each.is_replaced and not each.num_leases]
         if idle:
             await asyncio.wait([self._residents.close(each, "replaced") for each in idle])

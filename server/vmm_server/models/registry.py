@@ -1,13 +1,14 @@
 """Names → models: what is installed, and which cards could be."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import vmm_server
 from vmm_adapters.card import InvalidCard, ModelCard, read_card
-from vmm_server.errors import InvalidModelName, InvalidRequest, ModelNotFound, SettingsError
+from vmm_server.errors import InvalidModelName, InvalidRequest, ModelArriving, ModelNotFound, SettingsError
 from vmm_server.models.library import FILE as LIBRARY_FILE
 from vmm_server.models.library import read_library
 from vmm_server.models.names import DEFAULT_HOST, DEFAULT_NAMESPACE, ModelName, ModelReference, is_version
@@ -57,12 +58,22 @@ class Registry:
     def __init__(self, store: Store, cards: Sequence[ModelCard] = ()) -> None:
         self._store = store
         self._turns = Turns()
+        self._arriving: ModelName | None = None
         self.use_cards(cards)
 
     def use_cards(self, cards: Sequence[ModelCard]) -> None:
         """Offer these from now on."""
         self.cards = tuple(cards)
         self._cards = {key: card for card in reversed(self.cards) for key in _keys(card)}
+
+    @contextmanager
+    def arriving(self, name: str) -> Iterator[None]:
+        """While a model is fetched that the server is to have: until it is there, it is no unknown name."""
+        self._arriving = self._plain(ModelReference.parse(name).name)
+        try:
+            yield
+        finally:
+            self._arriving = None
 
     def resolve(self, name: str) -> InstalledModel:
         """What this name means: the model that most of its requests go to, where it is released; else the installed
@@ -143,7 +154,7 @@ class Registry:
         """Have a plain name mean again what is installed under it. Raises `ModelNotFound` if it is not released."""
         released = self._released_name(name)
         if not self._store.clear_release(released):
-            raise ModelNotFound(name, message=f"{released} is not released", hint="vmm release lists what is")
+            raise not_released(str(released))
 
     def suggest(self, wanted: ModelName) -> str:
         """One line of help for a name that is not installed."""
@@ -186,6 +197,8 @@ class Registry:
             return ModelNotFound(name, hint=f"{model.name} is installed with sha256:{model.digest}")
         if release := self.release_of(wanted.name):
             return ModelNotFound(name, hint=f"it is released: {release}; vmm release {release.name} --clear ends that")
+        if self._arriving is not None and self._plain(wanted.name).key == self._arriving.key:
+            return ModelArriving(name)
         return ModelNotFound(name, hint=self.suggest(wanted.name))
 
     def _released_name(self, name: str) -> ModelName:
@@ -235,6 +248,11 @@ class Registry:
             if manifest and manifest.model.source == card.source.uri and manifest.model.parent is None:
                 return manifest.model
         return None
+
+
+def not_released(name: str) -> ModelNotFound:
+    """For a name that means what is installed under it."""
+    return ModelNotFound(name, message=f"{name} is not released", hint="vmm release lists what is")
 
 
 def _read(path: Path) -> list[tuple[ModelCard, list[str]]]:

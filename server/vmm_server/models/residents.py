@@ -78,9 +78,9 @@ class Residents:
             self._look_at(loaded)
 
     def _look_at(self, loaded: LoadedModel) -> None:
-        loaded.is_replaced = not self._is_installed(loaded.model)
-        if loaded.is_replaced:
-            loaded.is_pinned = False
+        was_replaced, loaded.is_replaced = loaded.is_replaced, not self._is_installed(loaded.model)
+        if loaded.is_replaced and not was_replaced:
+            loaded.last_used, loaded.is_pinned = self._clock(), False
 
     def drop_failed(self) -> None:
         """Those whose device has failed leave, used or not: nothing runs there any more."""

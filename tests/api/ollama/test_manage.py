@@ -197,6 +197,8 @@ def test_the_engine_of_a_model_that_was_replaced_goes(start_server: Any, tmp_pat
     server.client.request("DELETE", "/api/delete", json={"model": "echo"}).raise_for_status()
     assert names(server, "ps") == {"mario:latest"}
     assert create(server, **{"from": "other"}).status_code == 200
+    assert [loaded.is_replaced for loaded in server.parts.pool.loaded()] == [True]
+    server.run(server.parts.pool.settle())
     assert names(server, "ps") == set()
     body = {"model": "mario", "prompt": "hi", "stream": False}
     assert server.client.post("/api/generate", json=body).json()["response"] == "hi"

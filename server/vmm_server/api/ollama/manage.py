@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from litestar import Controller, MediaType, Request, Response, delete, post
@@ -12,7 +12,7 @@ from litestar.types import ASGIApp
 from vmm_server.api.body import read_body
 from vmm_server.api.ollama import model_examples as examples
 from vmm_server.api.ollama.create import check_not_local, create_request
-from vmm_server.api.ollama.progress import progress_reply, then_unload_unused
+from vmm_server.api.ollama.progress import progress_reply, then_find_replaced
 from vmm_server.api.ollama.wire_models import CopyBody, CreateBody, NamedModel, PullBody, PushBody, required
 from vmm_server.api.openapi import described
 from vmm_server.api.origins import is_loopback
@@ -44,13 +44,12 @@ class ManageController(Controller):
         request: Request[Any, Any, Any],
         puller: NamedDependency[Puller],
         pool: NamedDependency[ModelPool],
-        registry: NamedDependency[Registry],
     ) -> ASGIApp:
         """Progress as NDJSON, or one object with `"stream": false`."""
         body = await read_body(request, PullBody)
         reference = required(body)
         check_not_local(reference, "model", hint=f"run there: vmm pull {reference}")
-        return progress_reply(lambda: then_unload_unused(puller.pull(reference), pool, registry), stream=body.stream)
+        return progress_reply(lambda: then_find_replaced(puller.pull(reference), pool), stream=body.stream)
 
     @post(
         "/push",
@@ -79,7 +78,6 @@ class ManageController(Controller):
         request: Request[Any, Any, Any],
         creator: NamedDependency[Creator],
         pool: NamedDependency[ModelPool],
-        registry: NamedDependency[Registry],
     ) -> ASGIApp:
         """Progress as `/api/pull` has it. What has the name already is replaced."""
         body = await read_body(request, CreateBody)
@@ -87,7 +85,7 @@ class ManageController(Controller):
 
         def start() -> AsyncGenerator[PullEvent]:
             events = creator.create(asked)
-            return then_unload_unused(_of_uploads(events) if asked.files else events, pool, registry)
+            return then_find_replaced(_of_uploads(events) if asked.files else events, pool)
 
         return progress_reply(start, stream=body.stream)
 
@@ -98,7 +96,12 @@ class ManageController(Controller):
         summary="Give a model a second name",
         opt=described(*examples.COPY, body=CopyBody),
     )
-    async def copy(self, request: Request[Any, Any, Any], registry: NamedDependency[Registry]) -> Response[bytes]:
+    async def copy(
+        self,
+        request: Request[Any, Any, Any],
+        registry: NamedDependency[Registry],
+        pool: NamedDependency[ModelPool],
+    ) -> Response[bytes]:
         """Nothing but the name is copied."""
         body = await read_body(request, CopyBody)
         for field, name in (("source", body.source), ("destination", body.destination)):
@@ -108,6 +111,7 @@ class ManageController(Controller):
                 raise InvalidRequest(f'{field} "{name}" is invalid', param=field, hint=error.hint) from error
         try:
             await asyncio.to_thread(registry.copy, body.source, body.destination)
+            pool.find_replaced()
         except ModelNotFound as error:
             message = f'model "{body.source}" not found'
             raise ModelNotFound(body.source, hint=error.hint, message=message) from error
@@ -127,13 +131,9 @@ class ManageController(Controller):
         pool: NamedDependency[ModelPool],
         settings: NamedDependency[Settings],
     ) -> Response[bytes]:
-        """Unload a model, once it is idle, and uninstall it."""
-        name = required(await read_body(request, NamedModel))
-        with suppress(ModelNotFound):  # what cannot be read any more can be removed all the same
-            model = registry.resolve(name)
-            if not any(other.weights == model.weights and other.name != model.name for other in registry.installed()):
-                await pool.unload(model)  # before its files go: not every system deletes files that are open
-        await asyncio.to_thread(registry.remove, name)
+        """Uninstall a model, and unload it once it is idle; its files go when it has left memory."""
+        await asyncio.to_thread(registry.remove, required(await read_body(request, NamedModel)))
+        await pool.settle()
         await asyncio.to_thread(delete_compiled, settings.cache_dir, keep=registry.installed())
         return empty()
 

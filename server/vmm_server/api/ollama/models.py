@@ -58,7 +58,7 @@ class ModelsController(Controller):
     )
     def tags_list(self, registry: NamedDependency[Registry]) -> dict[str, object]:
         """Installed models, newest first."""
-        return {"models": [tag_fields(model) for model in registry.installed()]}
+        return {"models": [tag_fields(model) for model in registry.listed()]}
 
     @get(
         "/api/ps",

@@ -1,6 +1,5 @@
 """What takes long and tells how far it is: pull, push and create answer in the same way."""
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 
@@ -12,7 +11,6 @@ from vmm_server.api.ollama.replies import JSON
 from vmm_server.api.streaming import ChunkStream, WholeAnswer, json_response, ndjson_response
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.pull import PullEvent
-from vmm_server.models.registry import Registry
 
 Events = Callable[[], AsyncGenerator[PullEvent]]
 """Starts the work."""
@@ -25,22 +23,12 @@ def progress_reply(start: Events, *, stream: bool | None) -> ASGIApp:
     return ndjson_response(lambda: _stream(start), ollama_body)
 
 
-async def then_unload_unused(
-    events: AsyncGenerator[PullEvent], pool: ModelPool, registry: Registry
-) -> AsyncGenerator[PullEvent]:
-    """The same events; the engine of a model that was replaced goes when they are over, or when it is idle."""
+async def then_find_replaced(events: AsyncGenerator[PullEvent], pool: ModelPool) -> AsyncGenerator[PullEvent]:
+    """The same events; a model in memory that was replaced leaves when they are over, or when nobody uses it."""
     async with aclosing(events):
         async for event in events:
             yield event
-    await unload_unused(pool, registry)
-
-
-async def unload_unused(pool: ModelPool, registry: Registry) -> None:
-    """Unload, once they are idle, engines whose weights no installed model has any more."""
-    installed = {model.weights for model in await asyncio.to_thread(registry.installed)}
-    for loaded in pool.loaded():
-        if loaded.model.weights not in installed:
-            await pool.unload(loaded.model)
+    pool.find_replaced()
 
 
 async def _whole(start: Events) -> WholeAnswer:

@@ -23,7 +23,7 @@ class ModelsController(Controller):
     )
     def list_models(self, registry: NamedDependency[Registry]) -> dict[str, object]:
         """Newest first."""
-        return {"object": "list", "data": [model_fields(model, model.name) for model in registry.installed()]}
+        return {"object": "list", "data": [model_fields(model, model.name) for model in registry.listed()]}
 
     @get(
         "/{model_id:path}",
