@@ -1,8 +1,8 @@
 """The async face of one loaded Whisper."""
 
 import asyncio
+import time
 from dataclasses import dataclass
-from math import ceil
 from typing import cast
 
 import numpy as np
@@ -12,7 +12,9 @@ from vmm_server.audio.features import WINDOW_FRAMES, LogMel
 from vmm_server.audio.languages import LANGUAGES, language_code
 from vmm_server.audio.transcript import AudioReader, Transcript, TranscriptionOptions
 from vmm_server.audio.whisper_tokens import WhisperTokens
+from vmm_server.callers import caller
 from vmm_server.engine.batcher import BatcherStats
+from vmm_server.engine.forecast import check_deadline, retry_after_s
 from vmm_server.engine.transcriber_rows import Rows
 from vmm_server.engine.transcriber_transcript import SoundTranscript
 from vmm_server.engine.transcriber_window import WindowRequest
@@ -90,17 +92,20 @@ class Transcriber:
         return self._worker.failure
 
     def transcribe(self, reader: AudioReader, options: TranscriptionOptions) -> Transcript:
-        """Hear a sound. Call on the event loop.
+        """Hear a sound, for the caller whose task this is. Call on the event loop.
 
         Raises at once, and then the reader is still the caller's: `InvalidRequest` and `UnsupportedParameter`
-        (`language`, `task`, `temperature`, `timestamp_granularities`), `Overloaded`, `ShuttingDown`, `PlacementFailed`
-        after a `failure`.
+        (`language`, `task`, `temperature`, `timestamp_granularities`), `Overloaded`, `DeadlineUnreachable`,
+        `ShuttingDown`, `PlacementFailed` after a `failure`.
         """
         self._worker.check()
         self._check(options)
         language = self._language(options.language)
         if len(self._transcripts) >= self._options.max_transcripts:
-            raise Overloaded(retry_after_s=min(60, ceil(len(self._transcripts) / self._options.max_rows)))
+            raise Overloaded(retry_after_s=retry_after_s(self._worker.expected_s(caller.get())))
+        asking = caller.get()
+        if asking.deadline_at is not None:
+            check_deadline(asking.deadline_at - time.monotonic(), self._worker.expected_s(asking))
         transcript = SoundTranscript(
             reader,
             options,
@@ -109,6 +114,7 @@ class Transcriber:
             tokens=self._tokens,
             log_mel=self._log_mel,
             worker=self._worker,
+            caller=asking,
             forget=self._transcripts.discard,
         )
         self._transcripts.add(transcript)
@@ -124,7 +130,7 @@ class Transcriber:
             language=self._language(None),
             options=TranscriptionOptions(temperatures=(0.0,)),
         )
-        job = self._worker.submit(request)
+        job = self._worker.submit(request, caller.get())
         try:
             await job.done
         finally:

@@ -12,6 +12,7 @@ from vmm_server.audio.transcript import SAMPLE_RATE, AudioReader, Segment, Trans
 from vmm_server.audio.whisper_tokens import WhisperTokens
 from vmm_server.audio.windows import Window, Windows
 from vmm_server.audio.words import TimedWord, timed_phrases
+from vmm_server.callers import Caller
 from vmm_server.engine.transcriber_window import Floats, WindowRequest, WindowText, is_silence
 from vmm_server.engine.transcriber_worker import Job, TranscriberWorker
 from vmm_server.errors import GenerationFailed, PlacementFailed
@@ -35,6 +36,7 @@ class SoundTranscript:
         tokens: WhisperTokens,
         log_mel: LogMel,
         worker: TranscriberWorker,
+        caller: Caller,
         forget: Callable[["SoundTranscript"], None],
     ) -> None:
         """`context`: tokens of the prompt. `forget` is called when it is over."""
@@ -44,6 +46,7 @@ class SoundTranscript:
         self._tokens = tokens
         self._log_mel = log_mel
         self._worker = worker
+        self._caller = caller
         self._forget = forget
         self._sound = ClippedReader(reader, options.clips)
         self._windows = Windows(self._sound)
@@ -154,7 +157,7 @@ class SoundTranscript:
         )
         self._num_windows += 1
         try:
-            job = self._job = self._worker.submit(request)
+            job = self._job = self._worker.submit(request, self._caller)
             self._first_job = self._first_job or job
             await asyncio.wait({job.done})
             self._num_tokens += job.num_drawn

@@ -1,8 +1,9 @@
 """The one thread that owns a transcriber's sessions: windows of all transcripts share its encoder batches and steps.
 
 Windows join between steps, while there are rows for them, and leave when they are over. A transcript has one window
-under way at a time, and its next one waits behind those of others, so that a long sound is no longer in a short one's
-way than that. An attempt that is not good enough begins anew in its row: the sound need not be looked at again.
+under way at a time, and its next one waits for its turn (`batch_queue`: the best priority, the tenant that got least),
+so that a long sound is no longer in a short one's way than that. An attempt that is not good enough begins anew in its
+row: the sound need not be looked at again.
 
 A step that fails fails the windows in it. When the device is lost, or two steps fail and no window is finished between
 them, the transcriber is given up.
@@ -12,17 +13,20 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
+from math import ceil
 
 from vmm_adapters.errors import AdapterError, DeviceLost
 from vmm_server.audio.alignment import Attention
-from vmm_server.audio.features import FRAMES_PER_S
+from vmm_server.audio.features import FRAMES_PER_S, WINDOW_FRAMES
 from vmm_server.audio.timestamps import TimestampRules
 from vmm_server.audio.whisper_tokens import WhisperTokens
+from vmm_server.callers import Caller
+from vmm_server.engine.batch_queue import BatchLimits, BatchQueue
+from vmm_server.engine.forecast import Claim, Pace, ahead
 from vmm_server.engine.histogram import BatcherHistograms
 from vmm_server.engine.transcriber_rows import Rows
 from vmm_server.engine.transcriber_window import (
@@ -87,11 +91,12 @@ class TranscriberWorker:
         self._max_encoded = max_encoded
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: deque[Job] = deque()
+        self._waiting: BatchQueue[Job] = BatchQueue(BatchLimits(max_items=1))
         self._is_closing = False
         self._running: list[Job] = []
         """In the order of their rows."""
         self._num_failed = 0
+        self._pace = Pace()
         self.failure: str | None = None
         """Why it was given up. Safe from any thread."""
         self.computed_s = 0.0
@@ -103,7 +108,7 @@ class TranscriberWorker:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, request: WindowRequest) -> Job:
+    def submit(self, request: WindowRequest, caller: Caller) -> Job:
         """Queue a window; call on the event loop that awaits its `done`.
 
         That raises `GenerationFailed`, `PlacementFailed` if the transcriber is given up, or `ShuttingDown`. Raises
@@ -113,7 +118,7 @@ class TranscriberWorker:
         job = Job(request, loop.create_future(), loop, self._clock(), language=request.language)
         with self._changed:
             self.check()
-            self._waiting.append(job)
+            self._waiting.add(job, [max(1, request.num_frames)], caller)
             self._changed.notify()
         return job
 
@@ -128,8 +133,15 @@ class TranscriberWorker:
         """Forget a job: before the next step, if it is under way. Its future is the caller's."""
         with self._changed:
             job.is_cancelled = True
-            if job in self._waiting:
-                self._waiting.remove(job)
+            self._waiting.discard(job)
+
+    def expected_s(self, caller: Caller) -> float:
+        """Seconds until the first window of a new transcript would be heard. Safe from any thread."""
+        mine = Claim(caller.priority, caller.tenant, caller.weight, WINDOW_FRAMES)
+        with self._changed:
+            num_windows = ceil(ahead(mine, self._waiting.claims, lambda each: each.work) / WINDOW_FRAMES)
+            num_leaving = max(0, num_windows - (self._max_rows - len(self._running)))
+        return num_leaving * self._pace.place_s(self._max_rows) + self._pace.answer_s
 
     def close(self) -> None:
         """End the thread after the step under way, and close the sessions; blocks. Idempotent."""
@@ -147,8 +159,7 @@ class TranscriberWorker:
         finally:
             with self._changed:
                 self._is_closing = True
-                left = [*self._running, *self._waiting]
-                self._waiting.clear()
+                left = [*self._running, *self._taken(len(self._waiting))]
             over = ShuttingDown() if self.failure is None else PlacementFailed(self.failure)
             for job in left:
                 _deliver(job, over)
@@ -161,11 +172,14 @@ class TranscriberWorker:
             if self._is_closing:
                 return False
             room = min(self._max_encoded, self._max_rows - len(self._running))
-            new = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            new = self._taken(min(room, len(self._waiting)))
         if new:
             with self._failing(new):
                 self._encode(new)
         return True
+
+    def _taken(self, count: int) -> list[Job]:
+        return [waiting.call for _ in range(count) for waiting in self._waiting.take()]
 
     def _encode(self, new: Sequence[Job]) -> None:
         for job in new:
@@ -250,6 +264,8 @@ class TranscriberWorker:
             text = replace(text, attention=self._attention(job, attempt, text))
         self._leave(job)
         self._num_failed = 0
+        if job.started_at is not None:
+            self._pace.note_answer(self._clock() - job.started_at)
         _deliver(job, text)
 
     def _attention(self, job: Job, attempt: Attempt, text: WindowText) -> Attention | None:
