@@ -112,6 +112,7 @@ class Releases:
     def _write(self, releases: Mapping[str, Release]) -> None:
         shown = {str(each.name): {str(model): share for model, share in each.shares} for each in releases.values()}
         write_atomically(self.path, _File(releases=shown).model_dump_json(indent=2).encode())
+        self.all()
 
     def _parse(self, is_there: bool) -> Mapping[str, Release]:
         if not is_there:
