@@ -147,6 +147,7 @@ class LiveServer:
     """A real uvicorn in a thread, serving the echo model on a free port."""
 
     def __init__(self, app: App, loader: EchoLoader) -> None:
+        self.app = app
         self.loader = loader
         self.parts: Parts = app.state.parts
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -400,8 +401,8 @@ def install_examples() -> Callable[[LiveServer], None]:
         install_ears(store, echo)
         install_fakes(store, echo, detector="yolox:nano", classifier="efficientnet:lite0", clip="clip:vit-b32")
         responses, given = server.parts.response_store, LIST_INPUT_ITEMS[0].answer["data"]
-        server.run(responses.delete(WHOLE["id"]))
-        server.run(responses.put(WHOLE, given=given, output=[ITEM]))
+        server.run(responses.delete(WHOLE["id"], ""))
+        server.run(responses.put(WHOLE, "", given=given, output=[ITEM]))
 
     return install
 
