@@ -253,7 +253,8 @@ class BatchWorker:
         if result is None:
             return False
         finish = self._shared.jobs.finish_line
-        await persistently(f"keeping a line of {batch.id}", lambda: finish(batch.id, line.number, result))
+        work = f"keeping a line of {batch.id}"
+        await persistently(work, lambda: finish(batch.id, line.number, result), self._shared.pause_s)
         return True
 
     async def _ask(self, batch: Batch, line: Line, caller: Caller) -> ResultLine | None:
@@ -289,7 +290,8 @@ class BatchWorker:
     async def _sleep(self, seconds: float) -> None:
         """Or until the server stops."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._shared.is_stopping.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._shared.is_stopping.wait()
 
     async def _finish(self, batch: Batch) -> None:
         """Write what came out into files; lines that have no result are told of among the errors."""

@@ -145,13 +145,18 @@ class Batches:
                 for batch in await persistently("reading batches", self._jobs.live):
                     self._take_up(batch, post)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):  # `wait_for` may swallow that it is cancelled
+                        await self._woken.wait()
             await self._wait_for_workers()
         finally:
             for _, task in self._workers.values():
                 task.cancel()
             await self._wait_for_workers()
             self._lock.release()
+
+    def wake(self) -> None:
+        """Look at the batches now, not after a while."""
+        self._woken.set()
 
     def stop(self) -> None:
         """Begin no more lines."""
