@@ -46,7 +46,7 @@ class MakeSettings(Protocol):
 @pytest.fixture
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting comes from the variables of whoever runs the tests."""
-    for name in [name for name in os.environ if name.startswith(("VMM_", "OLLAMA_"))]:
+    for name in [name for name in os.environ if name.startswith(("VMM_", "OLLAMA_", "OTEL_"))]:
         monkeypatch.delenv(name)
 
 
