@@ -6,8 +6,9 @@ one request of a client, and is told of what models did for it when that is over
 
 import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol, cast
 
 from vmm_server.errors import SettingsError
@@ -97,8 +98,11 @@ def callers_trace_id(headers: Headers) -> str:
     return match[1].decode()
 
 
-def make_tracer(endpoint: str) -> Tracer:
-    """What exports traces to a collector's address; nothing, if that is empty. Raises `SettingsError`."""
+def make_tracer(endpoint: str, *, load: Callable[[str], ModuleType] = importlib.import_module) -> Tracer:
+    """What exports traces to a collector's address; nothing, if that is empty. `load` imports the module that does.
+
+    Raises `SettingsError`.
+    """
     if not endpoint:
         return NoTracer()
     if not _ADDRESS.match(endpoint):
@@ -108,7 +112,7 @@ def make_tracer(endpoint: str) -> Tracer:
             hint="write it as http://localhost:4318",
         )
     try:
-        otlp = importlib.import_module("vmm_server.otlp")
+        otlp = load("vmm_server.otlp")
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"setting otlp_endpoint: traces need the extra otlp; {error.name} is not here",
