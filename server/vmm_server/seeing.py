@@ -1,19 +1,19 @@
 """The one way to run a model that looks at pictures: resolve → open the files → lease → decode → compute.
 
 What deserves a 4xx and can be known without the model comes before it is loaded: also what the files' headers say.
-Pixels are made last, and are in memory no longer than the computation takes. A call returns whole or raises.
+Pixels are made last, and become the model's numbers at once. A call returns whole or raises.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeVar
 
 import numpy as np
 
 from vmm_server.embedding import Embedded, Encoded, check_dimensions, text_vectors, unit
 from vmm_server.errors import GenerationFailed, InvalidRequest, UnsupportedCapability
-from vmm_server.media.reading import ImageReader, OpenedImages
+from vmm_server.media.reading import ImageReader, OpenedImage
 from vmm_server.models.leases import Lease
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
@@ -60,8 +60,6 @@ class Detected(Answered):
 
     labels: tuple[str, ...]
     found: tuple[Detections, ...]
-    sizes: tuple[tuple[int, int], ...]
-    """Width and height of each picture, upright."""
     drawn: tuple[bytes, ...] | None
     """PNG files."""
 
@@ -92,8 +90,8 @@ class Vision:
         self._remembered: Remembered[tuple[str, str, bool, str]] = Remembered(MAX_REMEMBERED)
 
     def task_of(self, model: str) -> Task:
-        """What a model does with pictures. Raises as `OneShot.resolve` does."""
-        found = self._one_shot.resolve(model, *TASKS)
+        """What a model does with pictures. Raises as `OneShot.look_up` does."""
+        found = self._one_shot.look_up(model, *TASKS)
         return next(task for task in TASKS if task in found.capabilities)
 
     async def detect(self, request: DetectRequest) -> Detected:
@@ -101,7 +99,7 @@ class Vision:
         `GenerationFailed`."""
         model = self._one_shot.resolve(request.model, "detection")
         opened = await self._reader.open(request.images)
-        if request.draw and opened.num_pixels > MAX_DRAWN_PIXELS:
+        if request.draw and sum(image.num_pixels for image in opened) > MAX_DRAWN_PIXELS:
             raise InvalidRequest(
                 f"draw: the images have more than {MAX_DRAWN_PIXELS} pixels together, which is what can be drawn",
                 param="draw",
@@ -110,14 +108,12 @@ class Vision:
         async def detect(lease: Lease[ReadyDetector]) -> Detected:
             ready = lease.ready
             params = replace(request.params, class_ids=class_ids(ready.labels, request.classes))
-            async with opened.decoded() as pictures:
-                computed = await ready.detect(pictures, params)
-                found = tuple(computed.results)
-                drawn = await _drawn(pictures, found, ready.labels) if request.draw else None
-                sizes = tuple((picture.shape[1], picture.shape[0]) for picture in pictures)
-            return Detected(*_told(model, lease, computed.queued_s), ready.labels, found, sizes, drawn)
+            computed = await ready.detect(opened, params)
+            found = tuple(computed.results)
+            drawn = await _drawn(opened, found, ready.labels) if request.draw else None
+            return Detected(*_told(model, lease, computed.queued_s), ready.labels, found, drawn)
 
-        return await self._run(model, ReadyDetector, request, detect)  # type: ignore[type-abstract]
+        return await self._run(model, ReadyDetector, request, detect, "detection")  # type: ignore[type-abstract]
 
     async def classify(self, request: ClassifyRequest) -> Classified:
         """Raises as `detect` does."""
@@ -125,12 +121,11 @@ class Vision:
         opened = await self._reader.open(request.images)
 
         async def classify(lease: Lease[ReadyClassifier]) -> Classified:
-            async with opened.decoded() as pictures:
-                computed = await lease.ready.classify(pictures)
+            computed = await lease.ready.classify(opened)
             scores = _finite(np.stack(computed.results))
             return Classified(*_told(model, lease, computed.queued_s), lease.ready.labels, scores)
 
-        return await self._run(model, ReadyClassifier, request, classify)  # type: ignore[type-abstract]
+        return await self._run(model, ReadyClassifier, request, classify, "classification")  # type: ignore[type-abstract]
 
     async def embed(self, request: EmbedRequest) -> Embedded:
         """One vector an item, in their order. Raises as `detect` does."""
@@ -144,7 +139,7 @@ class Vision:
             counts = made.num_tokens, made.num_dropped_tokens
             return Embedded(*_told(model, lease, made.queued_s), *counts, made.vectors)
 
-        return await self._run(model, ReadyClip, request, embed)
+        return await self._run(model, ReadyClip, request, embed, "image_embedding")
 
     async def zero_shot(self, request: ZeroShotRequest) -> Classified:
         """Probabilities of the labels: of a softmax over them, or, of a model with a bias, each one's own (SigLIP).
@@ -176,7 +171,7 @@ class Vision:
             scores = softmax(logits) if bias is None else sigmoid(logits + bias)
             return Classified(*_told(model, lease, made.queued_s), request.labels, scores)
 
-        return await self._run(model, ReadyClip, request, zero_shot)
+        return await self._run(model, ReadyClip, request, zero_shot, "classification")
 
     async def search(self, request: SearchRequest) -> Ranked:
         """Cosines of the items with the query. Raises as `detect` does."""
@@ -191,7 +186,7 @@ class Vision:
             counts = made.num_tokens, made.num_dropped_tokens
             return Ranked(*_told(model, lease, made.queued_s), *counts, tuple((vectors[1:] @ vectors[0]).tolist()))
 
-        return await self._run(model, ReadyClip, request, search)
+        return await self._run(model, ReadyClip, request, search, "image_embedding")
 
     async def _sentence_vectors(
         self, request: ZeroShotRequest, texts: Sequence[GivenText], model: InstalledModel, lease: Lease[ReadyClip]
@@ -201,22 +196,22 @@ class Vision:
         found = self._remembered.find({(*where, text.text) for text in texts})
         missing = {text.text: text for text in texts if (*where, text.text) not in found}
         if missing:
-            made = await _vectors(request, [*missing.values()], None, lease.ready, request.truncate)
+            made = await _vectors(request, [*missing.values()], (), lease.ready, request.truncate)
             new = {(*where, text): row for text, row in zip(missing, unit(made.vectors), strict=True)}
             self._remembered.keep(new)
             found |= new
         return np.stack([found[*where, text.text] for text in texts])
 
-    async def _open(self, items: Sequence[Item]) -> OpenedImages:
+    async def _open(self, items: Sequence[Item]) -> tuple[OpenedImage, ...]:
         return await self._reader.open([item for item in items if isinstance(item, GivenImage)])
 
     async def _run(
-        operation: Operation,
         self,
         model: InstalledModel,
         kind: type[Held],
         request: VisionRequest,
         work: Callable[[Lease[Held]], Awaitable[Told]],
+        operation: Operation,
     ) -> Told:
         return await self._one_shot.run(
             model, kind, work, operation=operation, keep_alive=request.keep_alive, wanted=request.wanted
@@ -237,7 +232,7 @@ class _Made:
 async def _vectors(
     request: VisionRequest,
     items: Sequence[Item],
-    opened: OpenedImages | None,
+    opened: Sequence[Picture],
     ready: ReadyClip,
     truncate: bool = False,
     dimensions: int | None = None,
@@ -260,9 +255,8 @@ async def _vectors(
         )
         vectors[[*texts]] = rows
         num_tokens, num_dropped = inputs.num_tokens, inputs.num_dropped_tokens
-    if opened is not None and len(texts) < len(items):
-        async with opened.decoded() as pictures:
-            computed = await ready.embed_pictures(pictures)
+    if opened:
+        computed = await ready.embed_pictures(opened)
         rows = _finite(np.stack(computed.results))
         is_text = np.isin(np.arange(len(items)), [*texts])
         vectors[~is_text] = rows if dim == ready.dim else unit(rows[:, :dim])
@@ -271,10 +265,13 @@ async def _vectors(
 
 
 async def _drawn(pictures: Sequence[Picture], found: Sequence[Detections], labels: Sequence[str]) -> tuple[bytes, ...]:
-    def work() -> tuple[bytes, ...]:
-        return tuple(draw(picture, things, labels) for picture, things in zip(pictures, found, strict=True))
-
-    return await asyncio.to_thread(work)
+    """PNG files. Each picture is decoded again: nearly all of the time is the encoder's."""
+    return tuple(
+        [
+            await picture.made(partial(draw, found=things, labels=labels))
+            for picture, things in zip(pictures, found, strict=True)
+        ]
+    )
 
 
 def _check_texts(model: InstalledModel, items: Sequence[Item]) -> None:

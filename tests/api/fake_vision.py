@@ -18,9 +18,10 @@ from vmm_adapters.card import EmbeddingRecipe, VisionRecipe
 from vmm_adapters.echo_encoder import write_echo_encoder
 from vmm_server.engine.batcher import BatcherStats, Computed
 from vmm_server.models.encoders import ReadyEncoder
+from vmm_server.models.picture_graph import Picture
 from vmm_server.models.router import NO_LOAD, Load, Placement
 from vmm_server.models.store import InstalledModel, Store
-from vmm_server.models.vision import Picture, ReadyClip
+from vmm_server.models.vision import ReadyClip
 from vmm_server.vision.results import DetectionParams, Detections
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -69,8 +70,13 @@ def picture_served(file: bytes) -> Iterator[str]:
             thread.join(10)
 
 
-OnPictures = Callable[[Sequence[Picture]], None]
+Pixels = NDArray[np.uint8]
+OnPictures = Callable[[Sequence[Pixels]], None]
 """Told of every batch, in a thread; it may block or raise."""
+
+
+async def pixels_of(pictures: Sequence[Picture]) -> list[Pixels]:
+    return [await picture.made(lambda image: np.array(image)) for picture in pictures]
 
 
 class FakeSeer:
@@ -98,9 +104,11 @@ class FakeSeer:
     async def aclose(self) -> None:
         """Nothing to close."""
 
-    async def seen(self, pictures: Sequence[Picture]) -> None:
+    async def seen(self, pictures: Sequence[Picture]) -> list[Pixels]:
+        pixels = await pixels_of(pictures)
         if self._on_pictures is not None:
-            await asyncio.to_thread(self._on_pictures, pictures)
+            await asyncio.to_thread(self._on_pictures, pixels)
+        return pixels
 
 
 class FakeDetector(FakeSeer):
@@ -113,17 +121,16 @@ class FakeDetector(FakeSeer):
         self._shapes = shapes
 
     async def detect(self, pictures: Sequence[Picture], params: DetectionParams) -> Computed[Detections]:
-        await self.seen(pictures)
-        return Computed([self._found(picture, params) for picture in pictures], 0.0)
+        return Computed([self._found(pixels, params) for pixels in await self.seen(pictures)], 0.0)
 
-    def _found(self, picture: Picture, params: DetectionParams) -> Detections:
-        dark = (picture != 255).any(axis=2)
+    def _found(self, picture: Pixels, params: DetectionParams) -> Detections:
+        dark, size = (picture != 255).any(axis=2), (picture.shape[1], picture.shape[0])
         if not dark.any() or params.threshold > 0.9 or 1 not in (params.class_ids or {1}):
-            return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+            return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), size)
         rows, columns = np.nonzero(dark)
         left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
         box = np.array([[left, top, right, bottom]], np.float32)
-        found = Detections(box, np.array([0.9], np.float32), np.array([1]))
+        found = Detections(box, np.array([0.9], np.float32), np.array([1]), size)
         if not self._shapes:
             return found
         return replace(
@@ -140,8 +147,7 @@ class FakeClassifier(FakeSeer):
     labels = tuple(COLOURS)
 
     async def classify(self, pictures: Sequence[Picture]) -> Computed[NDArray[np.float32]]:
-        await self.seen(pictures)
-        sums = [picture.reshape(-1, 3).astype(np.float32).sum(axis=0) for picture in pictures]
+        sums = [pixels.reshape(-1, 3).astype(np.float32).sum(axis=0) for pixels in await self.seen(pictures)]
         return Computed([each / max(1.0, each.sum()) for each in sums], 0.0)
 
 
@@ -164,7 +170,7 @@ class FakeClip(ReadyClip):
 
     async def embed_pictures(self, pictures: Sequence[Picture]) -> Computed[NDArray[np.float32]]:
         rows = []
-        for picture in pictures:
+        for picture in await pixels_of(pictures):
             name = max(COLOURS, key=lambda each: -np.abs(picture.mean(axis=(0, 1)) - COLOURS[each]).sum())
             tokens = self.tokenizer.encode(name, add_special_tokens=True).ids
             counts = np.bincount(np.array(tokens) % DIM, minlength=DIM).astype(np.float32)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from tests.api.conftest import StartServer
-from tests.api.fake_vision import box, install_fakes, png_of, uri
+from tests.api.fake_vision import Pixels, box, install_fakes, png_of, uri
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -20,7 +20,6 @@ from vmm_adapters.echo import Gate
 from vmm_adapters.types import Batch
 from vmm_server.api.vision.frames import LatestFrame
 from vmm_server.cli.listener import is_no_refusal
-from vmm_server.models.vision import Picture
 
 FRAME = png_of(box())
 WAIT_S = 20
@@ -160,7 +159,7 @@ def test_wrong_options_are_told_before_the_first_frame(
 def test_only_the_newest_frame_waits_while_one_is_computed(start_server: StartServer) -> None:
     gate, widths = Gate(), []
 
-    def on_pictures(pictures: Sequence[Picture]) -> None:
+    def on_pictures(pictures: Sequence[Pixels]) -> None:
         widths.append(pictures[0].shape[1])
         if widths[-1] == 10:
             gate(Batch(()))
@@ -216,7 +215,7 @@ def test_a_server_that_stops_ends_the_stream(start_server: StartServer) -> None:
 def test_a_client_that_leaves_takes_its_frame_back(start_server: StartServer) -> None:
     gate = Gate()
 
-    def on_pictures(pictures: Sequence[Picture]) -> None:
+    def on_pictures(pictures: Sequence[Pixels]) -> None:
         if pictures[0].shape[1] == 40:
             gate(Batch(()))
 

@@ -4,12 +4,14 @@ import asyncio
 import base64
 import io
 import struct
+import threading
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from vmm_server.errors import InvalidRequest, Overloaded, UnsupportedParameter
@@ -31,6 +33,10 @@ def square(side: int, colour: str = "red") -> GivenImage:
     return GivenImage(io.BytesIO(file_of(Image.new("RGB", (side, side), colour))), f"file{side}")
 
 
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    return np.array(image)
+
+
 def with_reader(work: Callable[[ImageReader], Awaitable[Result]], **options: Any) -> Result:
     async def run() -> Result:
         reader = ImageReader(Fetcher("off"), **options)
@@ -48,9 +54,9 @@ def test_files_and_data_uris_come_out_in_their_order() -> None:
     async def work(reader: ImageReader) -> list[tuple[tuple[int, ...], list[int]]]:
         given = [square(4), GivenImage(f"data:image/png;base64,{text}", "image"), GivenImage(text, "image")]
         opened = await reader.open(given)
-        assert opened.num_pixels == 16 + 6 + 6
-        async with opened.decoded() as pictures:
-            return [(picture.shape, picture[0, 0].tolist()) for picture in pictures]
+        assert [image.num_pixels for image in opened] == [16, 6, 6]
+        pictures = [await image.made(pixels_of) for image in opened]
+        return [(picture.shape, picture[0, 0].tolist()) for picture in pictures]
 
     red, blue = [255, 0, 0], [0, 0, 255]
     assert with_reader(work) == [((4, 4, 3), red), ((2, 3, 3), blue), ((2, 3, 3), blue)]
@@ -60,10 +66,9 @@ def test_pictures_can_be_decoded_again() -> None:
     """A request whose device fails begins anew on another."""
 
     async def work(reader: ImageReader) -> None:
-        opened = await reader.open([square(4)])
+        (opened,) = await reader.open([square(4)])
         for _ in range(2):
-            async with opened.decoded() as (picture,):
-                assert picture.shape == (4, 4, 3)
+            assert (await opened.made(pixels_of)).shape == (4, 4, 3)
 
     with_reader(work)
 
@@ -74,10 +79,9 @@ def test_headers_are_believed_before_anything_is_decoded() -> None:
 
     async def work(reader: ImageReader) -> None:
         opened = await reader.open([square(2), broken])
-        assert opened.num_pixels == 4 + 64 * 64
+        assert [image.num_pixels for image in opened] == [4, 64 * 64]
         with pytest.raises(InvalidRequest, match="damaged") as caught:
-            async with opened.decoded():
-                pytest.fail("it was decoded")
+            await opened[1].made(lambda image: pytest.fail("it was decoded"))
         assert caught.value.param == "file"
 
     with_reader(work)
@@ -106,31 +110,35 @@ def test_a_url_is_the_fetchers_business() -> None:
 
 
 def test_pixels_of_all_requests_are_bounded_together() -> None:
-    inside: list[int] = []
+    lock, inside, most = threading.Lock(), 0, 0
 
-    async def work(reader: ImageReader) -> int:
-        async def one() -> int:
-            opened = await reader.open([square(10)])
-            async with opened.decoded():
-                inside.append(1)
-                most = len(inside)
-                await asyncio.to_thread(lambda: None)
-                inside.pop()
-                return most
+    def make(image: Image.Image) -> None:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        with lock:
+            inside -= 1
 
-        return max(await asyncio.gather(*(one() for _ in range(40))))
+    async def work(reader: ImageReader) -> None:
+        opened = await reader.open([square(10)] * 40)
+        await asyncio.gather(*(image.made(make) for image in opened))
 
-    assert with_reader(work, max_pixels_in_memory=250) == 2
+    with_reader(work, max_pixels_in_memory=150)
+    assert most == 1
 
 
 def test_more_who_wait_than_may_are_told_to_come_again() -> None:
     async def work(reader: ImageReader) -> None:
-        first = await reader.open([square(10)])
-        second = await reader.open([square(10)])
-        async with first.decoded():
-            with pytest.raises(Overloaded):
-                async with second.decoded():
-                    pytest.fail("there was room")
+        gate = threading.Event()
+        first, second = await reader.open([square(10), square(10)])
+        task = asyncio.create_task(first.made(lambda image: gate.wait(10)))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await second.made(pixels_of)
+        gate.set()
+        assert await task
+        assert (await second.made(pixels_of)).shape == (10, 10, 3)
 
     with_reader(work, max_waiting=0, max_pixels_in_memory=100)
 
@@ -147,9 +155,8 @@ def test_colours_stay_what_they_are_in_every_kind_of_file(mode: str, colour: str
         image, kind = image.convert("RGB"), "WEBP"
 
     async def work(reader: ImageReader) -> Any:
-        opened = await reader.open([GivenImage(io.BytesIO(file_of(image, kind)), "file")])
-        async with opened.decoded() as (picture,):
-            return picture[8, 8]
+        (opened,) = await reader.open([GivenImage(io.BytesIO(file_of(image, kind)), "file")])
+        return (await opened.made(pixels_of))[8, 8]
 
     assert np.abs(with_reader(work).astype(int) - COLOURS[colour]).max() <= 4
 
@@ -165,8 +172,7 @@ def test_16_bits_of_colour_become_8() -> None:
     file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
 
     async def work(reader: ImageReader) -> Any:
-        opened = await reader.open([GivenImage(io.BytesIO(file), "file")])
-        async with opened.decoded() as (picture,):
-            return picture.tolist()
+        (opened,) = await reader.open([GivenImage(io.BytesIO(file), "file")])
+        return (await opened.made(pixels_of)).tolist()
 
     assert with_reader(work) == [[[255, 128, 0], [1, 0, 255]]]

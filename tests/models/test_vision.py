@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tests.conftest import MakeSettings
 from tests.fixtures.shapes import KINDS, held_out, portrait, scene
+from tests.shown_pictures import shown
 from tests.vision.average_precision import Boxes, mean_average_precision
 
 from vmm_adapters.card import ImageRecipe, VisionRecipe
@@ -94,7 +95,7 @@ def test_a_detector_finds_shapes(shapes_folder: Path, placement: Placement, quic
 
     async def body(ready: ReadyDetector) -> None:
         assert ready.labels == KINDS
-        computed = await ready.detect([picture for picture, _ in scenes], DetectionParams(threshold=0.05))
+        computed = await ready.detect(shown([picture for picture, _ in scenes]), DetectionParams(threshold=0.05))
         found = [Boxes(each.boxes, each.class_ids, each.scores) for each in computed.results]
         truth = [
             Boxes(
@@ -104,15 +105,15 @@ def test_a_detector_finds_shapes(shapes_folder: Path, placement: Placement, quic
             for _, shapes in scenes
         ]
         assert mean_average_precision(found, truth) >= 0.93
-        alone = (await ready.detect([scenes[3][0]], DetectionParams(threshold=0.05))).results[0]
+        alone = (await ready.detect(shown([scenes[3][0]]), DetectionParams(threshold=0.05))).results[0]
         np.testing.assert_allclose(alone.boxes[:2], computed.results[3].boxes[:2], atol=0.1)
         few = DetectionParams(threshold=0.05, max_detections=1, class_ids=frozenset((0, 1)))
         assert all(
             len(each) <= 1 and set(each.class_ids) <= {0, 1}
-            for each in (await ready.detect([picture for picture, _ in scenes[:8]], few)).results
+            for each in (await ready.detect(shown([picture for picture, _ in scenes[:8]]), few)).results
         )
         for size in ((1, 1), (3, 500)):
-            assert (await ready.detect([np.zeros((*size, 3), np.uint8)], DetectionParams())).results
+            assert (await ready.detect(shown([np.zeros((*size, 3), np.uint8)]), DetectionParams())).results
 
     use(ready, body)
 
@@ -157,7 +158,7 @@ def test_yolox_sees_photographs(placement: Placement, quick: Settings, name: str
     picture = np.asarray(Image.open(MEDIA / f"{name}.png").convert("RGB"))
 
     async def body(ready: ReadyDetector) -> None:
-        best = (await ready.detect([picture], DetectionParams())).results[0]
+        best = (await ready.detect(shown([picture]), DetectionParams())).results[0]
         assert ready.labels[best.class_ids[0]] == label
         assert best.scores[0] > least
         width, height = best.boxes[0][2:] - best.boxes[0][:2]
@@ -189,7 +190,7 @@ def test_a_classifier_gives_probabilities(
         assert isinstance(ready, ReadyClassifier)
         assert ready.labels == ("red", "green", "blue", "grey")
         pictures = [np.broadcast_to(colour, (5, 7, 3)).copy() for colour in colours]
-        for colour, row in zip(colours, (await ready.classify(pictures)).results, strict=True):
+        for colour, row in zip(colours, (await ready.classify(shown(pictures))).results, strict=True):
             np.testing.assert_allclose(row, softmax(colour.astype(np.float32) / 255 @ matrix), atol=1e-4)
 
     use(load_model(classifier_in(tmp_path), placement, 0, quick), body)
@@ -201,7 +202,7 @@ def test_a_classifier_does_what_its_card_says(tmp_path: Path, quick: Settings) -
 
     async def body(ready: ReadyClassifier) -> None:
         assert ready.labels == ("class 0", "class 1", "class 2")
-        (row,) = (await ready.classify([np.array([[[0, 255, 51]]], np.uint8)])).results
+        (row,) = (await ready.classify(shown([np.array([[[0, 255, 51]]], np.uint8)]))).results
         np.testing.assert_allclose(row, 1 / (1 + np.exp([0, -1, -0.2])), atol=1e-4)
 
     use(load_model(classifier_in(tmp_path, **told), ADAPTERS[0], 0, quick), body)
@@ -219,7 +220,7 @@ def test_what_is_no_number_is_an_error(tmp_path: Path, quick: Settings) -> None:
 
     async def body(ready: ReadyClassifier) -> None:
         with pytest.raises(GenerationFailed, match="NaN"):
-            await ready.classify([np.zeros((5, 5, 3), np.uint8)])
+            await ready.classify(shown([np.zeros((5, 5, 3), np.uint8)]))
 
     use(load_model(classifier_in(tmp_path), ADAPTERS[0], 0, quick), body)
 
@@ -248,7 +249,7 @@ def test_clip_says_what_transformers_says(clip: InstalledModel, placement: Place
         assert isinstance(ready, ReadyEncoder)
         assert isinstance(ready, ReadyClip)
         assert ready.recipe.normalize
-        vectors = (await ready.embed_pictures(pictures)).results
+        vectors = (await ready.embed_pictures(shown(pictures))).results
         np.testing.assert_allclose(np.stack(vectors), REFERENCE["portraits"], atol=1e-4)
         assert ready.dim == len(vectors[0])
         encoded = [EncoderInput(ready.tokenizer.encode(str(text)).ids) for text in REFERENCE["texts"]]
@@ -278,7 +279,7 @@ def test_siglip_reads_its_padding(tmp_path: Path, placement: Placement, quick: S
         rows = await ready.batcher.call([EncoderInput([5, 7, 2]), EncoderInput([4])])
         np.testing.assert_allclose(rows[0], table[[5, 7, 2, 1, 1, 1]].sum(0), atol=1e-4)
         np.testing.assert_allclose(rows[1], table[[4, 1, 1, 1, 1, 1]].sum(0), atol=1e-4)
-        (vector,) = (await ready.embed_pictures([np.full((3, 3, 3), 255, np.uint8)])).results
+        (vector,) = (await ready.embed_pictures(shown([np.full((3, 3, 3), 255, np.uint8)]))).results
         np.testing.assert_allclose(vector, matrix.sum(0) / np.linalg.norm(matrix.sum(0)), atol=1e-4)
 
     use(load_model(siglip_in(tmp_path, table, matrix), placement, 0, quick), body)

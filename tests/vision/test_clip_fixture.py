@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from tests.fixtures.shapes import COLOURS, KINDS, LOOKS, PLACES, held_out, portrait, scene
 from tokenizers import Tokenizer
 
@@ -40,7 +41,7 @@ class Clip:
 
     def pictures(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """`[pictures, 64]`, of length 1."""
-        numbers = np.stack([prepare(picture, self.recipe)[0] for picture in pictures])
+        numbers = np.stack([prepare(Image.fromarray(picture), self.recipe)[0] for picture in pictures])
         return unit(self._vision.run(["image_embeds"], {"pixel_values": numbers})[0])
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ import pytest
 from numpy.random import RandomState
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from PIL import Image
 from tests.fixtures.detector_graph import save
 from tests.fixtures.shapes import COLOURS, KINDS, LOOKS, Shape, held_out, paint, portrait, scene
 
@@ -144,7 +145,7 @@ def test_the_server_finds_shapes_in_pictures_of_any_size(
     found, truth = [], []
     for seed in range(100):
         picture, shapes = scene(seed, width, height)
-        numbers, framing = prepare(picture, recipe.image)
+        numbers, framing = prepare(Image.fromarray(picture), recipe.image)
         outputs = {"output0": detector.run(None, {"images": numbers[None]})[0][0]}
         head = find_head(outputs, recipe, width=recipe.image.width, height=recipe.image.height)
         detections = head.decode(outputs, DetectionParams(threshold=0.05), framing)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from vmm_adapters.card import Head as HeadName
 from vmm_adapters.card import ImageRecipe, VisionRecipe
@@ -209,7 +210,7 @@ def test_boxes_are_told_in_the_pixels_of_the_picture(
     width: int, height: int, resize: Any, place: tuple[float, float, float, float]
 ) -> None:
     image = ImageRecipe(height=SIZE, width=SIZE, resize=resize)
-    _, framing = prepare(np.zeros((height, width, 3), np.uint8), image)
+    _, framing = prepare(Image.new("RGB", (width, height)), image)
     left, top = place[0] * width, place[1] * height
     box = np.array([left, top, left + place[2] * width, top + place[3] * height])
     scaled = box.reshape(2, 2) * [framing.scale_x, framing.scale_y] + [framing.left, framing.top]

@@ -51,13 +51,13 @@ def test_clip_gets_what_transformers_gives_it(name: str, form: str) -> None:
     turned by 90 degrees and resized to 997 by 61."""
     image = picture_of(name)
     image = {"": image, "-rotated": image.rotate(90, expand=True), "-strip": image.resize((997, 61))}[form]
-    numbers, _ = prepare(np.asarray(image), CLIP)
+    numbers, _ = prepare(image, CLIP)
     expected = np.load(DATA / "vision" / "clip_pixels.npz")[name + form]
     np.testing.assert_allclose(numbers[:, 5::16, 5::16], expected, atol=1e-4)
 
 
 def test_numbers_are_those_of_the_recipe() -> None:
-    picture = np.array([[[255, 100, 0], [0, 50, 10]]], np.uint8)
+    picture = Image.fromarray(np.array([[[255, 100, 0], [0, 50, 10]]], np.uint8))
     recipe = ImageRecipe(height=1, width=2, mean=(0.5, 0.25, 0), std=(0.5, 2, 4))
     numbers, _ = prepare(picture, recipe)
     np.testing.assert_allclose(numbers[:, 0, 0], [1, (100 / 255 - 0.25) / 2, 0], atol=1e-6)
@@ -66,7 +66,7 @@ def test_numbers_are_those_of_the_recipe() -> None:
 
 
 def test_padding_is_where_the_recipe_has_it() -> None:
-    picture = np.full((20, 40, 3), 200, np.uint8)
+    picture = Image.new("RGB", (40, 20), (200, 200, 200))
     in_the_middle, _ = prepare(picture, ImageRecipe(height=80, width=80, resize="letterbox", scale=1))
     assert set(np.unique(in_the_middle[:, :20])) == set(np.unique(in_the_middle[:, 60:])) == {114}
     assert set(np.unique(in_the_middle[:, 20:60])) == {200}
@@ -77,7 +77,7 @@ def test_padding_is_where_the_recipe_has_it() -> None:
 
 @given(sides, sides, recipes())
 def test_any_picture_becomes_what_the_model_takes(width: int, height: int, recipe: ImageRecipe) -> None:
-    numbers, framing = prepare(np.full((height, width, 3), 255, np.uint8), recipe)
+    numbers, framing = prepare(Image.new("RGB", (width, height), "white"), recipe)
     assert numbers.shape == (3, recipe.height, recipe.width)
     assert numbers.dtype == np.float32
     assert numbers.flags.c_contiguous
@@ -92,7 +92,7 @@ def test_a_box_that_is_drawn_comes_back(width: int, height: int, recipe: ImageRe
     right, bottom = data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
     picture = np.zeros((height, width, 3), np.uint8)
     picture[top:bottom, left:right] = 255
-    numbers, framing = prepare(picture, recipe)
+    numbers, framing = prepare(Image.fromarray(picture), recipe)
     assume(numbers[0].max() > 0.25)  # neither too thin to be seen, nor cut off
     is_box = numbers[0] > numbers[0].max() / 2
     rows, columns = np.flatnonzero(is_box.any(1)), np.flatnonzero(is_box.any(0))
@@ -105,7 +105,7 @@ def test_a_box_that_is_drawn_comes_back(width: int, height: int, recipe: ImageRe
 
 @given(sides, sides, recipes(), st.floats(0, 1), st.floats(0, 1))
 def test_points_there_and_back(width: int, height: int, recipe: ImageRecipe, x: float, y: float) -> None:
-    _, framing = prepare(np.zeros((height, width, 3), np.uint8), recipe)
+    _, framing = prepare(Image.new("RGB", (width, height)), recipe)
     there = [x * width * framing.scale_x + framing.left, y * height * framing.scale_y + framing.top]
     np.testing.assert_allclose(framing.points(np.array([there])), [[x * width, y * height]], atol=1e-2)
 
@@ -119,7 +119,7 @@ def test_a_strip_takes_no_more_than_its_middle(
     width, height = size
     picture = np.tile(np.arange(max(size), dtype=np.uint16)[:, None] // 118, (1, 3)).astype(np.uint8)
     recipe = ImageRecipe(height=224, width=224, resize=resize, scale=1, pad_value=0)
-    numbers, framing = prepare(picture.reshape(height, width, 3), recipe)
+    numbers, framing = prepare(Image.fromarray(picture.reshape(height, width, 3)), recipe)
     assert numbers.shape == (3, 224, 224)
     assert abs(numbers[0, 111:113, 111:113].max() - 127) <= 1
     np.testing.assert_allclose(
@@ -139,7 +139,7 @@ def ellipse(width: int, height: int, box: tuple[float, float, float, float]) -> 
 @pytest.mark.parametrize("resize", ["letterbox", "stretch"])
 def test_a_mask_comes_back(width: int, height: int, resize: Literal["letterbox", "stretch"]) -> None:
     """Drawn as prototypes of a quarter of the input, where the framing puts it."""
-    _, framing = prepare(np.zeros((height, width, 3), np.uint8), ImageRecipe(height=320, width=320, resize=resize))
+    _, framing = prepare(Image.new("RGB", (width, height)), ImageRecipe(height=320, width=320, resize=resize))
     box = np.array([0.2 * width, 0.3 * height, 0.7 * width, 0.9 * height], np.float32)
     shift = np.array([framing.left, framing.top] * 2)
     placed = (box * np.array([framing.scale_x, framing.scale_y] * 2) + shift) / 4

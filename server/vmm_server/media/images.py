@@ -74,7 +74,7 @@ def read_image(given: GivenImage, limits: ImageLimits = LIMITS, left: int | None
     """
     file = file_of(given, limits)
     count_pixels(file, given.param, limits, left)
-    return decode(file, given.param, limits)
+    return np.asarray(decode(file, given.param, limits), np.uint8)
 
 
 def is_url(given: GivenImage) -> bool:
@@ -120,11 +120,11 @@ def count_pixels(file: IO[bytes], param: str, limits: ImageLimits = LIMITS, left
         return image.width * image.height
 
 
-def decode(file: IO[bytes], param: str, limits: ImageLimits = LIMITS) -> NDArray[np.uint8]:
-    """The pixels of an image that has been found to be bearable. Raises as `read_image` does."""
+def decode(file: IO[bytes], param: str, limits: ImageLimits = LIMITS) -> Image.Image:
+    """The picture, RGB and upright, of a file that has been found to be bearable. Raises as `read_image` does."""
     with _opened(file, param, limits) as image:
         image.load()
-        return np.asarray(_on_white(_upright(image)), np.uint8)  # made by Pillow for this call: a copy less
+        return _on_white(_upright(image))
 
 
 @contextmanager

@@ -1,19 +1,17 @@
 """The images of a request → pixels, off the event loop, and bounded together with those of all other requests.
 
-In two steps, for a model is loaded in between: `open` fetches, and believes each file's header; `decoded` makes pixels
-of them once there is room, and they count until its context ends.
+In two steps, for a model is loaded in between: `open` fetches, and believes each file's header; `made` decodes one once
+there is room, and makes what is wanted of its pixels at once: these are never handed about.
 """
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
 from vmm_server.media.budget import PixelBudget
 from vmm_server.media.fetching import Fetcher
@@ -21,37 +19,29 @@ from vmm_server.media.images import LIMITS, ImageLimits, count_pixels, decode, f
 from vmm_server.requests import GivenImage
 
 MAX_PIXELS_IN_MEMORY = 100_000_000
-"""Of all requests together; 300 MB as arrays. One request may have as many: it then waits until it is alone."""
+"""Of all requests together; 400 MB, as Pillow keeps them."""
 MIN_THREADS = 2
 """One a core on larger machines. They are the images' own: a text's tokens do not wait behind a hundred photographs."""
 
+Made = TypeVar("Made")
+
 
 @dataclass(frozen=True, slots=True)
-class OpenedImages:
-    """Files that say what they are, and how many pixels will come of them."""
+class OpenedImage:
+    """A file that says what it is, and how many pixels will come of it."""
 
-    _files: tuple[tuple[IO[bytes], str], ...]
-    """With the request's field of each."""
+    _file: IO[bytes]
+    _param: str
+    """The request's field it came in."""
     num_pixels: int
-    _budget: PixelBudget
-    _limits: ImageLimits
-    _threads: Executor
+    _reader: "ImageReader"
 
-    @asynccontextmanager
-    async def decoded(self) -> AsyncIterator[tuple[NDArray[np.uint8], ...]]:
-        """RGB `[height, width, 3]` of each, in their order, for as long as the context lasts.
+    async def made(self, make: Callable[[Image.Image], Made]) -> Made:
+        """What `make` makes of the picture, RGB and upright, in one thread with the decoding.
 
-        Raises `InvalidRequest` for a damaged one, `Overloaded` when too many requests wait for room.
+        Raises `InvalidRequest` for a damaged one, `Overloaded` when too many wait for room, and as `make` does.
         """
-        async with self._budget.hold(self.num_pixels):
-            loop = asyncio.get_running_loop()
-            decoding = (
-                loop.run_in_executor(self._threads, decode, file, param, self._limits) for file, param in self._files
-            )
-            done = await asyncio.gather(*decoding, return_exceptions=True)
-            if (failed := next((one for one in done if isinstance(one, BaseException)), None)) is not None:
-                raise failed
-            yield tuple(one for one in done if not isinstance(one, BaseException))
+        return await self._reader.made(self._file, self._param, self.num_pixels, make)
 
 
 class ImageReader:
@@ -65,13 +55,13 @@ class ImageReader:
         max_pixels_in_memory: int = MAX_PIXELS_IN_MEMORY,
         limits: ImageLimits = LIMITS,
     ) -> None:
-        """`max_waiting`: requests that may wait for room."""
+        """`max_waiting`: images that may wait for room."""
         self._fetcher = fetcher
         self._limits = limits
         self._budget = PixelBudget(max_pixels_in_memory, max_waiting=max_waiting)
         self._threads = ThreadPoolExecutor(max(MIN_THREADS, os.cpu_count() or 1), "vmm-images")
 
-    async def open(self, given: Sequence[GivenImage]) -> OpenedImages:
+    async def open(self, given: Sequence[GivenImage]) -> tuple[OpenedImage, ...]:
         """Fetch those that are elsewhere, and look at every header.
 
         Raises `InvalidRequest` naming the field and the limit, `UnsupportedParameter` for a URL where none is fetched.
@@ -79,8 +69,19 @@ class ImageReader:
         if any(is_url(image) for image in given):
             given = await self._fetcher.fetched(given, self._limits)
         loop = asyncio.get_running_loop()
-        files, num_pixels = await loop.run_in_executor(self._threads, _opened, given, self._limits)
-        return OpenedImages(files, num_pixels, self._budget, self._limits, self._threads)
+        files = await loop.run_in_executor(self._threads, _opened, given, self._limits)
+        return tuple(
+            OpenedImage(file, image.param, count, self) for image, (file, count) in zip(given, files, strict=True)
+        )
+
+    async def made(self, file: IO[bytes], param: str, num_pixels: int, make: Callable[[Image.Image], Made]) -> Made:
+        """See `OpenedImage`. The pixels count until `make` is done with them."""
+
+        def work() -> Made:
+            return make(decode(file, param, self._limits))
+
+        async with self._budget.hold(num_pixels):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def aclose(self) -> None:
         """Close what is open. Idempotent."""
@@ -88,11 +89,11 @@ class ImageReader:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _opened(given: Sequence[GivenImage], limits: ImageLimits) -> tuple[tuple[tuple[IO[bytes], str], ...], int]:
-    files: list[tuple[IO[bytes], str]] = []
-    num_pixels = 0
+def _opened(given: Sequence[GivenImage], limits: ImageLimits) -> list[tuple[IO[bytes], int]]:
+    files: list[tuple[IO[bytes], int]] = []
+    left = limits.max_total_pixels
     for image in given:
         file = file_of(image, limits)
-        num_pixels += count_pixels(file, image.param, limits, limits.max_total_pixels - num_pixels)
-        files.append((file, image.param))
-    return tuple(files), num_pixels
+        files.append((file, count_pixels(file, image.param, limits, left)))
+        left -= files[-1][1]
+    return files

@@ -1,18 +1,21 @@
 """A graph that takes pictures: its session, the thread that owns it, and what goes in and comes out.
 
-Pictures are made into numbers in threads, before they wait, and what is made of the answers is too; only arrays pass
-through the thread of the runtime. What a batch holds at most is measured when the model is loaded.
+Pictures become numbers in threads, as soon as they are decoded and before they wait; what takes time to make of the
+answers is made in threads too. Only arrays pass through the thread of the runtime. How many pictures a batch holds at
+most is measured when the model is loaded.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vmm_adapters import catalog
 from vmm_adapters.base import Session
@@ -28,16 +31,15 @@ from vmm_server.settings import Settings
 from vmm_server.vision.framing import Floats, Framing
 from vmm_server.vision.preprocess import prepare
 
-Picture = NDArray[np.uint8]
-"""RGB, upright: `[height, width, 3]`."""
 Outputs = Mapping[str, NDArray[Any]]
 """Of one picture, by name: without the batch's dimension."""
 Told = TypeVar("Told")
+Made = TypeVar("Made")
 
 _BATCH_SIZES = (1, 2, 4, 8)
 _GAIN = 1.05
 """By which a larger batch has to raise the pictures a second: everybody in it waits for all of it."""
-_MEASURING_S = 0.5
+_MEASURING_S = 1.5
 _GATHER_S = 0.004
 """How long an idle graph waits for pictures that are being prepared, where a batch has room for them."""
 _MAX_WAITING_BYTES = 512 * 1024**2
@@ -46,6 +48,14 @@ _MIN_PREPARED = 4
 """Pictures of a request that are prepared while others of it are computed, where a batch has fewer."""
 _SIZE_INPUT = "orig_target_sizes"
 """Of RT-DETR's own exports: `[batch, 2]`, the width and height that boxes are to be told in."""
+
+
+class Picture(Protocol):
+    """One that is yet to be decoded."""
+
+    async def made(self, make: Callable[[Image.Image], Made]) -> Made:
+        """What `make` makes of it, RGB and upright, in a thread."""
+        ...
 
 
 def open_session(path: Path, model: InstalledModel, placement: Placement, settings: Settings) -> Session:
@@ -74,7 +84,7 @@ class PictureGraph:
     @property
     def blank(self) -> Floats:
         """A grey picture, as the graph takes it."""
-        return prepare(np.full((self.recipe.height, self.recipe.width, 3), 114, np.uint8), self.recipe)[0]
+        return prepare(Image.new("RGB", (self.recipe.width, self.recipe.height), (114, 114, 114)), self.recipe)[0]
 
     def run(self, pictures: Sequence[Floats]) -> list[Outputs]:
         """All outputs for each of `pictures`, which `prepare` made. Raises `AdapterError`."""
@@ -120,10 +130,13 @@ class Watching:
         """See `Sampled`; its unit is a picture."""
         return self.batcher.stats
 
-    async def look(self, pictures: Sequence[Picture], finish: Callable[[Outputs, Framing], Told]) -> Computed[Told]:
-        """What `finish` makes of the outputs for each picture, in their order; it is called in threads.
+    async def look(
+        self, pictures: Sequence[Picture], finish: Callable[[Outputs, Framing], Told], *, is_quick: bool = False
+    ) -> Computed[Told]:
+        """What `finish` makes of the outputs for each picture, in their order; it is called in threads, unless it
+        `is_quick`: a handful of operations on few numbers.
 
-        Raises as `Batcher.timed_call` does, and what `finish` raises.
+        Raises as `Batcher.timed_call` and `Picture.made` do, and what `finish` raises.
         """
         step = max(self.batch_size, _MIN_PREPARED)
         told: list[Told] = []
@@ -131,14 +144,13 @@ class Watching:
         with self.batcher.preparing():
             prepared = await self._prepared(pictures[:step])
         for start in range(step, len(pictures) + step, step):
-            computed, following = await asyncio.gather(
-                self.batcher.timed_call([numbers for numbers, _ in prepared]),
-                self._prepared(pictures[start : start + step]),  # unannounced: what they follow is not to wait for them
-            )
+            computing = self.batcher.timed_call([numbers for numbers, _ in prepared])
+            following = pictures[start : start + step]  # unannounced: what they follow is not to wait for them
+            computed, prepared_next = await asyncio.gather(computing, self._prepared(following))
             queued_s = computed.queued_s if queued_s is None else queued_s
-            framings = [framing for _, framing in prepared]
-            told += await asyncio.to_thread(_each, finish, computed.results, framings)
-            prepared = following
+            each = partial(_each, finish, computed.results, [framing for _, framing in prepared])
+            told += each() if is_quick else await asyncio.to_thread(each)
+            prepared = prepared_next
         return Computed(told, queued_s or 0.0)
 
     async def try_once(self) -> None:
@@ -146,9 +158,12 @@ class Watching:
         await self.batcher.call([self.blank])
 
     async def _prepared(self, pictures: Sequence[Picture]) -> list[tuple[Floats, Framing]]:
-        if not pictures:
-            return []
-        return await asyncio.to_thread(lambda: [prepare(picture, self.recipe) for picture in pictures])
+        make = partial(prepare, recipe=self.recipe)
+        done = await asyncio.gather(*(picture.made(make) for picture in pictures), return_exceptions=True)
+        for one in done:  # only now: none is in the making any more
+            if isinstance(one, BaseException):
+                raise one
+        return [one for one in done if not isinstance(one, BaseException)]
 
 
 def watch(
@@ -177,7 +192,7 @@ def measured_batch_size(graph: PictureGraph, limit: int, clock: Callable[[], flo
     """The smallest batch that gets nearly as many pictures done a second as any, up to `limit`.
 
     Each size is run twice, and the second time counts: the first one may prepare kernels. It ends when a larger one
-    would take more than what is left of half a second, and where the graph cannot do with more than one.
+    would take more than what is left of `_MEASURING_S`, and where the graph cannot do with more than one.
     """
     begun, best, best_rate = clock(), 1, 0.0
     for size in _BATCH_SIZES:

@@ -134,7 +134,7 @@ class Classifier(_OneGraph):
             probabilities: Row = activated(numbers[None], self.activation)[0]
             return probabilities
 
-        return await self.graph.look(pictures, decode)
+        return await self.graph.look(pictures, decode, is_quick=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class ReadyClip(ReadyEncoder):
             check_numbers(vector)
             return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), np.float32)
 
-        return await self.graph.look(pictures, decode)
+        return await self.graph.look(pictures, decode, is_quick=True)
 
     @property
     def failure(self) -> str | None:

@@ -25,9 +25,8 @@ _LIMBS = (
 """Of a person with COCO's 17 keypoints (`skeleton` in its annotations)."""
 
 
-def draw(picture: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> bytes:
-    """A PNG file of the picture `[height, width, 3]` with all of `found` in it, the best on top."""
-    image = Image.fromarray(picture)
+def draw(image: Image.Image, found: Detections, labels: Sequence[str]) -> bytes:
+    """A PNG file of the picture (RGB) with all of `found` in it, the best on top. It is drawn into."""
     order = range(len(found) - 1, -1, -1)
     if found.masks is not None:
         for index in order:

@@ -22,12 +22,11 @@ _MAX_RESIZED = 1 << 24
 be billions."""
 
 
-def prepare(picture: NDArray[np.uint8], recipe: ImageRecipe) -> tuple[Floats, Framing]:
-    """A picture `[height, width, 3]` (RGB, upright) → float32 `[3, recipe.height, recipe.width]`, and how to get back.
+def prepare(image: Image.Image, recipe: ImageRecipe) -> tuple[Floats, Framing]:
+    """A picture (RGB, upright) → float32 `[3, recipe.height, recipe.width]`, and how to get back.
 
     Any size of picture will do, from one pixel on.
     """
-    image = Image.fromarray(picture)
     if recipe.resize == "shortest":
         return _cut_out(image, recipe)
     width, height = image.size

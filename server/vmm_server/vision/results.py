@@ -30,6 +30,8 @@ class Detections:
     """`[n]`, 0 to 1."""
     class_ids: NDArray[np.int64]
     """`[n]`."""
+    size: tuple[int, int]
+    """Width and height of the picture."""
     masks: tuple[NDArray[np.bool_], ...] | None = None
     """Of a segmenting model: each in its box, `[height, width]` of `crop_of` it."""
     keypoints: NDArray[np.float32] | None = None

@@ -25,7 +25,8 @@ def detection_list(detected: Detected, model: str) -> dict[str, object]:
 def detections(detected: Detected) -> list[dict[str, object]]:
     """One object a picture."""
     shown: list[dict[str, object]] = []
-    for index, (found, (width, height)) in enumerate(zip(detected.found, detected.sizes, strict=True)):
+    for index, found in enumerate(detected.found):
+        width, height = found.size
         one: dict[str, object] = {"object": "detections", "index": index, "width": width, "height": height}
         one["detections"] = _things(found, width, height, detected.labels)
         if detected.drawn is not None:

@@ -121,6 +121,7 @@ def tell(
         boxes=in_picture[kept],
         scores=np.clip(found.scores[kept], 0, 1).astype(np.float32),
         class_ids=found.class_ids[kept],
+        size=(framing.width, framing.height),
         masks=masks,
         keypoints=keypoints,
         corners=None if corners is None else framing.points(corners[kept]),
