@@ -30,9 +30,11 @@ from vmm_server.api.ollama.manage import ManageController
 from vmm_server.api.ollama.models import ModelsController as OllamaModelsController
 from vmm_server.api.openai.audio.speech import SpeechController
 from vmm_server.api.openai.audio.transcriptions import TranscriptionsController
+from vmm_server.api.openai.batches.routes import BatchesController
 from vmm_server.api.openai.chat import ChatController
 from vmm_server.api.openai.completions import CompletionController
 from vmm_server.api.openai.embeddings import EmbeddingsController
+from vmm_server.api.openai.files.routes import FilesController
 from vmm_server.api.openai.models import ModelsController
 from vmm_server.api.openai.responses.create import ResponsesController
 from vmm_server.api.openai.responses.kept import KeptResponsesController
@@ -40,8 +42,10 @@ from vmm_server.api.openai.tokens.routes import TOKEN_ROUTES
 from vmm_server.api.ops import HealthController, MetricsController, Readiness
 from vmm_server.api.origins import Guard
 from vmm_server.api.request_log import RequestLog, noting_route
+from vmm_server.api.requester import Requester
 from vmm_server.api.rerank import RerankController
 from vmm_server.api.schema import SchemaController
+from vmm_server.api.stream_socket import stream_socket
 from vmm_server.api.vision.routes import VisionController
 from vmm_server.api.vision.stream import vision_stream
 from vmm_server.api.vmm.calibration import CalibrationController
@@ -50,9 +54,14 @@ from vmm_server.api.vmm.releases import ReleasesController
 from vmm_server.api.vmm.reload import ReloadController
 from vmm_server.api.vmm.status import StatusController
 from vmm_server.audio.files import AudioLimits
+from vmm_server.batch_owners import BatchOwners
+from vmm_server.batch_store import JobStore, open_database
+from vmm_server.batches import Batches
 from vmm_server.cl100k import read_cl100k
+from vmm_server.database import Database
 from vmm_server.embedding import Embeddings
 from vmm_server.errors import ShuttingDown, VMMError
+from vmm_server.file_store import FileStore
 from vmm_server.inference import Inference
 from vmm_server.keys import KEYS_FILE, KeyRing
 from vmm_server.media.fetching import Fetcher
@@ -97,6 +106,8 @@ OPENAI = [
     SpeechController,
     ResponsesController,
     KeptResponsesController,
+    FilesController,
+    BatchesController,
     ModelsController,
 ]
 OLLAMA = [
@@ -150,6 +161,10 @@ class Parts:
     vision: Vision
     speech: Speech
     response_store: ResponseStore
+    batch_database: Database
+    file_store: FileStore
+    job_store: JobStore
+    batches: Batches
     readiness: Readiness
     metrics: Metrics
     tracer: Tracer
@@ -178,6 +193,10 @@ class App(Litestar):
         answer = partial(self._guard, partial(self._door, partial(self._gate, route)))
         await self._log(partial(head_as_get, partial(with_aliases, answer)), scope, receive, send)
 
+    async def inside(self, scope: Any, receive: Any, send: Any) -> None:
+        """A connection of this server with itself: logged, and past all that stands around the routes."""
+        await self._log(partial(noting_route, super().__call__), scope, receive, send)
+
 
 def create_app(
     settings: Settings,
@@ -198,7 +217,8 @@ def create_app(
     check_exposure(settings, parts.keys)
     guard = Guard(settings, machine_name=socket.gethostname())
     parts.reloader.on_change(lambda _: guard.use(live.now))
-    return App(
+    requester = Requester(lambda *connection: app.inside(*connection))
+    app = App(
         RequestLog(parts.metrics.requests, parts.tracer),
         guard,
         parts.door,
@@ -209,21 +229,23 @@ def create_app(
             Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
             Router("/", route_handlers=[VisionController, vision_stream], tags=["Vision"]),
             Router("/", route_handlers=[RerankController, *TOKEN_ROUTES], tags=["Text"]),
-            Router("/", route_handlers=VMM, tags=["VMM"]),
+            Router("/", route_handlers=[*VMM, stream_socket], tags=["VMM"]),
             Router("/", route_handlers=[HealthController, MetricsController], tags=["Health"]),
             SchemaController,
         ],
         dependencies={
             **{part.name: _provide(getattr(parts, part.name)) for part in fields(parts)},
             "settings": Provide(lambda: live.now, sync_to_thread=False),
+            "requester": _provide(requester),
         },
         exception_handlers={Exception: respond},
-        lifespan=[lambda _: _lifespan(parts, preloads)],
+        lifespan=[lambda _: _lifespan(parts, requester, preloads)],
         state=State({"parts": parts}),
         openapi_config=None,
         request_max_body_size=settings.max_body_size,
         logging_config=None,
     )
+    return app
 
 
 def build_parts(
@@ -264,6 +286,9 @@ def build_parts(
     kept = ResponseStore(settings.response_store_path, max_bytes=settings.response_store_size)
     puller = Puller(store, registry)
     keys = KeyRing(settings.home / KEYS_FILE)
+    batch_database = open_database(settings.batch_store_path)
+    file_store = FileStore(batch_database, settings.files_dir, max_bytes=settings.file_store_size)
+    job_store = JobStore(batch_database, max_bytes=settings.file_store_size)
     parts = Parts(
         live_settings=live,
         reloader=Reloader(live, registry, keys),
@@ -289,6 +314,16 @@ def build_parts(
         vision=Vision(one_shot, image_reader),
         speech=Speech(one_shot),
         response_store=kept,
+        batch_database=batch_database,
+        file_store=file_store,
+        job_store=job_store,
+        batches=Batches(
+            job_store,
+            file_store,
+            caller_of=BatchOwners(keys, admission),
+            num_slots=settings.max_sequences,
+            lock_path=settings.batch_store_path.with_suffix(".running"),
+        ),
         readiness=readiness,
         metrics=metrics,
         tracer=make_tracer(settings.otlp_endpoint),
@@ -320,9 +355,13 @@ def _provide(part: object) -> Provide:
 
 
 @asynccontextmanager
-async def _lifespan(parts: Parts, preloads: bool) -> AsyncIterator[None]:
-    """Load the default model, measure and unload idle ones; at the end let what runs finish, then unload everything."""
-    background: list[asyncio.Task[None]] = [asyncio.create_task(parts.pool.run(), name="unloading idle models")]
+async def _lifespan(parts: Parts, requester: Requester, preloads: bool) -> AsyncIterator[None]:
+    """Load the default model, measure and unload idle ones, compute batches; at the end let what runs finish, then
+    unload everything."""
+    background: list[asyncio.Task[None]] = [
+        asyncio.create_task(parts.pool.run(), name="unloading idle models"),
+        asyncio.create_task(parts.batches.run(requester.post), name="computing batches"),
+    ]
     if preloads:
         background.append(asyncio.create_task(preload(parts), name="loading the default model"))
     if parts.settings.calibrate == "auto":
@@ -340,6 +379,7 @@ async def _lifespan(parts: Parts, preloads: bool) -> AsyncIterator[None]:
         await parts.image_reader.aclose()
         parts.machine.close()
         await parts.response_store.aclose()
+        await parts.batch_database.aclose()
         left_s = parts.settings.shutdown_timeout_s - (asyncio.get_running_loop().time() - stopping_at)
         await parts.tracer.aclose(max(1.0, left_s))
 
@@ -351,7 +391,8 @@ async def stop_serving(parts: Parts) -> None:
     parts.calibrator.stop()
     parts.door.close()
     drained = await asyncio.gather(
-        *(part.drain(timeout_s) for part in (parts.inference, parts.one_shot)), parts.door.emptied(timeout_s)
+        *(part.drain(timeout_s) for part in (parts.inference, parts.one_shot, parts.batches)),
+        parts.door.emptied(timeout_s),
     )
     if not all(drained):
         logger.warning("ending requests that still ran after %g s", timeout_s)
