@@ -18,7 +18,7 @@ import secrets
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
@@ -109,6 +109,7 @@ class KeyRing:
         self._now = now
         self._clock = clock
         self._keys: tuple[Key, ...] = ()
+        self._own: Key | None = None
         self._seen: object = None
         self._looked_at = clock()
         self._is_required = False
@@ -129,7 +130,8 @@ class KeyRing:
         """The key that a secret belongs to, if it is valid. Takes the same time whatever the secret is."""
         self._look()
         digest = _digest(secret)
-        found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
+        known = self._keys if self._own is None else (*self._keys, self._own)
+        found = [key for key in known if hmac.compare_digest(key.sha256, digest)]
         return next((key for key in found if key.is_valid(self._now())), None)
 
     def get(self, key_id: str) -> Key | None:
@@ -151,28 +153,20 @@ class KeyRing:
 
         Raises `InvalidRequest` naming the field, `SettingsError`, `StoreError`.
         """
-        secret = SECRET_PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(32)).decode().rstrip("=")
         now = self._now().replace(microsecond=0)
-        given = {
-            "id": f"key-{secrets.token_hex(6)}",
-            "name": name,
-            "prefix": secret[: len(SECRET_PREFIX) + SHOWN_CHARACTERS],
-            "sha256": _digest(secret),
-            "created_at": now,
-            "scopes": tuple(scopes),
-            "expires_at": None if lifetime is None else now + lifetime,
-        }
-        try:
-            key = _CHECK.validate_python(given | limits)
-        except ValidationError as error:
-            where, message = _first(error)
-            raise InvalidRequest(f"{where}: {message}", param=where) from error
+        expires_at = None if lifetime is None else now + lifetime
+        key, secret = _new_key(name, now, {"scopes": tuple(scopes), "expires_at": expires_at, **limits})
         with self._changing():
             if any(key.name == other.name for other in self._keys if other.revoked_at is None):
                 hint = f"take another name, or vmm keys revoke {key.name}"
                 raise InvalidRequest(f"name: there is a key {key.name!r} already", param="name", hint=hint)
             self._write((*self._keys, key))
         return key, secret
+
+    def add_own(self) -> str:
+        """A key of this process alone, which is in no file and may do everything. Returns its secret."""
+        self._own, secret = _new_key("this-process", self._now(), {"scopes": ("admin",)})
+        return secret
 
     def revoke(self, id_or_name: str) -> Key:
         """Make a key of no use. It stays in the file, so that its id is never another's.
@@ -244,6 +238,22 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         if count > 1:
             raise SettingsError(f"{path}: {name}: {count} keys have {value!r}", param=KEYS_FILE)
     return keys
+
+
+def _new_key(name: str, now: datetime, more: Mapping[str, object]) -> tuple[Key, str]:
+    secret = SECRET_PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(32)).decode().rstrip("=")
+    given: dict[str, object] = {
+        "id": f"key-{secrets.token_hex(6)}",
+        "name": name,
+        "prefix": secret[: len(SECRET_PREFIX) + SHOWN_CHARACTERS],
+        "sha256": _digest(secret),
+        "created_at": now,
+    }
+    try:
+        return _CHECK.validate_python({**given, **more}), secret
+    except ValidationError as error:
+        where, message = _first(error)
+        raise InvalidRequest(f"{where}: {message}", param=where) from error
 
 
 def _key(entry: object, path: Path, text: str, index: int) -> Key:

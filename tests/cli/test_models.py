@@ -42,7 +42,7 @@ def url(home: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("VMM_", "OLLAMA_"))]:
             patch.delenv(name)
-        with embedded_server(read_settings(home=str(home))) as url:
+        with embedded_server(read_settings(home=str(home))) as (url, _):
             yield url
 
 
@@ -198,7 +198,7 @@ def test_a_modelfile_on_standard_input(vmm: Vmm, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_push_to_another_server(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path) -> None:
-    with embedded_server(read_settings(home=str(tmp_path / "there"))) as there:
+    with embedded_server(read_settings(home=str(tmp_path / "there"))) as (there, _):
         name = f"{there.removeprefix('http://')}/library/echo:pushed"
         for flags in (["--home", str(home)], ["--host", url]):
             assert main(["cp", "echo", name, *flags]) == 0

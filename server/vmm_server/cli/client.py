@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -10,7 +11,7 @@ from urllib.parse import quote
 
 import httpx
 
-from vmm_server.errors import InvalidRequest, ModelNotFound, VMMError
+from vmm_server.errors import InvalidRequest, ModelNotFound, SettingsError, VMMError
 from vmm_server.models.jobs import PullEvent
 from vmm_server.ollama_environment import parse_host
 from vmm_server.settings import Settings
@@ -18,6 +19,8 @@ from vmm_server.settings import Settings
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a server listens on every address, ask this one
 _CONNECT_TIMEOUT_S = 5.0
+_KEY_VARIABLES = ("VMM_API_KEY", "OLLAMA_API_KEY")
+_REFUSALS = (401, 403)
 _RELEASES = "/api/vmm/releases"
 
 UploadedFile = tuple[str, IO[bytes]]
@@ -31,6 +34,8 @@ def server_url(address: str | None, settings: Settings) -> str:
     else:
         named = os.environ.get("OLLAMA_HOST", "") if "VMM_HOST" not in os.environ else ""
         server = parse_host(named)._replace(host=settings.host, port=settings.port)
+        if not named and settings.tls_certificate is not None:
+            server = server._replace(scheme="https")
     return server._replace(host=_UNSPECIFIED.get(server.host, server.host)).url
 
 
@@ -38,15 +43,30 @@ class Client:
     """One server. Methods raise `VMMError` with the server's own words, or `ModelNotFound`."""
 
     def __init__(
-        self, url: str, *, hint: str = "start one with: vmm serve", transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        *,
+        hint: str = "start one with: vmm serve",
+        transport: httpx.BaseTransport | None = None,
+        api_key: str | None = None,
     ) -> None:
-        """`hint` is said when no server answers."""
+        """`hint` is said when no server answers. `api_key` stands in for the one of `VMM_API_KEY`.
+
+        Raises `SettingsError` for a key that no header can carry.
+        """
         self.url = url
         self._hint = hint
         # answers may take as long as they like; a proxy is for other machines
         timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
+        place = httpx.URL(url)
         self._http = httpx.Client(
-            base_url=url, timeout=timeout, trust_env=httpx.URL(url).host not in LOOPBACK, transport=transport
+            base_url=url,
+            headers=_authorization(api_key),
+            timeout=timeout,
+            trust_env=place.host not in LOOPBACK,
+            transport=transport,
+            # OpenSSL's own default: the system's authorities, or those of SSL_CERT_FILE
+            verify=ssl.create_default_context() if place.scheme == "https" else True,
         )
 
     @property
@@ -57,7 +77,8 @@ class Client:
     def answers(self) -> bool:
         """Whether a server is there."""
         try:
-            return self._http.get("/api/version", timeout=_CONNECT_TIMEOUT_S).is_success
+            response = self._http.get("/api/version", timeout=_CONNECT_TIMEOUT_S)
+            return response.is_success or response.status_code in _REFUSALS  # it is there, and says why with the rest
         except httpx.TransportError:
             return False
 
@@ -250,9 +271,31 @@ def _transport_errors(url: str, hint: str) -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        if (failure := _tls_failure(error)) is not None:
+            hint = "name the file of the authority that signed its certificate in SSL_CERT_FILE"
+            raise VMMError(f"{url} cannot be trusted: {failure}", hint=hint) from error
         raise VMMError(f"no server answers at {url}", hint=hint) from error
     except httpx.TransportError as error:
         raise VMMError(f"the connection to {url} broke: {error or type(error).__name__}") from error
+
+
+def _tls_failure(error: BaseException) -> str | None:
+    """What is wrong with a certificate, if that is what an error comes of."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return cause.verify_message
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    for name, key in (("", api_key), *((name, os.environ.get(name)) for name in _KEY_VARIABLES)):
+        if key and (key := key.strip()):
+            if not (key.isascii() and key.isprintable()):
+                raise SettingsError(f"{name} is no key: it has characters that no header can carry", param=name)
+            return {"authorization": f"Bearer {key}"}
+    return {}
 
 
 def _checked(response: httpx.Response, model: str) -> httpx.Response:
@@ -266,6 +309,8 @@ def _checked(response: httpx.Response, model: str) -> httpx.Response:
         hint = own_hint or body.get("hint", hint)
     except (ValueError, KeyError, TypeError):
         message = f"{response.request.url} answered {response.status_code}"
+    if response.status_code == 401:
+        hint = "set VMM_API_KEY to a key of that server; vmm keys create makes one there"
     if response.status_code == 404 and model:
         raise ModelNotFound(model, hint=hint)
     raise (InvalidRequest if response.status_code in (400, 413) else VMMError)(message, hint=hint)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,10 +59,10 @@ def _listen_error(error: OSError, host: str, port: int) -> SettingsError:
     return SettingsError(f"cannot listen on {host}:{port}: {error.strerror}", param="host", hint="see --host")
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """The address in words that a client can use."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class HTTPServer(uvicorn.Server):
@@ -83,8 +84,8 @@ class HTTPServer(uvicorn.Server):
         yield
 
 
-def http_server(app: App) -> HTTPServer:
-    """uvicorn for an app, logging through `logging` alone."""
+def http_server(app: App, tls: ssl.SSLContext | None = None) -> HTTPServer:
+    """uvicorn for an app, logging through `logging` alone; https with `tls`."""
     return HTTPServer(
         uvicorn.Config(
             app,
@@ -95,6 +96,7 @@ def http_server(app: App) -> HTTPServer:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
+            ssl_context_factory=None if tls is None else lambda config, default: tls,
         )
     )
 

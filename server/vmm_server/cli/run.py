@@ -150,7 +150,7 @@ def connect(client: Client, settings: Settings) -> Iterator[Client]:
         if not client.is_local or client.answers():
             yield client
             return
-    with embedded_server(settings) as url, Client(url) as embedded:
+    with embedded_server(settings) as (url, api_key), Client(url, api_key=api_key) as embedded:
         yield embedded
 
 

@@ -20,6 +20,7 @@ from vmm_server.cli.allocator import give_back_large_blocks
 from vmm_server.cli.flags import setting_options
 from vmm_server.cli.listener import HTTPServer, bind, configure_logging, http_server, listen, url_of
 from vmm_server.cli.models import pull_model
+from vmm_server.cli.tls import renew, server_context
 from vmm_server.errors import ModelNotFound, SettingsError
 from vmm_server.ollama_environment import without_effect
 from vmm_server.reloading import Reloader
@@ -48,11 +49,14 @@ def serve(**flags: str | None) -> None:
     for line in without_effect(os.environ):
         logger.warning(line)
     give_back_large_blocks()
+    tls = server_context(settings)
     with bind(settings.host, settings.port) as listener:
         app = create_app(settings, read=partial(read_settings, **flags), preloads=False)
         live = app.state.parts.live_settings
         app.state.parts.reloader.on_change(lambda _: configure_logging(live.now.log_level, live.now.log_format))
-        server = http_server(app)
+        if tls is not None:
+            app.state.parts.reloader.on_change(lambda _: renew(tls, live.now))
+        server = http_server(app, tls)
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(_serve(app.state.parts, server, listener))
 
@@ -65,7 +69,7 @@ async def _serve(parts: Parts, server: HTTPServer, listener: socket.socket) -> N
     try:
         if await _first(serving, server.ready.wait()):
             model = await _unless_stopped(stop, _prepare(parts))
-            _announce(url_of(listener), model, parts)
+            _announce(url_of(listener, "https" if server.config.is_ssl else "http"), model, parts)
             await _first(serving, stop.wait())
     except Stopped:
         pass
