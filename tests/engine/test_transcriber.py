@@ -114,7 +114,7 @@ def scripts(draw: st.DrawFn) -> dict[int, list[int]]:
 
 
 @given(scripts(), st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=2), min_size=1, max_size=6))
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 def test_sounds_in_one_batch_are_heard_as_if_each_were_alone(
     texts: dict[int, list[int]], sounds: list[list[int]]
 ) -> None:
