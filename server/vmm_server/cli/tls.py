@@ -17,27 +17,31 @@ class _Encrypted(Exception):
 
 def server_context(settings: Settings) -> ssl.SSLContext | None:
     """What to serve https with; `None` for plain http. Raises `SettingsError` naming the file that is wrong."""
-    if settings.tls_certificate is None and settings.tls_key is None:
-        return None
-    if settings.tls_certificate is None or settings.tls_key is None:
-        missing = "tls_key" if settings.tls_key is None else "tls_certificate"
-        raise SettingsError(
-            f"setting {missing}: a certificate and its key go together, and one is not set", param=missing
-        )
-    return _loaded(settings.tls_certificate, settings.tls_key)
+    files = _files(settings)
+    return None if files is None else _loaded(*files)
 
 
 def renew(context: ssl.SSLContext, settings: Settings) -> None:
     """Read the files again: connections that begin from now on see the new certificate. What is wrong is logged, and
     all stays as it was."""
     try:
-        if server_context(settings) is None:
+        files = _files(settings)
+        if files is None:
             raise SettingsError("https becomes http with a restart alone")
-    except SettingsError as error:
-        logger.error("the certificate stays as it was: %s", error.message)
-        return
-    assert settings.tls_certificate is not None
-    context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+        _loaded(*files)  # on a context of its own first: a failure leaves one half changed
+        context.load_cert_chain(*files)
+    except (SettingsError, OSError) as error:
+        logger.error("the certificate stays as it was: %s", error)
+
+
+def _files(settings: Settings) -> tuple[Path, Path] | None:
+    if settings.tls_certificate is None and settings.tls_key is None:
+        return None
+    if settings.tls_certificate is None or settings.tls_key is None:
+        missing = "tls_key" if settings.tls_key is None else "tls_certificate"
+        message = f"setting {missing}: a certificate and its key go together, and this one is not set"
+        raise SettingsError(message, param=missing)
+    return settings.tls_certificate, settings.tls_key
 
 
 def _loaded(certificate: Path, key: Path) -> ssl.SSLContext:
