@@ -63,7 +63,7 @@ def start(home: Path, *flags: str) -> Server:
         [*command, *flags], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None
-    found = re.search(r"http://[^ ,]+", process.stdout.readline())
+    found = re.search(r"https?://[^ ,]+", process.stdout.readline())
     assert found
     return Server(process, found.group())
 
