@@ -230,3 +230,28 @@ def test_arrays_that_cannot_be_written_to_are_taken(adapter: str, tmp_path: Path
             session.run({"x": x, "scale": np.float32(2) * np.ones((), np.float32)})["y"], 2 * x
         )
     session.close()
+
+
+@pytest.mark.parametrize("precision", [None, *get_args(Precision)])
+def test_what_is_carried_goes_from_one_session_into_another(
+    adapter: str, precision: Precision | None, tmp_path: Path
+) -> None:
+    path = write_model(tmp_path / "model.onnx")
+    giver, taker = (
+        catalog.load_session(adapter, path, SessionOptions(precision=precision, carried=(name,))) for name in "yx"
+    )
+    carried = giver.run(feeds())["y"]
+    assert carried.dtype == giver.outputs[0].dtype == taker.inputs[0].dtype
+    carried[1] = 0
+    assert taker.run({"x": carried, "scale": feeds()["scale"]})["y"].tolist() == [[0, 9, 18], [0, 0, 0]]
+    giver.close()
+    taker.close()
+
+
+@pytest.mark.runtime
+def test_what_is_carried_takes_no_more_than_what_is_computed_in(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.onnx")
+    session = catalog.load_session("openvino", path, SessionOptions(precision="f16", carried=("x", "shape")))
+    assert [spec.dtype for spec in session.inputs] == [np.float16, np.float32]
+    assert [spec.dtype for spec in session.outputs] == [np.float32, np.int64]
+    session.close()

@@ -19,6 +19,7 @@ from vmm_adapters.types import TensorSpec
 from vmm_server.audio.features import WINDOW_SAMPLES, LogMel
 from vmm_server.audio.transcript import Samples
 from vmm_server.audio.whisper_tokens import WhisperTokens
+from vmm_server.engine.transcriber_rows import CARRIED
 
 NUM_MEL_BINS = 4
 NUM_WORDS = 30
@@ -55,6 +56,8 @@ def at(time: float) -> int:
     return BEGIN + round(time / 0.02)
 
 
+KEPT_IN = np.dtype(np.uint16)
+"""Keys and values, as a runtime that computes in bf16 has them."""
 _NOISE = np.random.default_rng(0).standard_normal(WINDOW_SAMPLES).astype(np.float32)
 _NOISE[2 * 16000 :] *= 0.03
 _QUIETEST = float(LogMel(NUM_MEL_BINS)(1e-2 * _NOISE).max())
@@ -120,16 +123,14 @@ class ScriptedEncoder:
 
     def __init__(self) -> None:
         self.inputs = (TensorSpec("input_features", np.dtype(np.float32), (None, NUM_MEL_BINS, 3000)),)
-        self.outputs = tuple(
-            TensorSpec(f"cross_{kind}.0", np.dtype(np.float32), (None, 1, 1, 1)) for kind in ("key", "value")
-        )
+        self.outputs = tuple(TensorSpec(f"cross_{kind}.0", KEPT_IN, (None, 1, 1, 1)) for kind in ("key", "value"))
         self.batches: list[list[int]] = []
         self.is_closed = False
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         names = np.round(4 * (feeds["input_features"].max(axis=(1, 2)) - _QUIETEST))
         self.batches.append([int(name) for name in names])
-        return {spec.name: names.astype(np.float32).reshape(-1, 1, 1, 1) for spec in self.outputs}
+        return {spec.name: names.astype(KEPT_IN).reshape(-1, 1, 1, 1) for spec in self.outputs}
 
     def close(self) -> None:
         self.is_closed = True
@@ -145,7 +146,7 @@ class ScriptedDecoder:
 
     def __init__(self, texts: Mapping[int, Sequence[int]], language: int | None) -> None:
         keys = [f"{kind}.0" for kind in ("key", "value")]
-        self.inputs = tuple(TensorSpec(f"past_{key}", np.dtype(np.float32), (None, 1, None, 1)) for key in keys)
+        self.inputs = tuple(TensorSpec(f"past_{key}", KEPT_IN, (None, 1, None, 1)) for key in keys)
         self.outputs = (TensorSpec("cross_attention", np.dtype(np.float32), (None, 1, None, 1500)),)
         self.texts = texts
         self.language = language
@@ -158,6 +159,7 @@ class ScriptedDecoder:
         self.is_closed = False
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        assert {array.dtype for name, array in feeds.items() if name.startswith(CARRIED)} == {KEPT_IN}
         names = [int(name) for name in feeds["cross_key.0"][:, 0, 0, 0]]
         self.batches.append(names)
         self.gate()
@@ -182,7 +184,7 @@ class ScriptedDecoder:
         attention = np.full((len(names), 1, ids.shape[1], 1500), 1e-3, np.float32)
         for index in range(ids.shape[1]):
             attention[:, :, index, 10 * index : 10 * index + 10] = 1.0
-        present = seen.astype(np.float32)[:, None, :, None]
+        present = seen.astype(KEPT_IN)[:, None, :, None]
         return {"logits": logits, "present_key.0": present, "present_value.0": present, "cross_attention": attention}
 
     def close(self) -> None:

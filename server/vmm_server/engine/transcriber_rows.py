@@ -1,9 +1,10 @@
 """What a batch of windows has in the runtime: a row each, in two sessions' arrays.
 
-The keys and values that the decoder looks at a window's sound with are large (18 MB a window of the smallest model) and
-never change. Rows' lie in one array each, from the first on, without a gap: the decoder is given the part of it that is
-used, and nothing is copied from step to step. A row that leaves is filled with the last one. Keys and values of tokens
-are small; they come out of a step as they go into the next one, padded on the left.
+The keys and values that the decoder looks at a window's sound with are large (18 MB a window of the smallest model in
+float32) and never change. A step reads all of them, so they are kept in what the runtime computes in. Rows' lie in one
+array each, from the first on, without a gap: the decoder is given the part of it that is used, and nothing is copied
+from step to step. A row that leaves is filled with the last one. Keys and values of tokens are small; they come out of
+a step as they go into the next one, padded on the left.
 """
 
 from collections.abc import Mapping, Sequence
