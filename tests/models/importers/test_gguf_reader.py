@@ -1,6 +1,7 @@
 """GGUF headers: what is read, and that nothing in a broken file is believed."""
 
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmm_server.errors import CorruptFile, ImportFailed
+from vmm_server.models.importers.gguf_header import MAX_ITEMS, MAX_KEYS, MAX_TENSORS
 from vmm_server.models.importers.gguf_reader import MAX_HEADER_BYTES, GGUFFile
 
-F32, STRING, ARRAY, UINT32 = 0, 8, 9, 4
+F32, STRING, ARRAY, UINT32, UINT8 = 0, 8, 9, 4, 0
 
 
 def _text(value: str) -> bytes:
@@ -176,6 +178,30 @@ def test_a_huge_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
         file.truncate(4 * MAX_HEADER_BYTES)
     with pytest.raises(CorruptFile, match="header of more than"):
         GGUFFile(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (_header(num_keys=MAX_KEYS + 1) + bytes(13 * (MAX_KEYS + 1)), f"keys, the limit is {MAX_KEYS}"),
+        (_header(num_tensors=MAX_TENSORS + 1) + bytes(32 * (MAX_TENSORS + 1)), f"tensors, the limit is {MAX_TENSORS}"),
+        (
+            _header(num_keys=1) + _text("k") + struct.pack("<IIQ", ARRAY, UINT8, MAX_ITEMS + 1) + bytes(MAX_ITEMS + 1),
+            f"more than {MAX_ITEMS} elements",
+        ),
+    ],
+    ids=["keys", "tensors", "elements"],
+)
+def test_counts_are_bounded_before_anything_is_made_of_them(
+    read: Callable[[bytes], GGUFFile], content: bytes, words: str
+) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptFile, match=words):
+            read(content)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(content) + 2**22
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:

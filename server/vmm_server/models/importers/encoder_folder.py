@@ -8,14 +8,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnx
-
 from vmm_adapters.card import EmbeddingRecipe
 from vmm_server.errors import CorruptFile, ImportFailed, UnsupportedArchitecture
 from vmm_server.models.importers.encoder_config import first_position, is_cross_encoder
 from vmm_server.models.importers.encoder_weights import FILE
 from vmm_server.models.importers.imported import ImportedModel, parameter_size
 from vmm_server.models.importers.json_files import positive, read_json_object
+from vmm_server.models.importers.onnx_model import open_onnx
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
 from vmm_server.models.importers.sentence_transformers import read_sentence_transformer
 
@@ -119,7 +118,7 @@ def _output_shape(graph: Path, *, pools: bool) -> tuple[int, int | None]:
 
     Raises `UnsupportedArchitecture`.
     """
-    model = onnx.load(graph, load_external_data=False).graph
+    model = open_onnx(graph).graph
     inputs = {value.name for value in model.input} - {tensor.name for tensor in model.initializer}
     if "input_ids" not in inputs or not inputs <= _INPUTS:
         names = ", ".join(sorted(inputs))

@@ -20,6 +20,10 @@ from vmm_server.errors import CorruptFile, ImportFailed
 MAGIC = b"GGUF"
 MAX_HEADER_BYTES = 64 * 1024**2
 """The largest known vocabularies (262 k tokens with merges) need 16 MiB."""
+MAX_KEYS = 10_000
+MAX_TENSORS = 100_000
+MAX_ITEMS = 8 * 1024**2
+"""Elements of all arrays together; each takes up to 60 bytes in memory. Those vocabularies need 1.5 million."""
 _MAX_NAME_BYTES = 65535
 _DEFAULT_ALIGNMENT = 32
 _SCALARS: dict[int, struct.Struct] = {
@@ -76,9 +80,13 @@ class HeaderReader:
         self._check_version(self._number("<I"))
         self._num_tensors, self._num_keys = self._number("<Q"), self._number("<Q")
         # An entry is at least a name's length, a type and a value; a tensor's is longer.
-        for count, least, what in ((self._num_keys, 13, "keys"), (self._num_tensors, 32, "tensors")):
+        counts = ((self._num_keys, 13, MAX_KEYS, "keys"), (self._num_tensors, 32, MAX_TENSORS, "tensors"))
+        for count, least, limit, what in counts:
             if count * least > self._size - self._position:
                 raise self._corrupt(f"claims {count} {what}, more than its {self._size} bytes can hold")
+            if count > limit:
+                raise self._corrupt(f"claims {count} {what}, the limit is {limit}")
+        self._num_items = 0
 
     def _corrupt(self, what: str) -> CorruptFile:
         return CorruptFile(f"{self._path}: {what}", hint="fetch the file again")
@@ -136,12 +144,19 @@ class HeaderReader:
         if kind == GGUFValueType.STRING:
             if count * 8 > self._size - self._position:
                 raise self._corrupt(f"claims {count} strings in {self._where}, more than the file can hold")
+            self._count_items(count)
             return [self._text() for _ in range(count)]
         if kind not in _SCALARS:
             raise self._corrupt(f"has an array of unknown type {kind} in {self._where}")
         scalar = _SCALARS[kind]
         content = self._take(count * scalar.size)
+        self._count_items(count)
         return [value for (value,) in scalar.iter_unpack(content)]
+
+    def _count_items(self, count: int) -> None:
+        self._num_items += count
+        if self._num_items > MAX_ITEMS:
+            raise self._corrupt(f"has arrays of more than {MAX_ITEMS} elements, in {self._where}")
 
     def read_metadata(self) -> dict[str, object]:
         """The keys with plain values: str, int, float, bool, or a list of one of them."""

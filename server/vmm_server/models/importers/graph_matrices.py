@@ -19,12 +19,12 @@ from typing import Literal
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vmm_server.errors import CorruptFile
 from vmm_server.models.importers.k_quants import MAX_WEIGHT
+from vmm_server.models.importers.onnx_model import open_onnx
 from vmm_server.models.importers.onnx_writer import MICROSOFT
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -57,10 +57,7 @@ class DecoderGraph:
 
     def __init__(self, path: Path) -> None:
         """Raises `CorruptFile`."""
-        try:
-            self.model = onnx.load(path, load_external_data=False)
-        except (OSError, DecodeError) as error:
-            raise CorruptFile(f"{path}: is no readable ONNX file: {error}", hint="fetch it again") from error
+        self.model = open_onnx(path)
         self.graph = self.model.graph
         self.tensors = {tensor.name: tensor for tensor in self.graph.initializer}
         self._path = path

@@ -7,6 +7,8 @@ from pathlib import Path
 from vmm_server.errors import CorruptFile
 
 _MAX_BYTES = 64 * 1024**2
+_MAX_CONTAINERS = 2_000_000
+"""Arrays and objects, of 60 bytes and more each; the largest tokenisers have a million (their merges)."""
 
 
 def read_json_object(path: Path) -> dict[str, object]:
@@ -22,7 +24,10 @@ def read_json(path: Path) -> object:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise CorruptFile(f"{path}: is larger than any configuration", hint="fetch it again")
-        content: object = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        if text.count("[") + text.count("{") > _MAX_CONTAINERS:
+            raise CorruptFile(f"{path}: has more arrays and objects than any configuration", hint="fetch it again")
+        content: object = json.loads(text)
     except FileNotFoundError as error:
         raise CorruptFile(f"{path}: is missing", hint="fetch the whole folder") from error
     except (OSError, ValueError, RecursionError) as error:

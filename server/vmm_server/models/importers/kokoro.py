@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-
 from vmm_server.errors import CorruptFile, UnsupportedArchitecture
 from vmm_server.models.importers.encoder_folder import GRAPHS, find_graph
 from vmm_server.models.importers.imported import ImportedModel, parameter_size
 from vmm_server.models.importers.json_files import read_json_object
+from vmm_server.models.importers.onnx_model import open_onnx
 from vmm_server.models.importers.onnx_weights import count_onnx_weights
 
 VOICES = "voices"
@@ -105,7 +104,7 @@ def read_letters(folder: Path) -> dict[str, int]:
 
 def read_inputs(graph: Path) -> KokoroInputs:
     """The names of a graph's inputs. Raises `UnsupportedArchitecture`."""
-    model = onnx.load(graph, load_external_data=False).graph
+    model = open_onnx(graph).graph
     shapes = {value.name: len(value.type.tensor_type.shape.dim) for value in model.input}
     token_ids = next((name for name in ("input_ids", "tokens") if name in shapes), None)
     if token_ids is None or shapes != {token_ids: 2, "style": 2, "speed": 1} or len(model.output) != 1:

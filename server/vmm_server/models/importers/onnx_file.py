@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from vmm_server.errors import CorruptFile, UnsupportedArchitecture
+from vmm_server.models.importers.onnx_model import open_onnx
 
 _IR_VERSION_TAG, _MAX_IR_VERSION = 0x08, 64
 _BYTES_FIELD = 2
@@ -82,12 +82,7 @@ def starts_like_onnx(start: bytes) -> bool:
 
 def read_graph(path: Path) -> OnnxGraph:
     """Read it, without external data. Raises `CorruptFile` for a file that is missing or is no ONNX graph."""
-    if not path.is_file():
-        raise CorruptFile(f"{path}: is missing", hint="fetch the whole folder")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise CorruptFile(f"{path}: is no readable ONNX file: {error}", hint="fetch it again") from error
+    model = open_onnx(path)
     graph = model.graph
     if not graph.output:
         raise CorruptFile(f"{path}: is no readable ONNX file: it has no graph", hint="fetch it again")

@@ -4,11 +4,10 @@ import math
 from collections import Counter
 from pathlib import Path
 
-import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from vmm_server.errors import CorruptFile
+from vmm_server.models.importers.onnx_model import open_onnx
 
 _TABLE_INPUTS = (7, 8)
 """Of GroupQueryAttention: cosines and sines, which are no weights."""
@@ -28,12 +27,7 @@ _PACKED_OPERATORS = ("MatMulNBits", "GatherBlockQuantized")
 
 def count_onnx_weights(path: Path) -> tuple[int, str]:
     """(weights, what most of them are stored as: `int4`, `F16`, …). Raises `CorruptFile`."""
-    if not path.is_file():
-        raise CorruptFile(f"{path}: is missing", hint="fetch the whole folder")
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except (OSError, DecodeError) as error:
-        raise CorruptFile(f"{path}: is no readable ONNX file: {error}", hint="fetch it again") from error
+    graph = open_onnx(path).graph
     packed: dict[str, int] = {}
     no_weights: set[str] = set()
     for node in graph.node:
