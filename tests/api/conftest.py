@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -25,10 +25,15 @@ from vmm_adapters.device import DeviceKind
 from vmm_adapters.echo import CHAT_TEMPLATE, END, VOCAB_SIZE, EchoRunner, Gate, write_echo_model
 from vmm_adapters.echo_encoder import write_echo_encoder
 from vmm_adapters.types import Batch, RunnerOptions
+from vmm_server.api.openai.batches.examples import DONE
+from vmm_server.api.openai.files.examples import CONTENT
+from vmm_server.api.openai.files.examples import ID as FILE_ID
 from vmm_server.api.openai.responses.examples import ITEM, LIST_INPUT_ITEMS, WHOLE
 from vmm_server.api.vmm.examples import MACHINE
 from vmm_server.app import App, Parts, create_app
+from vmm_server.batch_store import Batch as StoredBatch
 from vmm_server.engine.engine import Engine, EngineOptions, EngineStats
+from vmm_server.file_store import NewFile
 from vmm_server.models.encoders import ReadyEncoder, load_encoder
 from vmm_server.models.loading import ReadyModel, model_format
 from vmm_server.models.machine import MachineReader
@@ -403,8 +408,37 @@ def install_examples() -> Callable[[LiveServer], None]:
         responses, given = server.parts.response_store, LIST_INPUT_ITEMS[0].answer["data"]
         server.run(responses.delete(WHOLE["id"], ""))
         server.run(responses.put(WHOLE, "", given=given, output=[ITEM]))
+        server.run(install_batch_examples(server.parts))
 
     return install
+
+
+async def install_batch_examples(parts: Parts) -> None:
+    """The file and the batch that the OpenAPI document shows."""
+
+    async def content() -> AsyncIterator[bytes]:
+        yield CONTENT.encode()
+
+    await parts.file_store.put(NewFile("", "questions.jsonl", "batch", 3600, id=FILE_ID), content())
+    if (await parts.job_store.page("", after=None, limit=1))[0]:
+        return
+    same: dict[str, Any] = {
+        name: DONE[name]
+        for name in (
+            *("created_at", "expires_at", "in_progress_at", "finalizing_at", "completed_at"),
+            *("id", "status", "endpoint", "model", "completion_window", "output_file_id"),
+        )
+    }
+    batch = StoredBatch(
+        tenant="",
+        input_file_id=FILE_ID,
+        metadata=json.dumps(DONE["metadata"]).encode(),
+        output_expires_after_s=None,
+        num_lines=1,
+        num_completed=1,
+        **same,
+    )
+    await parts.job_store.add(batch, max_live=1)
 
 
 @pytest.fixture

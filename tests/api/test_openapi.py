@@ -15,7 +15,7 @@ from vmm_server.api.streaming import NDJSON
 
 DATA = Path(__file__).parents[1] / "data"
 VALIDATOR = jsonschema_rs.validator_for(json.loads((DATA / "openapi_3_1.json").read_text()))
-TRIED_LAST = ("deleteResponse", "headBlob", "pull", "delete")
+TRIED_LAST = ("deleteResponse", "deleteFile", "headBlob", "pull", "delete")
 """What changes or takes away what the others need."""
 SOMETIMES = ("load_duration", "prompt_eval_cached_count")
 """Only there after a load, and where a prompt was seen before."""

@@ -64,7 +64,7 @@ class Gate:
                 if key is not None:
                     self._check_scope(key, rule)
                 asking = self._caller(key, scope, rule)
-                if rule.runs:
+                if rule.runs and not rule.by_message:
                     entered.enter_context(self._admission.enter(key, lasts=scope["type"] == "websocket"))
             except VMMError as error:
                 await refuse(scope, error, send, self._quota_headers(key, rule))

@@ -65,6 +65,8 @@ PROVENANCE = tuple(name for name in HEADERS if name.startswith("x-vmm-"))
 PARAMETERS: Mapping[str, str] = {
     "model_id": "The model's name; it may hold `/` and `:`.",
     "response_id": "The `id` of a response that was stored.",
+    "file_id": "The `id` of a file.",
+    "batch_id": "The `id` of a batch.",
     "digest": "`sha256:` and 64 hexadecimal digits.",
 }
 """What a part of a path means."""

@@ -22,6 +22,8 @@ class Rule:
     """One of these will do. None at all: it needs no key."""
     runs: bool = False
     """A model runs: it is bounded by `max_pending`, and by the quotas of its key."""
+    by_message: bool = False
+    """A connection whose messages are requests: they are bounded, one by one, and it is not."""
 
 
 _INFERENCE: tuple[Scope, ...] = ("inference",)
@@ -44,7 +46,7 @@ RULES = (
         )
     ),
     Rule("/v1/vision/stream", (WEBSOCKET,), _INFERENCE, runs=True),
-    Rule("/v1/stream", (WEBSOCKET,), _INFERENCE, runs=True),
+    Rule("/v1/stream", (WEBSOCKET,), _INFERENCE, runs=True, by_message=True),
     Rule("/v1/responses", ("GET", "DELETE"), _INFERENCE),
     Rule("/v1/files", ("GET", "POST", "DELETE"), _INFERENCE),
     Rule("/v1/batches", ("GET", "POST"), _INFERENCE),

@@ -63,10 +63,11 @@ CREATE = (
             "endpoint": "/v1/chat/completions",
             "completion_window": "24h",
             "metadata": METADATA,
+            "output_expires_after": {"anchor": "created_at", "seconds": 30 * 24 * 3600},
         },
     ),
 )
-LIST = (Example("The newest", {"object": "list", "data": [NEW], "first_id": ID, "last_id": ID, "has_more": False}),)
+LIST = (Example("The newest", {"object": "list", "data": [DONE], "first_id": ID, "last_id": ID, "has_more": False}),)
 RETRIEVE = (Example("One that is done", DONE, path=STORED),)
 CANCEL = (
     Example(
