@@ -126,7 +126,11 @@ def test_ours_win_and_the_file_loses(monkeypatch: pytest.MonkeyPatch, no_environ
             "a.example",
             "setting origins (OLLAMA_ORIGINS): 'a.example' is no origin; write https://a.ex",
         ),
-        ("VMM_ALLOWED_HOSTS", "http://a.example", "setting allowed_hosts: 'http://a.example' is no host name"),
+        (
+            "VMM_ALLOWED_HOSTS",
+            "http://a.example",
+            "setting allowed_hosts (VMM_ALLOWED_HOSTS): 'http://a.example' is no host name",
+        ),
         ("VMM_ALLOWED_HOSTS", "cafe.de:80", "without scheme, port and brackets"),
         ("VMM_ALLOWED_HOSTS", "[2606:4700::1111]", "without scheme, port and brackets"),
     ],

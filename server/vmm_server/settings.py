@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,6 +25,10 @@ from vmm_server.requests import KeepAlive
 
 ImageUrls = Literal["public", "any", "off"]
 """Which images are fetched; `settings.image_urls`."""
+
+
+SETTINGS_FILE = "vmm.toml"
+"""In the home folder."""
 
 
 def _keep_alive(value: object) -> object:
@@ -142,8 +146,6 @@ class Settings(BaseSettings):
     """Seconds that running generations get to finish after SIGTERM."""
     max_body_size: Annotated[ByteSize, Field(ge=2**16)] = ByteSize(64 * 2**20)
     """Size that a request's body may have, but for uploads of files: JSON, and forms with images."""
-    max_body_size: Annotated[ByteSize, Field(ge=2**16)] = ByteSize(64 * 2**20)
-    """Size that a request's body may have, but for uploads of files: JSON, and forms with images."""
     image_urls: ImageUrls = "public"
     """Which image URLs are fetched: public, those of the public internet; any, also your network's; off, none."""
     max_audio_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(512 * 2**20)
@@ -211,25 +213,40 @@ class Settings(BaseSettings):
         """Flags, then the environment - Ollama's variables last -, then `<home>/vmm.toml`."""
         home = init_settings().get("home") or default_home()
         ollama = InitSettingsSource(settings_cls, init_kwargs=ollama_settings(os.environ))
-        return init_settings, env_settings, ollama, TomlConfigSettingsSource(settings_cls, Path(home) / "vmm.toml")
+        return init_settings, env_settings, ollama, TomlConfigSettingsSource(settings_cls, Path(home) / SETTINGS_FILE)
 
 
 def read_settings(**flags: Any) -> Settings:
-    """Settings from everywhere; `flags` that are `None` were not given. Raises `SettingsError` naming the setting."""
+    """Settings from everywhere; `flags` that are `None` were not given.
+
+    Raises `SettingsError` naming the setting, and the file if it stands in one.
+    """
     given = {name: value for name, value in flags.items() if value is not None}
+    file = _home(given["home"] if "home" in given else default_home()) / SETTINGS_FILE
     try:
         return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).removeprefix("VMM_").lower()
-        by_ollama = (
-            name not in given and f"VMM_{name.upper()}" not in os.environ and VARIABLES.get(name, "") in os.environ
-        )
-        variable = f" ({VARIABLES[name]})" if by_ollama else ""
-        message = f"setting {name}{variable}: {first['msg'].removeprefix('Value error, ')}"
+        problem = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            problem = "there is no such setting"
+        message = f"setting {name}{_variable(name, given)}: {problem}"
+        if not _variable(name, given) and name not in given:
+            message = f"{file}: {message}"
         raise SettingsError(message, param=name, hint="vmm help serve lists the settings") from error
     except (OSError, ValueError) as error:
-        raise SettingsError(f"vmm.toml: {error}") from error
+        raise SettingsError(f"{file}: {error}") from error
+
+
+def _variable(setting: str, flags: Mapping[str, object]) -> str:
+    """The environment variable that gave a setting its value, in brackets; empty where none did."""
+    field = Settings.model_fields.get(setting)
+    alias = field.validation_alias if field else None
+    names = [*map(str, alias.choices)] if isinstance(alias, AliasChoices) else [f"VMM_{setting.upper()}"]
+    names += [VARIABLES[setting]] if setting in VARIABLES else []
+    found = next((name for name in names if name in os.environ), "")
+    return f" ({found})" if found and setting not in flags else ""
 
 
 class SettingsSource(Protocol):

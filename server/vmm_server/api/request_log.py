@@ -26,7 +26,7 @@ HEADER = b"x-request-id"
 ANTHROPIC_HEADER = b"request-id"
 """What Anthropic's clients look for, on their routes."""
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-_PROBES = ("/health", "/health/live", "/health/ready", "/metrics")
+_PROBES = ("/health", "/health/live", "/health/ready", "/health/startup", "/metrics")
 _CLIENT_LEFT = 499
 _SWITCHED = 101
 _STARTS = ("http.response.start", "websocket.http.response.start", "websocket.accept")

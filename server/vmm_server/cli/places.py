@@ -115,7 +115,7 @@ class StorePlace:
         return [
             _manifest(model)
             | {"name": model.name, "model": model.name, "size": model.size_bytes, "details": details(model)}
-            for model in self.registry.installed()
+            for model in self.registry.listed()
         ]
 
     def show(self, name: str, *, verbose: bool) -> Json:

@@ -30,7 +30,7 @@ def status(as_json: bool, address: str | None) -> None:
         print_json(found)
         return
     uptime = format_span(timedelta(seconds=found["uptime_s"]))
-    state = "ready" if found["status"] == "ok" else f"{found['status']}: {found['reason']}"
+    state = "ready" if found["status"] == "ok" else f"not ready: {found['reason']}"
     asked = found["requests"]
     click.echo(f"VMM {found['version']} on {url}, up {uptime}: {state}")
     click.echo(f"requests: {asked['running']} running, {asked['waiting']} waiting; errors so far: {asked['errors']}")
