@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -222,11 +223,9 @@ class Inference:
     async def drain(self, timeout_s: float) -> bool:
         """Take no new work and wait for what runs; True when all of it finished in time."""
         self.draining = True
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+        return self._idle.is_set()
 
     async def _acquire(
         self, request: GenerateRequest, watch: Watch | None = None

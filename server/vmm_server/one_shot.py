@@ -6,7 +6,7 @@ A model whose device fails has said nothing yet, so its work is done again on th
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
@@ -144,8 +144,6 @@ class OneShot:
     async def drain(self, timeout_s: float) -> bool:
         """Take no new work and wait for what runs; True when all of it finished in time."""
         self.draining = True
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+        return self._idle.is_set()

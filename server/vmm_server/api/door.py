@@ -6,7 +6,7 @@ balancer, or this one's successor. What only looks (`GET`) goes on until the end
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from vmm_server.api.refusals import refuse
@@ -52,11 +52,9 @@ class Door:
 
     async def emptied(self, timeout_s: float) -> bool:
         """Wait until every request that came in is answered; False when that takes longer than `timeout_s`."""
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+        return self._empty.is_set()
 
     async def dismiss(self) -> None:
         """Close the WebSockets that are still open: 1001."""
