@@ -7,6 +7,7 @@ pictures - when they are asked to say much.
 import contextvars
 import json
 import logging
+import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal, TextIO
@@ -20,6 +21,7 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 """Of the request that the running task answers."""
 
 OURS = ("vmm_server", "vmm_adapters")
+_MAX_BEHIND = 10
 _HUMAN = "%(asctime)s %(levelname)-7s %(request_id)s %(name)s: %(message)s"
 
 
@@ -73,6 +75,17 @@ def fields_of(record: logging.LogRecord) -> Mapping[str, object]:
     """What a record says besides its words: `logger.info(..., extra={"fields": {...}})`."""
     fields: Mapping[str, object] = getattr(record, "fields", {})
     return fields
+
+
+def without_words(error: BaseException) -> str:
+    """An error's class and where it came from, and that of each one behind it; its words may quote a request."""
+    told: list[str] = []
+    behind: BaseException | None = error
+    while behind is not None and len(told) < _MAX_BEHIND:
+        frames = "".join(traceback.format_tb(behind.__traceback__))
+        told.append(f"{type(behind).__qualname__}\n{frames}".rstrip())
+        behind = behind.__cause__ or (None if behind.__suppress_context__ else behind.__context__)
+    return "\nbecause of ".join(told)
 
 
 def rfc3339(seconds: float) -> str:

@@ -17,7 +17,7 @@ from litestar.status_codes import HTTP_413_REQUEST_ENTITY_TOO_LARGE
 from vmm_adapters.errors import AdapterError
 from vmm_server import errors
 from vmm_server.api.body import max_body_bytes
-from vmm_server.logs import request_id
+from vmm_server.logs import request_id, without_words
 from vmm_server.request_note import note
 
 logger = logging.getLogger(__name__)
@@ -191,9 +191,10 @@ def report(error: Exception) -> None:
         noted.answered(error)
     if status_of(error) < 500 or isinstance(error, errors.Overloaded | errors.ShuttingDown):
         return
-    known = isinstance(error, errors.VMMError | AdapterError)
-    cause = error.__cause__ if known else error
-    logger.error("%s: %s", type(error).__name__, message_of(error) if known else error, exc_info=cause)
+    if isinstance(error, errors.VMMError | AdapterError):
+        logger.error("%s: %s", type(error).__name__, message_of(error), exc_info=error.__cause__)
+    else:  # nobody knows what its words quote
+        logger.error("unexpected: %s", without_words(error))
 
 
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -24,6 +25,7 @@ from vmm_server.callers import Caller, caller
 from vmm_server.engine.batch_queue import BatchLimits, BatchQueue, Waiting
 from vmm_server.engine.forecast import Claim, ahead, check_deadline, retry_after_s
 from vmm_server.engine.histogram import BatcherHistograms
+from vmm_server.engine.telling import tell
 from vmm_server.errors import (
     DeadlineExceeded,
     GenerationFailed,
@@ -66,6 +68,8 @@ class _Call(Generic[Item, Result]):
     started_at: float | None = None
     """When the batch with its first item was."""
     results: dict[int, Result] = field(default_factory=dict)
+    context: Context = field(default_factory=copy_context)
+    """Of the task that asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +252,8 @@ class Batcher(Generic[Item, Result]):
             results = self._compute([waiting.call.items[waiting.index] for waiting in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
-        except Exception as error:
-            logger.exception("a batch failed")
+        except Exception as error:  # noqa: BLE001 - told in the log
+            tell(logger, "a batch failed", {waiting.call: waiting.call.context for waiting in batch}.values())
             failed = self._failed(error)
             says = [(call, failed) for call in {waiting.call for waiting in batch}]
             with self._changed:

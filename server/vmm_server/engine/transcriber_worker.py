@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from math import ceil
@@ -28,6 +29,7 @@ from vmm_server.callers import Caller
 from vmm_server.engine.batch_queue import BatchLimits, BatchQueue
 from vmm_server.engine.forecast import Claim, Pace, ahead
 from vmm_server.engine.histogram import BatcherHistograms
+from vmm_server.engine.telling import tell
 from vmm_server.engine.transcriber_rows import Rows
 from vmm_server.engine.transcriber_window import (
     Attempt,
@@ -62,6 +64,8 @@ class Job:
     """Safe from any thread."""
     num_drawn: int = 0
     """Tokens so far. Safe from any thread."""
+    context: Context = field(default_factory=copy_context)
+    """Of the task that asked."""
     is_cancelled: bool = False
     language: str | None = None
     attempt: Attempt | None = None
@@ -299,8 +303,8 @@ class TranscriberWorker:
         """Around what some jobs fail with."""
         try:
             yield
-        except Exception as error:
-            logger.exception("transcribing failed")
+        except Exception as error:  # noqa: BLE001 - told in the log
+            tell(logger, "transcribing failed", [job.context for job in jobs])
             over = self._failed(error)
             for job in jobs:
                 if job in self._running:

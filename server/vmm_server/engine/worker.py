@@ -8,7 +8,8 @@ An `Abort` is a message like any other, read before the next step.
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field, replace
 from math import inf
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -21,6 +22,7 @@ from vmm_server.engine.sampler import Sampled
 from vmm_server.engine.sequence import FINISH_REASONS, Sequence, SequenceStatus
 from vmm_server.engine.stopping import AnswerText
 from vmm_server.engine.stream import Delta, Outbox, TokenStream
+from vmm_server.engine.telling import tell
 from vmm_server.errors import DeadlineExceeded, GenerationFailed, PlacementFailed, VMMError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ class Answer:
     text: AnswerText
     stream: TokenStream
     outbox: Outbox
+    context: Context = field(default_factory=copy_context)
+    """Of the task that asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +131,21 @@ class Worker(Thread):
             return
         try:
             self._step()
-        except Exception as error:
-            logger.exception("an engine step failed")
+        except Exception as error:  # noqa: BLE001 - told in the log
+            tell(logger, "an engine step failed", [self._answers[each].context for each in self._involved])
             self._num_failed_steps += 1
             if self._num_failed_steps > 1 or isinstance(error, DeviceLost):
                 self._give_up(error)
             else:
-                involved = self._executor.involved
-                self._fail(list(self._answers if involved is None else involved), _generation_failed(error))
+                self._fail(self._involved, _generation_failed(error))
         else:
             self._num_failed_steps = 0
+
+    @property
+    def _involved(self) -> list[Sequence]:
+        """Whom it concerns if a step fails."""
+        involved = self._executor.involved
+        return [each for each in (self._answers if involved is None else involved) if each in self._answers]
 
     def _read_mailbox(self) -> None:
         """Read all there is; wait for a message only when there is nothing else to do."""
@@ -213,8 +222,8 @@ class Worker(Thread):
         """What to send for a drawn token; an error that is this sequence's own ends no other."""
         try:
             return self._delta(sequence, drawn, now)
-        except Exception as error:
-            logger.exception("a token could not be shown")
+        except Exception as error:  # noqa: BLE001 - told in the log
+            tell(logger, "a token could not be shown", [self._answers[sequence].context])
             self._close(sequence, SequenceStatus.FAILED)
             return _generation_failed(error)
 
