@@ -63,7 +63,7 @@ from vmm_server.embedding import Embeddings
 from vmm_server.errors import ShuttingDown, VMMError
 from vmm_server.file_store import FileStore
 from vmm_server.inference import Inference
-from vmm_server.keys import KEYS_FILE, KeyRing
+from vmm_server.keys import KeyRing
 from vmm_server.media.fetching import Fetcher
 from vmm_server.media.images import LIMITS
 from vmm_server.media.reading import ImageReader
@@ -285,7 +285,7 @@ def build_parts(
     image_reader = ImageReader(fetcher, max_waiting=settings.max_queue)
     kept = ResponseStore(settings.response_store_path, max_bytes=settings.response_store_size)
     puller = Puller(store, registry)
-    keys = KeyRing(settings.home / KEYS_FILE)
+    keys = KeyRing(settings.keys_path)
     batch_database = open_database(settings.batch_store_path)
     file_store = FileStore(batch_database, settings.files_dir, max_bytes=settings.file_store_size)
     job_store = JobStore(batch_database, max_bytes=settings.file_store_size)

@@ -102,6 +102,8 @@ class Settings(BaseSettings):
     """Host names that a server on a loopback address goes by, beside this machine's: ai.example, *.example, or *."""
     allow_anonymous: bool = False
     """Whether a server that other machines can reach may run without keys: then everybody there may do everything."""
+    keys_file: Path | None = None
+    """File with keys, when not keys.toml in `home`: one that a secret store mounts."""
     tls_certificate: Path | None = None
     """PEM file of the certificate to serve https with, and of those that it depends on; unset serves plain http."""
     tls_key: Path | None = None
@@ -185,6 +187,11 @@ class Settings(BaseSettings):
     def cache_dir(self) -> Path:
         """Compiled models; may be deleted at any time."""
         return self.home / "cache"
+
+    @property
+    def keys_path(self) -> Path:
+        """The file that keys lie in."""
+        return self.keys_file or self.home / "keys.toml"
 
     @property
     def response_store_path(self) -> Path:

@@ -54,6 +54,13 @@ def test_the_secret_alone_is_on_stdout(own_home: Path, capsys: pytest.CaptureFix
     assert "every request" not in capsys.readouterr().err
 
 
+def test_keys_may_lie_elsewhere(own_home: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMM_KEYS_FILE", str(own_home / "mounted.toml"))
+    run("keys", "create", "a")
+    assert [key.name for key in read_keys(own_home / "mounted.toml")] == ["a"]
+    assert not (own_home / KEYS_FILE).exists()
+
+
 def test_flags_become_limits(own_home: Path, run: Run) -> None:
     run(
         *("keys", "create", "a", "--scope", "models", "--scope", "metrics", "--weight", "2.5", "--priority", "-3"),

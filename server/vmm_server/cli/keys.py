@@ -11,7 +11,7 @@ from vmm_server.callers import MAX_PRIORITY, MIN_PRIORITY
 from vmm_server.cli.flags import home_option, json_option
 from vmm_server.cli.output import format_age, format_expiry, print_json, print_table, utc_now
 from vmm_server.durations import parse_duration
-from vmm_server.keys import KEYS_FILE, SCOPES, Key, KeyRing
+from vmm_server.keys import SCOPES, Key, KeyRing
 from vmm_server.settings import read_settings
 
 MAX_LIFETIME = timedelta(days=36500)
@@ -69,7 +69,7 @@ def create(name: str, scopes: tuple[str, ...], lifetime: timedelta | None, home:
     --scope may be given several times: inference runs models, models fetches, makes and deletes them, metrics reads
     figures, admin does everything.
     """
-    ring = KeyRing(read_settings(home=home).home / KEYS_FILE)
+    ring = KeyRing(read_settings(home=home).keys_path)
     is_first = not ring.keys
     key, secret = ring.create(name, scopes=scopes, lifetime=lifetime, **limits)
     click.echo(f"{key.id} {key.name}: {_may(key)}; {_limited(key)}", err=True)
@@ -84,7 +84,7 @@ def create(name: str, scopes: tuple[str, ...], lifetime: timedelta | None, home:
 @home_option
 def list_keys(as_json: bool, home: str | None) -> None:
     """List the keys, revoked ones too."""
-    found = KeyRing(read_settings(home=home).home / KEYS_FILE).keys
+    found = KeyRing(read_settings(home=home).keys_path).keys
     if as_json:
         print_json([_plain(key) for key in found])
     else:
@@ -100,7 +100,7 @@ def revoke(key: str, home: str | None) -> None:
 
     What is running goes on to its end.
     """
-    revoked = KeyRing(read_settings(home=home).home / KEYS_FILE).revoke(key)
+    revoked = KeyRing(read_settings(home=home).keys_path).revoke(key)
     click.echo(f"revoked {revoked.id} {revoked.name}", err=True)
 
 
