@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import contexts, drafts, embeddings, forms, pairwise, pictures, placements, transcripts
+from bench import contexts, drafts, embeddings, fairness, forms, pairwise, pictures, placements, transcripts
 from bench.bare import kv_bytes, prefill_s
 from bench.servers import Server, llama_server, vmm_server
 from bench.streams import Load, Measured, run_bare, run_engine, run_http
@@ -97,7 +97,8 @@ def main() -> None:
         "`bench pairwise` compares with llama-server figure by figure, `bench contexts` measures tokens in long texts, "
         "`bench drafts` what speculation gains and takes, "
         "`bench embeddings` an embedding model, `bench pictures` and `bench transcripts` what sees and hears, "
-        "`bench forms` what an answer's form costs, `bench placements` whether the router's choice is the best one."
+        "`bench forms` what an answer's form costs, `bench fairness` what tenants get, "
+        "`bench placements` whether the router's choice is the best one."
     )
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, epilog=epilog)
     parser.add_argument("--model", default="smollm2:135m")
@@ -172,6 +173,7 @@ OTHERS = {
     "contexts": contexts.main,
     "drafts": drafts.main,
     "embeddings": embeddings.main,
+    "fairness": fairness.main,
     "forms": forms.main,
     "pairwise": pairwise.main,
     "pictures": pictures.main,

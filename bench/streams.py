@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -126,43 +127,38 @@ class _EventCounter(asyncio.Protocol):
         self.arrivals += [now] * data.count(b'"finish_reason":null')
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self.done.done():  # whoever asked has left
+            return
         if error is not None or not self.arrivals:
             self.done.set_exception(error or RuntimeError(f"no stream: {self._head[:500].decode(errors='replace')}"))
         else:
             self.done.set_result(self.arrivals)
 
 
+async def stream_http(port: int, body: Mapping[str, object], started: float, key: str | None = None) -> list[float]:
+    """When the tokens of one `/v1/completions` over loopback came, in seconds after `started`; greedy, streamed."""
+    content = json.dumps({**body, "temperature": 0, "stream": True}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+    )
+    if key is not None:
+        head += f"Authorization: Bearer {key}\r\n"
+    loop = asyncio.get_running_loop()
+    request = f"{head}\r\n".encode() + content
+    transport, protocol = await loop.create_connection(lambda: _EventCounter(request, started), "127.0.0.1", port)
+    try:
+        return await protocol.done
+    finally:
+        transport.close()
+
+
 async def run_http(
     port: int, load: Load, prompts: list[list[int]], model: str, form: Mapping[str, object] | None = None
 ) -> Measured:
-    """`/v1/completions` over loopback, one connection a stream, greedy, streamed; with a form, if it never ends."""
-
-    def stream(prompt: list[int]) -> Callable[[float], Awaitable[list[float]]]:
-        body = json.dumps(
-            {
-                "model": model,
-                "prompt": prompt,
-                "max_tokens": load.new_tokens,
-                "temperature": 0,
-                "stream": True,
-                **(form or {"ignore_eos": True}),
-            }
-        ).encode()
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-
-        async def read(started: float) -> list[float]:
-            loop = asyncio.get_running_loop()
-            _, protocol = await loop.create_connection(
-                lambda: _EventCounter(head.encode() + body, started), "127.0.0.1", port
-            )
-            return await protocol.done
-
-        return read
-
-    return await _together(load, [stream(prompt) for prompt in prompts])
+    """One connection a stream; with a form, if it never ends."""
+    body = {"model": model, "max_tokens": load.new_tokens, **(form or {"ignore_eos": True})}
+    return await _together(load, [partial(stream_http, port, {**body, "prompt": prompt}) for prompt in prompts])
 
 
 @dataclass(frozen=True, slots=True)
