@@ -157,6 +157,7 @@ def test_every_error_is_answered_in_the_words_of_each_dialect(kind: type[Excepti
     }
     pause = re.fullmatch(r"after-(\d+)", retry)
     expected = {"x-should-retry": "false" if retry == "no" else "true"}
+    expected |= {"www-authenticate": "Bearer"} if status == "401" else {}
     assert headers_of(error) == expected | ({"retry-after": pause[1]} if pause else {})
 
 
