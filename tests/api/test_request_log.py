@@ -1,0 +1,267 @@
+"""What is noted of every request: its line in the log, its figures, and nothing of what it says."""
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.api.conftest import LiveServer, StartServer
+from tests.api.test_metrics import figures
+
+from vmm_adapters.types import Batch
+from vmm_server.logs import HumanFormatter, JSONFormatter, RequestIdFilter
+
+SECRET = "xylophone-quasar"
+CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+class Lines(logging.Handler):
+    """Every line as both formats have it, with the record."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.addFilter(RequestIdFilter())
+        self.records: list[logging.LogRecord] = []
+        self.text: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+        self.text += [HumanFormatter().format(record), JSONFormatter().format(record)]
+
+    def of_requests(self) -> list[dict[str, Any]]:
+        mine = [record for record in self.records if record.name == "vmm_server.api.request_log"]
+        return [json.loads(JSONFormatter().format(record)) for record in mine]
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    """What our loggers say at the level debug."""
+    kept, loggers = Lines(), [logging.getLogger(name) for name in ("vmm_server", "vmm_adapters")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.addHandler(kept)
+        each.setLevel(logging.DEBUG)
+    yield kept
+    for each, level in zip(loggers, levels, strict=True):
+        each.removeHandler(kept)
+        each.setLevel(level)
+
+
+def settled(server: LiveServer) -> None:
+    """A line is written right after its answer."""
+    for _ in range(3):
+        server.run(asyncio.sleep(0))
+
+
+def test_the_line_of_a_request(live_server: LiveServer, lines: Lines) -> None:
+    headers = {"x-request-id": "mine", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+    live_server.client.post("/chat/completions", json=CHAT, headers=headers).raise_for_status()
+    settled(live_server)
+    (line,) = lines.of_requests()
+    assert line.pop("duration_ms") > 0
+    assert line.pop("time")
+    words = line.pop("message").split(" ")
+    assert (words[:3], words[4:]) == (["POST", "/chat/completions", "200"], ["ms", "echo:latest", "8+6", "tokens"])
+    assert line == {
+        "level": "info",
+        "logger": "vmm_server.api.request_log",
+        "request_id": "mine",
+        "trace_id": TRACE,
+        "method": "POST",
+        "path": "/chat/completions",
+        "route": "/v1/chat/completions",
+        "status": 200,
+        "model": "echo:latest",
+        "input_tokens": 8,
+        "output_tokens": 6,
+    }
+
+
+def test_the_line_of_an_error_names_its_class(live_server: LiveServer, lines: Lines) -> None:
+    live_server.client.get("/v1/models/nobody")
+    settled(live_server)
+    (line,) = lines.of_requests()
+    assert (line["status"], line["error"], line["route"]) == (404, "ModelNotFound", "/v1/models/{model_id}")
+
+
+def test_probes_are_no_news(live_server: LiveServer, lines: Lines) -> None:
+    live_server.client.get("/health/ready")
+    settled(live_server)
+    (line,) = lines.of_requests()
+    assert line["level"] == "debug"
+
+
+def test_a_line_of_the_engine_has_the_requests_id(start_server: StartServer, lines: Lines) -> None:
+    def fail(batch: Batch) -> None:
+        raise RuntimeError("no")
+
+    server = start_server(gate=fail)
+    server.client.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine"})
+    (line,) = [each for each in lines.records if each.name == "vmm_server.engine.worker"]
+    assert line.request_id == "mine"  # type: ignore[attr-defined]
+
+
+# What is counted
+
+
+def since(server: LiveServer, ask: Callable[[], object]) -> dict[str, float]:
+    """Series of errors and of HTTP requests that grew, by their labels."""
+    before = figures(server)
+    ask()
+    settled(server)
+    grown = {}
+    for name in ("vmm_errors_total", "http_server_request_duration_seconds_count"):
+        for labels, value in figures(server)[name].items():
+            if dict(labels).get("http_route") != "/metrics" and value > before.get(name, {}).get(labels, 0):
+                grown[" ".join(each for _, each in labels)] = value - before.get(name, {}).get(labels, 0)
+    return grown
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "grown"),
+    [
+        ("POST", "/v1/chat/completions", CHAT, {"POST 200 /v1/chat/completions": 1}),
+        ("POST", "/api/chat", CHAT | {"model": "x"}, {"POST 404 /api/chat": 1, "ModelNotFound ollama": 1}),
+        ("POST", "/v1/messages", CHAT, {"POST 400 /v1/messages": 1, "InvalidRequest anthropic": 1}),
+        ("POST", "/embeddings", {}, {"POST 400 /v1/embeddings": 1, "InvalidRequest openai": 1}),
+        ("GET", f"/no/{SECRET}", None, {"GET 404 ": 1, "NotFoundException ": 1}),
+        ("DELETE", "/v1/chat/completions", None, {"DELETE 405 ": 1, "MethodNotAllowedException openai": 1}),
+    ],
+)
+def test_requests_and_errors_are_counted(
+    live_server: LiveServer, method: str, path: str, body: Any, grown: dict[str, float]
+) -> None:
+    assert since(live_server, lambda: live_server.client.request(method, path, json=body)) == grown
+
+
+def test_who_is_refused_at_the_door_is_counted(live_server: LiveServer) -> None:
+    def ask() -> None:
+        assert live_server.client.get("/v1/models", headers={"host": "evil.example"}).status_code == 403
+
+    assert since(live_server, ask) == {"GET 403 ": 1, "HostNotAllowed openai": 1}
+
+
+def test_an_error_in_the_middle_of_a_stream_is_counted(start_server: StartServer) -> None:
+    steps = iter(range(100))
+
+    def fail(batch: Batch) -> None:
+        if next(steps) == 3:
+            raise RuntimeError("no")
+
+    server = start_server(gate=fail)
+
+    def ask() -> None:
+        answer = server.client.post("/v1/chat/completions", json=CHAT | {"stream": True})
+        assert answer.status_code == 200
+        assert "error" in answer.text
+
+    grown = {"POST 200 /v1/chat/completions": 1, "GenerationFailed openai": 1}
+    assert since(server, ask) == grown
+    labels = [dict(each) for each in figures(server)["gen_ai_server_request_duration_seconds_count"]]
+    assert [each["error_type"] for each in labels] == ["GenerationFailed"]
+
+
+def test_counts_outlive_the_model(start_server: StartServer) -> None:
+    server = start_server()
+    server.client.post("/v1/chat/completions", json=CHAT).raise_for_status()
+    before = figures(server)
+    server.client.post("/api/generate", json={"model": "echo", "keep_alive": 0}).raise_for_status()
+    after = figures(server)
+    (place,) = before["vmm_tokens_generated_total"]
+    assert "vmm_requests_running" not in after
+    for name in ("vmm_tokens_generated_total", "vmm_queue_seconds_count", "vmm_inter_token_seconds_sum"):
+        assert after[name] == before[name], name
+    assert after["vmm_unloads_total"] == {tuple(sorted({**dict(place), "reason": "asked"}.items())): 1}
+    server.client.post("/v1/chat/completions", json=CHAT).raise_for_status()
+    assert figures(server)["vmm_tokens_generated_total"] == {place: 12}
+    assert figures(server)["vmm_load_seconds_count"] == {place: 2}
+
+
+# What is not told
+
+IMAGE = {"type": "image_url", "image_url": {"url": f"https://{SECRET}.example/a.png"}}
+AUDIO = base64.b64encode(SECRET.encode()).decode()
+TALK = [{"role": "user", "content": SECRET}]
+REQUESTS: list[tuple[str, Any]] = [
+    ("/v1/chat/completions", {"model": "echo", "messages": TALK}),
+    ("/v1/chat/completions", {"model": "echo", "messages": TALK, "stream": True}),
+    ("/v1/chat/completions", {"model": "echo", "messages": [{"role": "user", "content": [IMAGE]}]}),
+    ("/v1/chat/completions", {"model": "echo", "messages": SECRET}),
+    ("/v1/chat/completions", {"model": "echo", "messages": TALK, "temperature": SECRET}),
+    ("/v1/chat/completions", {"model": SECRET, "messages": TALK}),
+    ("/v1/chat/completions", {"model": "echo", "messages": TALK, "response_format": {"type": SECRET}}),
+    (
+        "/v1/chat/completions",
+        {
+            "model": "echo",
+            "messages": TALK,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": SECRET}}},
+        },
+    ),
+    ("/v1/chat/completions", {"model": "echo", "messages": TALK * 200}),
+    ("/v1/completions", {"model": "echo", "prompt": SECRET, "max_tokens": 5}),
+    ("/v1/completions", {"model": "echo", "prompt": SECRET, "stop": [SECRET] * 100}),
+    ("/v1/embeddings", {"model": "words", "input": SECRET}),
+    ("/v1/embeddings", {"model": "words", "input": [SECRET, {}]}),
+    ("/v1/responses", {"model": "echo", "input": SECRET}),
+    ("/v1/responses", {"model": "echo", "input": [{"type": SECRET}]}),
+    ("/v1/messages", {"model": "echo", "max_tokens": 5, "messages": TALK}),
+    ("/v1/messages", {"model": "echo", "max_tokens": SECRET, "messages": TALK}),
+    ("/v1/messages", {"model": "echo", "max_tokens": 5, "messages": TALK, "stream": True}),
+    ("/rerank", {"model": "pairs", "query": SECRET, "documents": [SECRET]}),
+    ("/rerank", {"model": "pairs", "query": SECRET, "documents": SECRET}),
+    ("/tokenize", {"model": "echo", "prompt": SECRET}),
+    ("/api/chat", {"model": "echo", "messages": TALK}),
+    ("/api/chat", {"model": "echo", "messages": TALK, "options": {"temperature": SECRET}}),
+    ("/api/chat", {"model": "echo", "messages": [{"role": "user", "content": "", "images": [AUDIO]}]}),
+    ("/api/generate", {"model": "echo", "prompt": SECRET, "system": SECRET, "template": "{{ .Prompt " + SECRET}),
+    ("/api/generate", {"model": "echo", "prompt": SECRET, "format": {"type": SECRET}}),
+    ("/api/embed", {"model": "words", "input": SECRET}),
+    ("/api/generate", SECRET),
+    ("/v1/chat/completions", SECRET),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), REQUESTS)
+def test_nothing_of_a_request_is_in_the_log(encoder_server: LiveServer, lines: Lines, path: str, body: Any) -> None:
+    content = body if isinstance(body, str) else json.dumps(body)
+    headers = {"authorization": f"Bearer {SECRET}", "x-api-key": SECRET, "cookie": SECRET, "user-agent": SECRET}
+    answer = encoder_server.client.post(f"{path}?key={SECRET}", content=content, headers=headers)
+    settled(encoder_server)
+    assert answer.status_code < 500
+    assert lines.of_requests()
+    told = "\n".join(lines.text)
+    assert SECRET not in told
+    assert AUDIO not in told
+
+
+def test_an_unexpected_error_is_told_without_its_words(start_server: StartServer, lines: Lines) -> None:
+    def refuse(batch: Batch) -> None:
+        try:
+            raise KeyError(SECRET)
+        except KeyError as error:
+            raise ValueError(SECRET) from error
+
+    server = start_server(load_gate=refuse)
+    assert server.client.post("/v1/chat/completions", json=CHAT).status_code == 500
+    settled(server)
+    (told,) = [record.getMessage() for record in lines.records if record.name == "vmm_server.api.errors"]
+    assert SECRET not in told
+    assert "unexpected: ValueError" in told
+    assert "because of KeyError" in told
+    assert "in refuse" in told
+
+
+def test_prompts_and_answers_are_logged_where_that_is_asked_for(start_server: StartServer, lines: Lines) -> None:
+    server = start_server({"log_prompts": True})
+    body = {"model": "echo", "messages": TALK}
+    server.client.post("/v1/chat/completions", json=body).raise_for_status()
+    settled(server)
+    told = [record.getMessage() for record in lines.records if SECRET in record.getMessage()]
+    assert len(told) == 2
+    assert told[0].startswith("prompt of echo:latest: ")
+    assert told[1] == f"answer of echo:latest: {SECRET}"
