@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from vmm_server.engine.stream import Usage
-from vmm_server.errors import GenerationFailed, ModelLoadFailed
+from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed
 from vmm_server.models.registry import Registry
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
@@ -151,6 +151,17 @@ def test_a_request_that_no_model_saw(status: int, code: StatusCode) -> None:
     assert span.status.status_code is code
     assert span.attributes is not None
     assert span.attributes["error.type"] == "ModelNotFound"
+
+
+def test_what_is_the_clients_fault_is_no_error_of_ours(done: Observed) -> None:
+    kept = Kept()
+    trace = kept.tracer.begin("POST", [])
+    trace.observed(replace(done, error=InvalidRequest("x"), usage=None, finish_reason=None))
+    trace.end(replace(OK, status=400, error_type="InvalidRequest"))
+    span = kept.spans()["chat m:1b@v2"]
+    assert span.status.status_code is StatusCode.UNSET
+    assert span.attributes is not None
+    assert span.attributes["error.type"] == "InvalidRequest"
 
 
 def test_a_callers_trace_is_gone_on_with() -> None:

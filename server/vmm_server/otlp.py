@@ -134,7 +134,7 @@ class OTLPTrace:
                 {"exception.type": type(observed.error).__qualname__},  # its words may quote what the client sent
                 self._wall_ns(observed.ended_at),
             )
-            self._failed(type(observed.error).__name__)
+            self._span.set_attribute("error.type", type(observed.error).__name__)
 
     def end(self, answered: Answered) -> None:
         """See `tracing.Trace`."""
@@ -152,13 +152,10 @@ class OTLPTrace:
         self._span.set_attributes(attributes)
         if answered.error_type is not None:
             self._span.set_attribute("error.type", answered.error_type)
-        if answered.status >= 500:  # HTTP conventions: what is the client's fault is no error of the server
-            self._failed(answered.error_type or str(answered.status))
+        # HTTP conventions: what is the client's fault is no error of the server; one in the middle of a stream is
+        if answered.status >= 500 or (answered.status < 400 and answered.error_type is not None):
+            self._span.set_status(Status(StatusCode.ERROR))
         self._span.end()
-
-    def _failed(self, error_type: str) -> None:
-        self._span.set_attribute("error.type", error_type)
-        self._span.set_status(Status(StatusCode.ERROR))
 
 
 class _TellingOnce(SpanExporter):
