@@ -462,3 +462,18 @@ def test_a_body_may_ask_to_go_later_and_not_earlier(guarded: Guarded) -> None:
         refused = ask(path, body, **more)
         assert refused.status_code == 400, (path, body)
         assert where in refused.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "words", "input": ["one", "two words"]}),
+        ("/v1/rerank", {"model": "pairs", "query": "a", "documents": ["b", "c d"]}),
+    ],
+)
+def test_vectors_and_scores_cost_the_tokens_of_their_texts(
+    encoder_server: LiveServer, path: str, body: dict[str, Any]
+) -> None:
+    before = encoder_server.parts.admission.stats.num_tokens.get("", 0)
+    usage = encoder_server.client.post(path, json=body).json()["usage"]
+    assert encoder_server.parts.admission.stats.num_tokens[""] - before == usage["total_tokens"] > 0
