@@ -177,6 +177,19 @@ def test_a_callers_trace_is_gone_on_with() -> None:
     assert span.context.trace_state["congo"] == "t61rcWkgMzE"
 
 
+def test_a_request_within_another_one_is_part_of_its_trace() -> None:
+    kept = Kept()
+    outer = kept.tracer.begin("GET", [])
+    inner = kept.tracer.begin("POST", [], outer)
+    other = kept.tracer.begin("POST", [(b"traceparent", f"00-{TRACE}-{SPAN}-01".encode())], outer)
+    assert inner.trace_id == outer.trace_id
+    assert other.trace_id == TRACE
+    inner.end(Answered("POST", "/inner", 200, "r", "", None))
+    outer.end(Answered("GET", "/outer", 200, "r", "", None))
+    spans = kept.spans()
+    assert spans["POST /inner"].parent == spans["GET /outer"].context
+
+
 def test_a_caller_that_does_not_sample_is_obeyed(done: Observed) -> None:
     kept = Kept()
     trace = kept.tracer.begin("GET", [(b"traceparent", f"00-{TRACE}-{SPAN}-00".encode())])

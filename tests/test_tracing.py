@@ -48,7 +48,9 @@ def test_whatever_is_sent_is_a_trace_or_none(value: bytes) -> None:
 def test_nothing_is_exported_unless_asked_for() -> None:
     tracer = make_tracer("")
     assert isinstance(tracer, NoTracer)
-    assert tracer.begin("GET", headers(f"00-{TRACE}-{SPAN}-01")).trace_id == TRACE
+    trace = tracer.begin("GET", headers(f"00-{TRACE}-{SPAN}-01"))
+    assert trace.trace_id == TRACE
+    assert tracer.begin("POST", headers(), trace).trace_id == TRACE
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:4318", "ftp://x", "http://", "http:// x"])

@@ -27,12 +27,12 @@ from opentelemetry.util.types import AttributeValue
 
 from vmm_server import __version__
 from vmm_server.observed import Observed
-from vmm_server.tracing import Answered, Headers
+from vmm_server.tracing import Answered, Headers, Trace
 
 logger = logging.getLogger(__name__)
 
 _PATH = "/v1/traces"
-_CARRIED = ("traceparent", "tracestate")
+_CARRIED = (b"traceparent", b"tracestate")
 Phase = tuple[str, float, float]
 """Its name, and when it began and ended, on the clock of `Observed`."""
 
@@ -62,10 +62,11 @@ class OTLPTracer:
         self._clock = clock
         self._now_ns = now_ns
 
-    def begin(self, method: str, headers: Headers) -> "OTLPTrace":
+    def begin(self, method: str, headers: Headers, within: Trace | None = None) -> "OTLPTrace":
         """See `tracing.Tracer`."""
-        carrier = {name.decode(): value.decode("latin-1") for name, value in headers if name.decode() in _CARRIED}
-        parent = TraceContextTextMapPropagator().extract(carrier, context=Context())
+        carrier = {name.decode(): value.decode("latin-1") for name, value in headers if name in _CARRIED}
+        around = within.context if isinstance(within, OTLPTrace) else Context()
+        parent = TraceContextTextMapPropagator().extract(carrier, context=around)
         span = self._tracer.start_span(method, context=parent, kind=SpanKind.SERVER, start_time=self._now_ns())
         return OTLPTrace(self._tracer, span, self._wall_ns)
 
@@ -108,6 +109,11 @@ class OTLPTrace:
         """See `tracing.Trace`."""
         return format_trace_id(self._span.get_span_context().trace_id)
 
+    @property
+    def context(self) -> Context:
+        """What spans below it have as their context."""
+        return set_span_in_context(self._span, Context())
+
     def observed(self, observed: Observed) -> None:
         """See `tracing.Trace`."""
         if not self._span.is_recording():
@@ -124,7 +130,7 @@ class OTLPTrace:
                 "gen_ai.response.finish_reasons": self._finish_reasons,
             }
         )
-        context = set_span_in_context(self._span, Context())
+        context = self.context
         for name, began_at, ended_at in phases(observed):
             child = self._tracer.start_span(name, context=context, start_time=self._wall_ns(began_at))
             child.end(self._wall_ns(ended_at))

@@ -55,8 +55,8 @@ class Trace(Protocol):
 class Tracer(Protocol):
     """Begins traces, and sends them somewhere."""
 
-    def begin(self, method: str, headers: Headers) -> Trace:
-        """A request has come."""
+    def begin(self, method: str, headers: Headers, within: Trace | None = None) -> Trace:
+        """A request has come; if its headers say nothing, it is part of what is done `within` another one."""
         ...
 
     async def aclose(self, timeout_s: float) -> None:
@@ -80,9 +80,9 @@ class CallersTrace:
 class NoTracer:
     """Exports nothing."""
 
-    def begin(self, method: str, headers: Headers) -> CallersTrace:
+    def begin(self, method: str, headers: Headers, within: Trace | None = None) -> CallersTrace:
         """See `Tracer`."""
-        return CallersTrace(callers_trace_id(headers))
+        return CallersTrace(callers_trace_id(headers) or (within.trace_id if within else ""))
 
     async def aclose(self, timeout_s: float) -> None:
         """See `Tracer`."""

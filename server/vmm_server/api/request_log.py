@@ -57,9 +57,9 @@ class RequestLog:
         names = (HEADER, ANTHROPIC_HEADER) if path.startswith("/v1/messages") else (HEADER,)
         status, started = _CLIENT_LEFT, self._clock()
         tracer = self._probes_tracer if path in _PROBES else self._tracer
-        noted = RequestNote(
-            tracer.begin(method, scope["headers"]), partial(self._figures.error, family=family_of(meant_by(path)))
-        )
+        around = note.get()
+        trace = tracer.begin(method, scope["headers"], around.trace if around else None)
+        noted = RequestNote(trace, partial(self._figures.error, family=family_of(meant_by(path))))
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
