@@ -78,7 +78,7 @@ class Requester:
         No more than one chunk waits: a route whose answer is not read waits, too. Raises `GenerationFailed` when it
         does not answer.
         """
-        messages: asyncio.Queue[MutableMapping[str, Any] | None] = asyncio.Queue(1)
+        messages = _Messages()
         working = _start(self._app, _scope(path, body, headers), _Receiver(body), messages, caller)
         try:
             start = await messages.get()
@@ -97,26 +97,19 @@ def _start(
     app: ASGIApp,
     scope: Mapping[str, Any],
     receive: "_Receiver",
-    messages: asyncio.Queue[MutableMapping[str, Any] | None],
+    messages: "_Messages",
     asking: Caller,
 ) -> asyncio.Task[None]:
-    """The connection, in a task that has its own caller; `None` follows its last message."""
-
-    async def work() -> None:
-        application: Any = app
-        try:
-            await application(scope, receive, messages.put)
-        finally:
-            await messages.put(None)
-
+    """The connection, in a task that has its own caller."""
+    application: Any = app
     context = copy_context()
     context.run(caller.set, asking)
-    return asyncio.create_task(work(), context=context)
+    working = asyncio.create_task(application(scope, receive, messages.put), context=context)
+    working.add_done_callback(messages.close)
+    return working
 
 
-async def _chunks(
-    messages: asyncio.Queue[MutableMapping[str, Any] | None], working: asyncio.Task[None]
-) -> AsyncGenerator[bytes]:
+async def _chunks(messages: "_Messages", working: asyncio.Task[None]) -> AsyncGenerator[bytes]:
     is_more = True
     while is_more:
         message = await messages.get()
@@ -126,6 +119,28 @@ async def _chunks(
         is_more = message.get("more_body", False)
         if message.get("body"):
             yield message["body"]
+
+
+class _Messages:
+    """What an app sends, handed over one by one: who sends waits until it is taken."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[MutableMapping[str, Any] | None] = asyncio.Queue()
+
+    async def put(self, message: MutableMapping[str, Any]) -> None:
+        """As ASGI's `send`."""
+        self._queue.put_nowait(message)
+        await self._queue.join()
+
+    async def get(self) -> MutableMapping[str, Any] | None:
+        """The next; `None` when no more comes."""
+        message = await self._queue.get()
+        self._queue.task_done()
+        return message
+
+    def close(self, _: object) -> None:
+        """Nothing more comes."""
+        self._queue.put_nowait(None)
 
 
 class _Receiver:
