@@ -209,10 +209,13 @@ class Batcher(Generic[Item, Result]):
         try:
             while self.failure is None and (batch := self._next_batch()):
                 self._process(batch)
+        except BaseException as error:
+            logger.critical("the batcher's thread ends", exc_info=True)
+            self.failure = _failed(error).message
         finally:
             with self._changed:
                 self._is_closing = True
-                left = self._drain()
+                left = set(self._calls)
             over = ShuttingDown() if self.failure is None else PlacementFailed(self.failure)
             self._deliver([(call, over) for call in left])
             self._close()
@@ -277,12 +280,6 @@ class Batcher(Generic[Item, Result]):
         self.failure = failed.message
         return PlacementFailed(self.failure)
 
-    def _drain(self) -> set[_Call[Item, Result]]:
-        left: set[_Call[Item, Result]] = set()
-        while batch := self._queue.take():
-            left |= {waiting.call for waiting in batch}
-        return left
-
     def _deliver(self, says: Sequence[tuple[_Call[Item, Result], VMMError | None]]) -> None:
         """Finish calls on their event loops, with one wake-up each loop."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Call[Item, Result], VMMError | None]]] = {}
@@ -305,7 +302,7 @@ def _finish(ended: Sequence[tuple[_Call[Item, Result], VMMError | None]]) -> Non
             call.done.set_result([call.results[index] for index in range(len(call.items))])
 
 
-def _failed(error: Exception) -> GenerationFailed:
+def _failed(error: BaseException) -> GenerationFailed:
     if isinstance(error, AdapterError):
         return GenerationFailed(f"the runtime failed: {error.message}", hint=error.hint)
     return GenerationFailed(f"the engine failed: {type(error).__name__}: {error}", hint="see the server's log")

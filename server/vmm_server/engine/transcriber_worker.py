@@ -160,6 +160,9 @@ class TranscriberWorker:
         try:
             while self.failure is None and self._admit():
                 self._turn()
+        except BaseException as error:
+            logger.critical("the transcriber's thread ends", exc_info=True)
+            self.failure = _failure(error).message
         finally:
             with self._changed:
                 self._is_closing = True
@@ -310,6 +313,10 @@ class TranscriberWorker:
                 if job in self._running:
                     self._leave(job)
                 _deliver(job, over)
+        except BaseException as error:
+            for job in jobs:  # some are in nobody's list yet
+                _deliver(job, PlacementFailed(_failure(error).message))
+            raise
 
     def _failed(self, error: Exception) -> GenerationFailed:
         self._num_failed += 1
@@ -320,7 +327,7 @@ class TranscriberWorker:
         return PlacementFailed(self.failure)
 
 
-def _failure(error: Exception) -> GenerationFailed:
+def _failure(error: BaseException) -> GenerationFailed:
     if isinstance(error, AdapterError):
         return GenerationFailed(f"the runtime failed: {error.message}", hint=error.hint)
     return GenerationFailed(f"the engine failed: {type(error).__name__}: {error}", hint="see the server's log")

@@ -73,6 +73,7 @@ class Worker(Thread):
 
     A step that raises fails the sequences in it, and no others. When the device is lost, or two steps fail in a row, it
     is given up: all sequences end, those that had not started with `PlacementFailed`, and so does whatever comes later.
+    So it is when something is raised that no step may raise: the thread goes on, for those who still write to it.
     `post` is safe from any thread and from finalisers; the public counters are written by the worker only and may be
     read from anywhere.
     """
@@ -112,7 +113,11 @@ class Worker(Thread):
         """The thread's body; ends after `Close`."""
         try:
             while not self._is_closing:
-                self._turn()
+                try:
+                    self._turn()
+                except BaseException as error:
+                    logger.critical("the engine's thread was to end", exc_info=True)
+                    self._give_up(error)
         finally:
             try:
                 self._abort_all()
@@ -270,7 +275,7 @@ class Worker(Thread):
             self._close(sequence, SequenceStatus.FAILED)
         self._send((answer, error) for answer in answers)
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: BaseException) -> None:
         """End all: the device is gone."""
         words = error.message if isinstance(error, AdapterError) else f"{type(error).__name__}: {error}"
         self.failure = f"the device {self._executor.device} failed: {words}"
