@@ -5,12 +5,18 @@ import base64
 import json
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
+from PIL import Image
 from tests.api.conftest import LiveServer, StartServer
+from tests.api.fake_audio import sound
+from tests.api.fake_vision import png_of
 from tests.api.test_metrics import figures
 
+from vmm_adapters.echo import Gate
 from vmm_adapters.types import Batch
 from vmm_server.logs import HumanFormatter, JSONFormatter, RequestIdFilter
 
@@ -163,6 +169,60 @@ def test_an_error_in_the_middle_of_a_stream_is_counted(start_server: StartServer
     assert since(server, ask) == grown
     labels = [dict(each) for each in figures(server)["gen_ai_server_request_duration_seconds_count"]]
     assert [each["error_type"] for each in labels] == ["GenerationFailed"]
+
+
+def durations(server: LiveServer) -> dict[tuple[str, str], float]:
+    """Requests to models by what they asked for, and what became of them."""
+    found = figures(server).get("gen_ai_server_request_duration_seconds_count", {})
+    named = {labels: dict(labels) for labels in found}
+    return {(each["gen_ai_operation_name"], each["error_type"]): found[labels] for labels, each in named.items()}
+
+
+def test_a_client_that_leaves_is_no_failure(start_server: StartServer, gate: Gate) -> None:
+    server = start_server(gate=gate)
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(server.client.post, "/v1/chat/completions", json=CHAT, timeout=0.5)
+        gate.wait_entered()
+        assert isinstance(asking.exception(), httpx.ReadTimeout)
+    while not (found := durations(server)):
+        pass
+    gate.open()
+    assert found == {("chat", "RequestCancelled"): 1}
+    assert "vmm_errors_total" not in figures(server)
+
+
+def test_what_is_refused_once_the_model_is_known(live_server: LiveServer) -> None:
+    before = durations(live_server).get(("text_completion", "ContextLengthExceeded"), 0)
+    body = {"model": "echo", "prompt": "a" * 600}
+    assert live_server.client.post("/v1/completions", json=body).status_code == 400
+    assert durations(live_server)["text_completion", "ContextLengthExceeded"] == before + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "operation"),
+    [
+        ("/v1/embeddings", {"model": "words", "input": "a"}, "embeddings"),
+        ("/rerank", {"model": "pairs", "query": "a", "documents": ["b"]}, "rerank"),
+        ("/v1/completions", {"model": "echo", "prompt": "a", "max_tokens": 1}, "text_completion"),
+    ],
+)
+def test_every_kind_of_model_is_observed(encoder_server: LiveServer, path: str, body: Any, operation: str) -> None:
+    before = durations(encoder_server).get((operation, ""), 0)
+    encoder_server.client.post(path, json=body).raise_for_status()
+    settled(encoder_server)
+    assert durations(encoder_server)[operation, ""] == before + 1
+
+
+def test_what_hears_and_what_looks_is_observed(audio_server: LiveServer, vision_server: LiveServer) -> None:
+    files = {"file": ("speech.wav", sound(1))}
+    fields = {"model": "whisper:tiny.en"}
+    audio_server.client.post("/v1/audio/transcriptions", data=fields, files=files).raise_for_status()
+    settled(audio_server)
+    assert durations(audio_server)["transcription", ""] >= 1
+    body = {"model": "detector", "image": base64.b64encode(png_of(Image.new("RGB", (8, 8)))).decode()}
+    vision_server.client.post("/v1/vision/detect", json=body).raise_for_status()
+    settled(vision_server)
+    assert durations(vision_server)["detection", ""] >= 1
 
 
 def test_counts_outlive_the_model(start_server: StartServer) -> None:
