@@ -125,5 +125,9 @@ def test_one_broken_file_leaves_everything_as_it_was(running: Running, broken: C
 def test_every_setting_that_can_change_is_one() -> None:
     assert not AT_ONCE & AT_NEXT_LOAD
     assert {*Settings.model_fields} >= AT_ONCE | AT_NEXT_LOAD
+    page = (Path(__file__).parents[1] / "docs" / "operations.md").read_text("utf-8")
+    for names, when in ((AT_ONCE, "at once"), (AT_NEXT_LOAD, "for models that are loaded from then on")):
+        listed = ", ".join(f"`{name}`" for name in Settings.model_fields if name in names)
+        assert f"| {listed} | {when} |" in page
     places = ("home", "models_dir", "host", "port", "tls_certificate", "tls_key", "allow_anonymous")
     assert not {*places} & (AT_ONCE | AT_NEXT_LOAD)
