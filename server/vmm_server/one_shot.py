@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
-from vmm_server.callers import caller
 from vmm_server.errors import PlacementFailed, ShuttingDown, UnsupportedCapability
 from vmm_server.models.leases import MAX_MOVES, Lease
 from vmm_server.models.pool import ModelPool
@@ -106,7 +105,6 @@ class OneShot:
                         continue
                 if isinstance(told, Answered):
                     watch.queued_s, watch.num_input_tokens = told.queued_s, told.num_input_tokens
-                    caller.get().charge(told.num_input_tokens or 0)
                 return told
         raise AssertionError("unreachable")
 

@@ -266,6 +266,14 @@ def test_too_much_at_a_time_is_503_for_whoever_comes_then(tmp_path: Path) -> Non
     assert house.admission.stats.num_pending == 0
 
 
+def test_a_socket_whose_messages_count_does_not_count_itself(house: House) -> None:
+    _, secret = house.key(max_concurrent=1, weight=3)
+    answer = house.ask(bearer(secret) | {"x-vmm-priority": "7"}, "/v1/stream", WEBSOCKET)
+    assert answer.asked_by is not None
+    assert (answer.asked_by.weight, answer.asked_by.priority) == (3, 7)
+    assert house.admission.stats.num_admitted == {}
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 def test_what_others_can_reach_needs_keys_or_a_word(house: House, settings: Any, host: str) -> None:
     with pytest.raises(SettingsError, match="no keys") as caught:
@@ -274,6 +282,8 @@ def test_what_others_can_reach_needs_keys_or_a_word(house: House, settings: Any,
     assert "vmm keys create" in caught.value.hint
     assert "allow_anonymous" in caught.value.hint
     check_exposure(settings(host=host, allow_anonymous=True), house.keys)
+    with pytest.raises(SettingsError, match=r"keys_file: there is no gone\.toml"):
+        check_exposure(settings(keys_file="gone.toml"), house.keys)
     check_exposure(settings(host="127.0.0.1"), house.keys)
     house.key()
     check_exposure(settings(host=host), house.keys)

@@ -100,17 +100,14 @@ class Gate:
         """The tenant, as urgent as its headers say. Raises `InvalidRequest` naming the header."""
         best = MIN_PRIORITY if key is None else key.priority
         usual = 0 if key is None else key.priority
-        charge = partial(self._admission.charge, key)
-        if not rule.runs:
-            return Caller(tenant_of(key), priority=usual, best_priority=best, charge=charge)
-        asked = given_priority(_values(scope, PRIORITY_HEADER), best)
+        asked = given_priority(_values(scope, PRIORITY_HEADER), best) if rule.runs else None
         return Caller(
             tenant_of(key),
             weight=1.0 if key is None else key.weight,
             priority=usual if asked is None else asked,
             best_priority=best,
-            deadline_at=self._deadline(scope),
-            charge=charge,
+            deadline_at=self._deadline(scope) if rule.runs else None,
+            charge=partial(self._admission.charge, key),
         )
 
     def _deadline(self, scope: Any) -> float | None:
@@ -148,7 +145,14 @@ class Gate:
 
 
 def check_exposure(settings: Settings, keys: KeyRing) -> None:
-    """Raise `SettingsError` for a server that other machines can reach and that would let in everybody."""
+    """Raise `SettingsError` for a server that would let in everybody: one that other machines can reach, or one whose
+    file of keys is gone."""
+    if settings.keys_file is not None and not settings.keys_file.exists():
+        raise SettingsError(
+            f"setting keys_file: there is no {settings.keys_file}",
+            param="keys_file",
+            hint="vmm keys create NAME makes it",
+        )
     if keys.is_required or settings.allow_anonymous or is_loopback(settings.host):
         return
     raise SettingsError(
