@@ -169,7 +169,7 @@ class Settings(BaseSettings):
     log_format: Literal["human", "json"] = "human"
     """How lines of the log look: human, or json, one object a line."""
     log_prompts: bool = False
-    """Whether prompts and answers are logged, at the level info; else no line has any of them."""
+    """Whether prompts and answers of text models are logged, at the level info; else no line has any of them."""
     otlp_endpoint: str = Field("", validation_alias=AliasChoices("VMM_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"))
     """OpenTelemetry collector that traces are sent to over HTTP: http://localhost:4318; empty for none."""
 

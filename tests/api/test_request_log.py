@@ -299,6 +299,38 @@ def test_nothing_of_a_request_is_in_the_log(encoder_server: LiveServer, lines: L
     assert AUDIO not in told
 
 
+def test_nothing_of_a_sound_is_in_the_log(audio_server: LiveServer, lines: Lines) -> None:
+    for fields, content in (
+        ({"model": "whisper:tiny.en", "prompt": SECRET}, sound(1)),
+        ({"model": "whisper:tiny.en", "language": SECRET}, sound(1)),
+        ({"model": "whisper:tiny.en", "prompt": SECRET}, SECRET.encode()),
+    ):
+        files = {"file": (f"{SECRET}.wav", content)}
+        answer = audio_server.client.post("/v1/audio/transcriptions", data=fields, files=files)
+        assert answer.status_code < 500
+    settled(audio_server)
+    assert len(lines.of_requests()) == 3
+    assert SECRET not in "\n".join(lines.text)
+
+
+def test_nothing_of_a_picture_is_in_the_log(vision_server: LiveServer, lines: Lines) -> None:
+    picture = base64.b64encode(png_of(Image.new("RGB", (8, 8)))).decode()
+    for path, fields in (
+        ("zero-shot", {"model": "clip", "image": picture, "labels": [SECRET, "b"]}),
+        ("zero-shot", {"model": "clip", "image": picture, "labels": SECRET}),
+        ("search", {"model": "clip", "query": SECRET, "images": [picture]}),
+        ("detect", {"model": "detector", "image": f"http://127.0.0.1:1/{SECRET}"}),
+        ("detect", {"model": "detector", "image": SECRET}),
+        ("detect", {"model": "detector", "image": picture, "classes": [SECRET]}),
+    ):
+        assert vision_server.client.post(f"/v1/vision/{path}", json=fields).status_code < 500
+    settled(vision_server)
+    assert len(lines.of_requests()) == 6
+    told = "\n".join(lines.text)
+    assert SECRET not in told
+    assert picture[:40] not in told
+
+
 def test_an_unexpected_error_is_told_without_its_words(start_server: StartServer, lines: Lines) -> None:
     def refuse(batch: Batch) -> None:
         try:
