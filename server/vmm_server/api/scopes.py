@@ -62,6 +62,7 @@ RULES = (
     Rule("/api/vmm/calibrate", ("POST",), _MODELS),
     Rule("/metrics", ("GET",), _METRICS),
     Rule("/api/vmm/events", (WEBSOCKET,), _METRICS),
+    Rule("/api/vmm/dashboard", ("GET",), ()),
     Rule("/api/vmm/status", ("GET",), _METRICS),
     Rule("/api/vmm/reload", ("POST",), _ADMIN),
     Rule("/api/vmm/releases", ("GET", "PUT", "DELETE"), _MODELS),
