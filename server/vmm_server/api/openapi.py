@@ -68,6 +68,7 @@ PARAMETERS: Mapping[str, str] = {
     "file_id": "The `id` of a file.",
     "batch_id": "The `id` of a batch.",
     "digest": "`sha256:` and 64 hexadecimal digits.",
+    "name": "The name that is released, or an alias of it; it may hold `/` and `:`.",
 }
 """What a part of a path means."""
 

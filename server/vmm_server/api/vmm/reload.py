@@ -17,6 +17,7 @@ RELOADED = Example(
         "num_cards": 41,
         "num_keys": 2,
     },
+    is_sent=False,
 )
 BROKEN = Example(
     "A broken file",
