@@ -155,8 +155,8 @@ class LiveServer:
         self.app = app
         self.loader = loader
         self.parts: Parts = app.state.parts
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.port: int = self._socket.getsockname()[1]
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port: int = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
             app, http="httptools", ws="websockets-sansio", lifespan="on", log_config=None, access_log=False
@@ -178,7 +178,7 @@ class LiveServer:
                 gate.open()
         self.uvicorn.should_exit = True
         self.join()
-        self._socket.close()
+        self.listener.close()
 
     def join(self) -> None:
         """Wait until it has stopped."""
@@ -200,7 +200,7 @@ class LiveServer:
 
     def _serve(self) -> None:
         with self._runner as runner:
-            runner.run(self.uvicorn.serve(sockets=[self._socket]))
+            runner.run(self.uvicorn.serve(sockets=[self.listener]))
 
 
 StartServer = Callable[..., LiveServer]
