@@ -90,7 +90,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 HTTP = {"litestar", "starlette", "sse_starlette", "uvicorn"}
 HTTP_ALLOWED = {"litestar": {"api", "app"}, "starlette": {"api"}, "sse_starlette": {"api"}, "uvicorn": {"cli"}}
 PURE = (
-    *(f"engine.{name}" for name in ("scheduler", "step", "block_pool", "fairness", "forecast", "sequence", "stopping")),
+    *(
+        f"engine.{name}"
+        for name in ("scheduler", "step", "block_pool", "fairness", "turns", "forecast", "sequence", "stopping")
+    ),
     "prompt.truncation",
 )
 DIALECTS = ("anthropic", "ollama", "openai", "vmm")

@@ -125,6 +125,17 @@ class Tenants:
         return {each: self.served[each] / total / (WEIGHTS[each] / 6) for each in WEIGHTS}
 
 
+def test_places_that_become_free_together_are_shared_out_as_the_weights() -> None:
+    """Although nothing was drawn in them yet."""
+    bench = Bench(4000, max_batched_tokens=512, max_sequences=12)
+    tenants = Tenants(bench, (8, 8), (20, 20))
+    for number in range(200):
+        tenants.step("abc")
+        running = Counter(tenants.open[each] for each in bench.scheduler.running)
+        if number > 60 and running.total() == 12:
+            assert all(abs(running[each] - 2 * WEIGHTS[each]) <= 1 for each in WEIGHTS), running
+
+
 @pytest.mark.parametrize("begins", ["together", "one has all places"])
 @pytest.mark.parametrize(
     ("limits", "prompt_tokens", "new_tokens"),

@@ -1,5 +1,5 @@
 """A `TextBackend`: it computes up to `max_sequences` requests as it likes; the others wait here, in our order: best
-priority first, then the tenant that got least (`fairness`). What the runtime has, it does not give back for others.
+priority first, then the tenant that got least (`turns`). What the runtime has, it does not give back for others.
 
 What is not given to it yet has cost nothing, and can still go to another placement.
 """
@@ -15,15 +15,14 @@ from vmm_adapters.base import TextBackend
 from vmm_adapters.errors import AdapterError, DeviceLost
 from vmm_adapters.types import FinishReason, TextOutput, TextRequest
 from vmm_server.engine.executor import EngineStats, Outcome, runtime_failed
-from vmm_server.engine.fairness import Accounts
 from vmm_server.engine.forecast import Pace
 from vmm_server.engine.grammar import CompiledGrammar
 from vmm_server.engine.lacking import effective
 from vmm_server.engine.sampler import Sampled
 from vmm_server.engine.sequence import Sequence, SequenceStatus
+from vmm_server.engine.turns import Turns
 
 _by_rank = attrgetter("rank")
-_by_turn = attrgetter("turn")
 
 
 class BackendExecutor:
@@ -46,7 +45,7 @@ class BackendExecutor:
         self.involved: Collection[Sequence] | None = None
         self._backend = backend
         self._clock = clock
-        self._accounts = Accounts()
+        self._turns = Turns()
         self._arrivals = count(1)
         self._grammars: dict[Sequence, CompiledGrammar] = {}
         self._given: dict[int, Sequence] = {}
@@ -66,8 +65,7 @@ class BackendExecutor:
     def add(self, sequence: Sequence, grammar: CompiledGrammar | None) -> None:
         """See `Executor.add`."""
         sequence.rank = (sequence.priority, next(self._arrivals))
-        backlog = (each.account for each in self.waiting)
-        sequence.account = self._accounts.open(sequence.priority, sequence.account.tenant, backlog)
+        self._turns.join(sequence, (self.waiting,))
         if grammar is not None:
             self._grammars[sequence] = grammar
         insort(self.waiting, sequence, key=_by_rank)
@@ -92,7 +90,7 @@ class BackendExecutor:
         for queue in (self.waiting, self.running):
             if sequence in queue:
                 queue.remove(sequence)
-                self._accounts.close(sequence.account)
+                self._turns.leave(sequence)
         sequence.status = status
         if self._given.pop(sequence.rank[1], None) is not None:
             try:
@@ -109,10 +107,10 @@ class BackendExecutor:
         refused: list[Outcome] = []
         now = self._clock()
         while self.waiting and len(self.running) < self.max_sequences:
-            sequence = min(self.waiting, key=_by_turn)
+            sequence = self._turns.first(self.waiting)
             self.waiting.remove(sequence)
-            self._accounts.note_turn(sequence.account)
-            _charge(sequence, sequence.num_prompt_tokens + sequence.num_seen_tokens)
+            self._turns.begin(sequence)
+            self._turns.charge(sequence, sequence.num_prompt_tokens)
             self.running.append(sequence)
             sequence.status = SequenceStatus.RUNNING
             sequence.started_at = now
@@ -165,7 +163,7 @@ class BackendExecutor:
         if output.token_ids:
             self._note_prompt(sequence)
             sequence.num_computed_tokens = len(sequence.token_ids)
-            _charge(sequence, len(output.token_ids))
+            self._turns.charge(sequence, len(sequence.token_ids))
         if sequence.sampling.max_tokens == 0 and (output.token_ids or output.finish_reason):
             sequence.status = SequenceStatus.LENGTH_CAPPED
             yield Outcome(sequence)
@@ -187,10 +185,6 @@ class BackendExecutor:
         if is_first and len(self.running) == 1 and sequence.started_at is not None:
             num_computed = sequence.num_prompt_tokens - sequence.num_cached_tokens
             self.pace.note_step(num_computed, self._clock() - sequence.started_at)
-
-
-def _charge(sequence: Sequence, num_tokens: int) -> None:
-    sequence.account.charge(num_tokens, sequence.weight)
 
 
 def _end(sequence: Sequence, output: TextOutput) -> SequenceStatus:

@@ -25,12 +25,23 @@ class Account:
     tenant: str
     service: float = 0.0
     """Work over weight, from where it was lifted to."""
+    expected: float = 0.0
+    """The same of work that has begun, as far as it is foretold."""
     num_open: int = 0
     """Requests that are not over."""
 
     def charge(self, amount: float, weight: float) -> None:
         """Book work; `weight` is the request's, since a tenant's may change."""
         self.service += amount / weight
+
+    def expect(self, amount: float, weight: float) -> None:
+        """Foretell work, or, below zero, take that back: it is done, or is not to come."""
+        self.expected += amount / weight
+
+    @property
+    def level(self) -> float:
+        """What decides whose turn it is."""
+        return self.service + self.expected
 
 
 @dataclass(slots=True)

@@ -2,18 +2,17 @@
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
-from itertools import count, takewhile
+from itertools import count
 from operator import attrgetter
 
 from vmm_server.engine.block_pool import BlockPool, block_key
-from vmm_server.engine.fairness import Account, Accounts
 from vmm_server.engine.sequence import Sequence, SequenceStatus
 from vmm_server.engine.step import Step, StepBuilder
+from vmm_server.engine.turns import Turns
 
 _by_rank = attrgetter("rank")
-_by_turn = attrgetter("turn")
 
 
 Drafter = Callable[[List[Sequence], int], Mapping[Sequence, List[int]]]
@@ -26,7 +25,7 @@ class Scheduler:
     There is no prefill or decode phase. Each sequence has tokens, of which some are computed; every step lets
     the computed ones catch up, `max_batched_tokens` in all. Sequences that lack one token (they decode) go
     first, then prompts, a chunk at a time, those that run and those that are let in while they fit. Prompts go in order
-    of `Sequence.turn`: the tenant that got least is next (`fairness`).
+    of `Sequence.turn`: the tenant that got least is next (`turns`).
 
     The best priority is served first. While it has prompts to compute, whatever is worse sits the step out, so that an
     urgent request waits for one step of others at most; and so that this one is short, prompts of priorities above 0
@@ -64,7 +63,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preempted = 0
-        self._accounts = Accounts()
+        self._turns = Turns()
         self._arrivals = count(1)
 
     @property
@@ -75,13 +74,8 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. Its `max_length` must fit into the pool's blocks."""
         sequence.rank = (sequence.priority, next(self._arrivals))
-        sequence.account = self._accounts.open(sequence.priority, sequence.account.tenant, self._backlog())
+        self._turns.join(sequence, (self.waiting, self.running))
         insort(self.waiting, sequence, key=_by_rank)
-
-    def _backlog(self) -> Iterator[Account]:
-        """Whose prompts wait, with or without a place among those that run."""
-        yield from (sequence.account for sequence in self.waiting)
-        yield from (sequence.account for sequence in self.running if sequence.num_pending_tokens > 1)
 
     def finish(self, sequence: Sequence, status: SequenceStatus) -> None:
         """Take a sequence out, whatever it is doing, and free its blocks; only sets the status if it is out."""
@@ -93,7 +87,7 @@ class Scheduler:
     def schedule(self, drafter: Drafter | None = None) -> Step:
         """Choose the next step. It is empty only when there is no work."""
         step = StepBuilder(self.max_batched_tokens, self.max_scores)
-        for priority in self._accounts.priorities:
+        for priority in self._turns.priorities:
             self._serve(priority, step)
             if step.has_prompts:
                 break  # what is worse sits out
@@ -128,7 +122,7 @@ class Scheduler:
     def _leave(self, queue: list[Sequence], sequence: Sequence) -> None:
         queue.remove(sequence)
         self._release(sequence)
-        self._accounts.close(sequence.account)
+        self._turns.leave(sequence)
 
     def _add_drafts(self, drafts: Mapping[Sequence, List[int]], step: StepBuilder) -> None:
         """As many of the drafts as free blocks have places for."""
@@ -149,12 +143,11 @@ class Scheduler:
             if sequence.priority == priority:
                 (decoding if sequence.num_pending_tokens == 1 else catching_up).append(sequence)
         for sequence in decoding:
-            if step.budget > 0 and sequence.status is SequenceStatus.RUNNING:  # not preempted for one before it
+            if step.budget > 0 and sequence.is_running:  # not preempted for one before it
                 self._advance(sequence, step)
         if priority > 0:
             step.budget = min(step.budget, self.background_tokens)
-        if self._accounts.are_shared(priority):
-            catching_up.sort(key=_by_turn)
+        self._turns.sort(catching_up)
         self._serve_prompts(priority, deque(catching_up), step)
 
     def _serve_prompts(self, priority: int, catching_up: deque[Sequence], step: StepBuilder) -> None:
@@ -167,19 +160,17 @@ class Scheduler:
                 sequence = new
             elif catching_up:
                 sequence = catching_up.popleft()
+                self._turns.go_on(sequence)
             else:
                 break
-            if sequence.status is SequenceStatus.RUNNING:
-                self._accounts.note_turn(sequence.account)
+            if sequence.is_running:
                 step.has_prompts |= self._advance(sequence, step)
 
     def _next_waiting(self, priority: int) -> Sequence | None:
         """Whose turn it is of those that wait; nobody's while one of a better priority does not fit."""
         if not self.waiting or self.waiting[0].priority != priority:
             return None
-        if not self._accounts.are_shared(priority):
-            return self.waiting[0]
-        return min(takewhile(lambda each: each.priority == priority, self.waiting), key=_by_turn)
+        return self._turns.first(self.waiting)
 
     def _advance(self, sequence: Sequence, step: StepBuilder) -> bool:
         """Give a running sequence its share of the step: as many tokens as budget and blocks allow.
@@ -199,14 +190,8 @@ class Scheduler:
         if num_tokens <= 0:
             return False
         step.add(sequence, num_tokens)
-        self._charge(sequence, sequence.num_computed_tokens + num_tokens)
+        self._turns.charge(sequence, sequence.num_computed_tokens + num_tokens)
         return True
-
-    def _charge(self, sequence: Sequence, num_tokens: int) -> None:
-        """Have its tenant pay for the first `num_tokens`, as far as it did not. What is computed again is free."""
-        if num_tokens > sequence.num_served_tokens:
-            sequence.account.charge(num_tokens - sequence.num_served_tokens, sequence.weight)
-            sequence.num_served_tokens = num_tokens
 
     def _whole_blocks(self, sequence: Sequence, wanted: int) -> int:
         """Of the wanted tokens of a prompt, those up to the last block that they fill.
@@ -246,6 +231,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         sequence.status = SequenceStatus.RUNNING
         insort(self.running, sequence, key=_by_rank)
+        self._turns.begin(sequence)
         return True
 
     def _fits(self, sequence: Sequence) -> bool:

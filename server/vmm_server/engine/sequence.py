@@ -101,6 +101,8 @@ class Sequence:
         """Positions whose logits were seen, if they are to score the prompt token behind them."""
         self.num_served_tokens = 0
         """First tokens that its tenant was charged for, or found computed: none is paid twice."""
+        self.num_expected_tokens = 0
+        """Of the answer, guessed and not computed yet; its tenant's account has them."""
         self.num_preemptions = 0
         self.num_drafted_tokens = 0
         """Guessed and computed."""
@@ -117,8 +119,8 @@ class Sequence:
 
     @property
     def turn(self) -> tuple[int, float, int]:
-        """Lower is served first: priority, what its tenant got, then order of arrival. It changes with every step."""
-        return self.priority, self.account.service, self.rank[1]
+        """Lower is served first: priority, what its tenant got and began, then arrival. It changes with every step."""
+        return self.priority, self.account.level, self.rank[1]
 
     @property
     def num_generated_tokens(self) -> int:
@@ -160,6 +162,11 @@ class Sequence:
     def has_started(self) -> bool:
         """Whether anything was computed for it, or drawn. One that has not may be begun elsewhere."""
         return self.num_generated_tokens > 0 or self.num_computed_tokens > self.num_cached_tokens
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has a place among those that are computed."""
+        return self.status is SequenceStatus.RUNNING
 
     @property
     def is_finished(self) -> bool:
