@@ -25,7 +25,14 @@ from vmm_server.requests import GenerateRequest, TextPrompt
 
 PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
 ENDS = {"counter": "_total", "info": "_info"}
-CHAT = {"operation": "chat", "began_at": 10.0, "leased_at": 11.0, "submitted_at": 12.0, "ended_at": 20.0}
+CHAT = {
+    "operation": "chat",
+    "began_at": 10.0,
+    "leased_at": 11.0,
+    "submitted_at": 12.0,
+    "first_token_at": 15.0,
+    "ended_at": 20.0,
+}
 USAGE = Usage(
     num_prompt_tokens=7, num_cached_tokens=3, num_generated_tokens=5, queued_s=1.0, prefill_s=2.0, decode_s=4.0
 )

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from vmm_server.engine.stream import Usage
-from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed
+from vmm_server.errors import GenerationFailed, InvalidRequest, ModelLoadFailed, RequestCancelled
 from vmm_server.models.registry import Registry
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
@@ -49,6 +49,7 @@ def done(echo: InstalledModel) -> Observed:
         leased_at=11.0,
         submitted_at=12.0,
         queued_s=1.0,
+        first_token_at=15.0,
         usage=USAGE,
         num_input_tokens=7,
         num_output_tokens=5,
@@ -204,7 +205,12 @@ def test_phases_of_what_ended_early(done: Observed) -> None:
     assert [name for name, _, _ in phases(cold)] == ["load"]
     waiting = replace(done, queued_s=None, usage=None)
     assert list(phases(waiting))[-1] == ("queue", 12.0, 20.0)
-    whole = replace(done, usage=None, submitted_at=11.0, load_s=0.0)
+    left_in_prefill = replace(done, usage=None, first_token_at=None, error=RequestCancelled())
+    assert list(phases(left_in_prefill))[-1] == ("prefill", 13.0, 20.0)
+    left_in_decode = replace(done, usage=None, error=RequestCancelled())
+    assert list(phases(left_in_decode))[-2:] == [("prefill", 13.0, 15.0), ("decode", 15.0, 20.0)]
+    text = replace(done, operation="embeddings", usage=None, first_token_at=None)
+    whole = replace(text, submitted_at=11.0, load_s=0.0)
     assert list(phases(whole)) == [("queue", 11.0, 12.0), ("compute", 12.0, 20.0)]
     refused = replace(done, usage=None, submitted_at=11.0, queued_s=None, load_s=0.0)
     assert not list(phases(refused))

@@ -202,6 +202,7 @@ class Completion:
         watch.placement = self.placement
         watch.submitted_at = started.submitted_at
         watch.queued_s = self.queued_s
+        watch.first_token_at = started.generation.first_token_at
         watch.usage = self.usage or started.usage
         watch.num_input_tokens = len(self.prompt_tokens)
         watch.num_output_tokens = started.generation.num_generated_tokens

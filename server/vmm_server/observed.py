@@ -44,6 +44,8 @@ class Observed:
     """When the prompt was with the engine."""
     queued_s: float | None = None
     """How long it waited for other requests from then on; `None`: it still did."""
+    first_token_at: float | None = None
+    """When the first token was drawn, if one was."""
     usage: Usage | None = None
     """Of an answer in tokens that was drawn to its end."""
     num_input_tokens: int | None = None
@@ -56,13 +58,6 @@ class Observed:
     def duration_s(self) -> float:
         """From its beginning to its end."""
         return self.ended_at - self.began_at
-
-    @property
-    def first_token_at(self) -> float | None:
-        """When the first token was drawn, if one was."""
-        if self.usage is None or self.submitted_at is None or not self.usage.num_generated_tokens:
-            return None
-        return self.submitted_at + self.usage.queued_s + self.usage.prefill_s
 
     @property
     def error_type(self) -> str | None:
@@ -102,6 +97,7 @@ class Watch:
     leased_at: float | None = None
     submitted_at: float | None = None
     queued_s: float | None = None
+    first_token_at: float | None = None
     usage: Usage | None = None
     num_input_tokens: int | None = None
     num_output_tokens: int | None = None
@@ -139,6 +135,7 @@ class Watch:
                 leased_at=self.leased_at,
                 submitted_at=self.submitted_at,
                 queued_s=self.queued_s,
+                first_token_at=self.first_token_at,
                 usage=self.usage,
                 num_input_tokens=self.num_input_tokens,
                 num_output_tokens=self.num_output_tokens,

@@ -216,12 +216,12 @@ def phases(observed: Observed) -> Iterator[Phase]:
         return
     started_at = submitted_at + observed.queued_s
     yield "queue", submitted_at, started_at
-    if usage is None:
-        yield "compute", started_at, observed.ended_at
+    draws = observed.operation in ("chat", "text_completion")
+    if (first_token_at := observed.first_token_at) is None:
+        yield "prefill" if draws else "compute", started_at, observed.ended_at
         return
-    first_token_at = started_at + usage.prefill_s
     yield "prefill", started_at, first_token_at
-    yield "decode", first_token_at, first_token_at + usage.decode_s
+    yield "decode", first_token_at, observed.ended_at if usage is None else first_token_at + usage.decode_s
 
 
 def _attributes(observed: Observed) -> dict[str, AttributeValue]:

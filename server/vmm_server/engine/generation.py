@@ -47,6 +47,11 @@ class Generation:
         )
 
     @property
+    def first_token_at(self) -> float | None:
+        """When the first token was drawn, on the engine's clock; `None` as long as there is none."""
+        return self._sequence.first_token_at
+
+    @property
     def num_generated_tokens(self) -> int:
         """Drawn so far, a step old at most."""
         return self._sequence.num_generated_tokens
