@@ -54,6 +54,8 @@ def test_the_document_is_valid_openapi(live_server: Any) -> None:
     assert not errors
     for ref in refs(document):
         assert resolve(document, ref), ref
+    known = document["components"]["securitySchemes"]
+    assert {name for way in document["security"] for name in way} == known.keys()
     schemas = document["components"]["schemas"]
     assert {"ChatCompletionRequest", "OpenaiChatMessage", "OllamaChatMessage"} <= schemas.keys()
     assert {f"#/components/schemas/{name}" for name in schemas} <= set(refs(document))

@@ -15,7 +15,7 @@ from litestar.types import Message
 
 from vmm_server.admission import Admission, tenant_of
 from vmm_server.api.origins import is_loopback
-from vmm_server.api.placement import PRIORITY_HEADER, given_priority, whole_number
+from vmm_server.api.placement import PRIORITY_HEADER, TIMEOUT_HEADER, given_priority, whole_number
 from vmm_server.api.refusals import STARTS, refuse
 from vmm_server.api.scopes import WEBSOCKET, Rule, rule_for
 from vmm_server.callers import MIN_PRIORITY, Caller, caller
@@ -31,7 +31,6 @@ from vmm_server.errors import (
 from vmm_server.keys import Key, KeyRing
 from vmm_server.settings import Settings
 
-TIMEOUT_HEADER = "x-vmm-timeout-ms"
 MAX_TIMEOUT_MS = 24 * 60 * 60 * 1000
 KEY_PROTOCOL = "openai-insecure-api-key."
 """How the subprotocol begins in which OpenAI's realtime clients send a key: a browser lets pages set no header."""

@@ -23,7 +23,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from vmm_server.api.errors import Body, anthropic_body, body_for, headers_of, message_of, ollama_body, openai_body
 from vmm_server.api.framing import json_line, named_event, sse_event
 from vmm_server.api.placement import HEADERS as PLACEMENT_HEADERS
-from vmm_server.api.placement import PlacementFields, takes_placement
+from vmm_server.api.placement import PRIORITY_HEADER, TIMEOUT_HEADER, PlacementFields, takes_placement
 from vmm_server.api.streaming import JSON, NDJSON
 from vmm_server.errors import ModelNotFound, Overloaded
 
@@ -62,6 +62,10 @@ HEADERS: Mapping[str, str] = {
 }
 PROVENANCE = tuple(name for name in HEADERS if name.startswith("x-vmm-"))
 """Of what a model answered; left out where one was only loaded."""
+SECURITY: Mapping[str, Schema] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key, where the server has any."},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, as Anthropic's."},
+}
 PARAMETERS: Mapping[str, str] = {
     "model_id": "The model's name; it may hold `/` and `:`.",
     "response_id": "The `id` of a response that was stored.",
@@ -179,10 +183,12 @@ def build_document(routes: Iterable[BaseRoute], *, title: str, version: str) -> 
         "info": {"title": title, "version": version, "description": "AI models behind the APIs that programs speak."},
         "servers": [{"url": "/"}],
         "tags": [{"name": tag, "description": TAGS.get(tag, "")} for tag in tags],
+        "security": [{}, *({name: []} for name in SECURITY)],
         "paths": paths,
         "components": {
             "schemas": dict(sorted(schemas.items())),
             "responses": dict(_error_responses()),
+            "securitySchemes": SECURITY,
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
         },
     }
@@ -226,9 +232,11 @@ def _parameters(path: str, description: Description) -> Iterator[Schema]:
         examples = [one.path[name] for one in description.examples if name in one.path]
         yield shown | {"schema": {"type": "string"}, "example": examples[0] if examples else ""}
     if description.body is not None and takes_placement(description.body):
-        for field_name, name in PLACEMENT_HEADERS.items():
+        for field_name, name in {**PLACEMENT_HEADERS, "priority": PRIORITY_HEADER}.items():
             text = PlacementFields.model_fields[field_name].description
             yield {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
+        text = "Milliseconds that the answer is of use for: what cannot begin by then is refused at once."
+        yield {"name": TIMEOUT_HEADER, "in": "header", "description": text, "schema": {"type": "string"}}
     for name, text in description.query.items():
         yield {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
 

@@ -20,6 +20,7 @@ from vmm_server.requests import EmbeddingRequest, GenerateRequest, RerankRequest
 HEADERS = {"device": "x-vmm-device", "backend": "x-vmm-backend", "variant": "x-vmm-variant"}
 """Field → the header that says the same."""
 PRIORITY_HEADER = "x-vmm-priority"
+TIMEOUT_HEADER = "x-vmm-timeout-ms"
 AUTO = "auto"
 """Leaves it open, as in the settings."""
 MAX_LENGTH = 100
