@@ -262,8 +262,9 @@ def test_a_client_that_does_not_read_holds_its_requests_up(start_server: StartSe
     raw = sockets.socket()
     raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
     raw.connect(("127.0.0.1", server.port))
-    with opened(server, sock=raw, max_queue=1) as socket:
-        send(socket, {"id": "a", "endpoint": "/v1/completions", "body": ENDLESS | {"logprobs": 5}})
+    with opened(server, sock=raw, max_queue=1, close_timeout=0.1) as socket:
+        for index in range(16):
+            send(socket, {"id": str(index), "endpoint": "/v1/completions", "body": ENDLESS | {"logprobs": 5}})
         sizes = [0]
         while sizes[-1] < 60_000 or len(set(sizes[-10:])) > 1:
             server.run(asyncio.sleep(0.02))
