@@ -92,6 +92,16 @@ def nested(tensor: TensorProto) -> list[ModelProto]:
     return [*map(helper.make_model, graphs), helper.make_model(graph_of(), functions=[function]), training]
 
 
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    """Found by fuzzing: protobuf gives them as bytes, which no other code expects."""
+    content = helper.make_model(graph_of(tensors=(external("beside"),))).SerializeToString()
+    for name in (b"beside", b"location"):
+        path = tmp_path / "model.onnx"
+        path.write_bytes(content.replace(name, b"\xff" + name[1:]))
+        with pytest.raises(CorruptFile, match="not UTF-8"):
+            read_graph(path)
+
+
 @pytest.mark.parametrize("place", range(9))
 def test_no_tensor_hides(tmp_path: Path, place: int) -> None:
     open_onnx(saved(nested(external("beside"))[place], tmp_path))

@@ -23,6 +23,8 @@ def open_onnx(path: Path) -> ModelProto:
         model = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as error:
         raise CorruptFile(f"{path}: is no readable ONNX file: {error}", hint="fetch it again") from error
+    if any(isinstance(text, bytes) for text in _texts(model)):
+        raise CorruptFile(f"{path}: has names that are not UTF-8", hint="fetch it again")
     for tensor in _tensors(model):
         location = external_location(tensor)
         if location is not None and not _is_plain(location):
@@ -37,13 +39,30 @@ def external_location(tensor: TensorProto) -> str | None:
     """The file that a tensor's bytes lie in, as it is written; `None` for a tensor that has them itself."""
     if tensor.data_location != TensorProto.EXTERNAL:
         return None
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    return next((str(entry.value) for entry in tensor.external_data if entry.key == "location"), "")
 
 
 def _is_plain(location: str) -> bool:
     """Whether it is a relative path that goes down only, on every system."""
     path = PurePosixPath(location)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(location) & set("\\:\0")
+
+
+def _texts(model: ModelProto) -> Iterator[str | bytes]:
+    """The names that are read here. What is not UTF-8 comes as bytes: protobuf's second syntax does not check it."""
+    graph = model.graph
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    for value in (*graph.input, *graph.output):
+        yield value.name
+    for tensor in graph.initializer:
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+    for node in graph.node:
+        yield from (node.op_type, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
