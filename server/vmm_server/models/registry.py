@@ -164,6 +164,9 @@ class Registry:
             return f"{wanted.host} is not asked for models; {_ANYTHING_ELSE}"
         known = sorted({model.name for model in self.installed()} | {card.id for card in self.cards})
         models = {name: str(ModelName.parse(name)).rpartition(":")[0].lower() for name in known}
+        plain = self._plain(wanted.plain).key
+        if wanted.version and (versions := [name for name in known if ModelName.parse(name).plain.key == plain]):
+            return f"there is {', '.join(versions)}"
         asked = str(wanted).rpartition(":")[0].lower()
         if tags := [name for name in known if models[name] == asked]:
             return f"there is {', '.join(tags)}"
