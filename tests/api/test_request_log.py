@@ -111,6 +111,22 @@ def test_a_line_of_the_engine_has_the_requests_id(start_server: StartServer, lin
     assert line.request_id == "mine"  # type: ignore[attr-defined]
 
 
+def test_whose_request_it_is(start_server: StartServer, lines: Lines) -> None:
+    """By the key's id: of those that are refused too, and by the tenant's figures."""
+    server = start_server()
+    mine, secret = server.parts.keys.create("mine", scopes=("inference", "metrics"), requests_per_minute=1)
+    server.client.headers["authorization"] = f"Bearer {secret}"
+    statuses = [server.client.post("/v1/chat/completions", json=CHAT).status_code for _ in range(2)]
+    settled(server)
+    assert statuses == [200, 429]
+    assert [line["tenant"] for line in lines.of_requests()] == [mine.id, mine.id]
+    assert secret not in "\n".join(lines.text)
+    found, tenant = figures(server), ("tenant", mine.id)
+    assert found["vmm_tenant_requests_total"] == {(tenant,): 1}
+    assert found["vmm_tenant_tokens_total"] == {(tenant,): 8 + 6}
+    assert found["vmm_tenant_rejections_total"] == {(("reason", "requests_per_minute"), tenant): 1}
+
+
 # What is counted
 
 

@@ -29,6 +29,7 @@ from vmm_server.errors import (
     VMMError,
 )
 from vmm_server.keys import Key, KeyRing
+from vmm_server.request_note import note
 from vmm_server.settings import Settings
 
 MAX_TIMEOUT_MS = 24 * 60 * 60 * 1000
@@ -60,6 +61,8 @@ class Gate:
         with ExitStack() as entered:
             try:
                 key = self._key(scope, rule)
+                if (noted := note.get()) is not None:  # also of those that are refused
+                    noted.tenant = tenant_of(key)
                 if key is not None:
                     self._check_scope(key, rule)
                 asking = self._caller(key, scope, rule)

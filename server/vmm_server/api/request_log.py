@@ -67,7 +67,7 @@ class RequestLog:
                 start: Any = message
                 status = start.get("status", _SWITCHED)
                 start["headers"] = [*start.get("headers", ()), *((name, chosen.encode()) for name in names)]
-                noted.tenant = caller.get().tenant
+                noted.tenant = noted.tenant or caller.get().tenant
             await send(message)
 
         tokens = request_id.set(chosen), note.set(noted)
