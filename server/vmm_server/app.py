@@ -39,7 +39,7 @@ from vmm_server.api.openai.models import ModelsController
 from vmm_server.api.openai.responses.create import ResponsesController
 from vmm_server.api.openai.responses.kept import KeptResponsesController
 from vmm_server.api.openai.tokens.routes import TOKEN_ROUTES
-from vmm_server.api.ops import HealthController, MetricsController, Readiness
+from vmm_server.api.ops import HealthController, MetricsController, Readiness, about_server
 from vmm_server.api.origins import Guard
 from vmm_server.api.request_log import RequestLog, noting_route
 from vmm_server.api.requester import Requester
@@ -49,7 +49,9 @@ from vmm_server.api.stream_socket import stream_socket
 from vmm_server.api.vision.routes import VisionController
 from vmm_server.api.vision.stream import vision_stream
 from vmm_server.api.vmm.calibration import CalibrationController
+from vmm_server.api.vmm.dashboard import DashboardController
 from vmm_server.api.vmm.devices import DevicesController
+from vmm_server.api.vmm.events import events_socket
 from vmm_server.api.vmm.releases import ReleasesController
 from vmm_server.api.vmm.reload import ReloadController
 from vmm_server.api.vmm.status import StatusController
@@ -68,6 +70,8 @@ from vmm_server.media.fetching import Fetcher
 from vmm_server.media.images import LIMITS
 from vmm_server.media.reading import ImageReader
 from vmm_server.metrics.collector import Metrics
+from vmm_server.metrics.events import ModelEvents
+from vmm_server.metrics.live import LiveFigures
 from vmm_server.metrics.models import CountedLoads, Departures
 from vmm_server.models.calibration import Calibrator
 from vmm_server.models.create import Creator
@@ -124,6 +128,7 @@ VMM = [
     StatusController,
     ReloadController,
     ReleasesController,
+    DashboardController,
 ]
 WEBSOCKETS: Mapping[str, Any] = {
     "ws": "websockets-sansio",
@@ -167,6 +172,7 @@ class Parts:
     batches: Batches
     readiness: Readiness
     metrics: Metrics
+    live_figures: LiveFigures
     tracer: Tracer
 
     @property
@@ -229,7 +235,7 @@ def create_app(
             Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
             Router("/", route_handlers=[VisionController, vision_stream], tags=["Vision"]),
             Router("/", route_handlers=[RerankController, *TOKEN_ROUTES], tags=["Text"]),
-            Router("/", route_handlers=[*VMM, stream_socket], tags=["VMM"]),
+            Router("/", route_handlers=[*VMM, events_socket, stream_socket], tags=["VMM"]),
             Router("/", route_handlers=[HealthController, MetricsController], tags=["Health"]),
             SchemaController,
         ],
@@ -264,7 +270,8 @@ def build_parts(
         return load_model(model, placement, kv_cache_bytes, settings=live.now, resolve=registry.resolve)
 
     files = FilesInUse(store, load or load_as_set)
-    loads, departures = CountedLoads(files.load), Departures()
+    model_events = ModelEvents()
+    loads, departures = CountedLoads(files.load, model_events.tell), Departures(model_events.tell)
 
     def left(loaded: LoadedModel, why: Why) -> None:
         departures.left(loaded, why)
@@ -326,6 +333,7 @@ def build_parts(
         ),
         readiness=readiness,
         metrics=metrics,
+        live_figures=LiveFigures(metrics.look, model_events, partial(about_server, readiness, inference)),
         tracer=make_tracer(settings.otlp_endpoint),
     )
     parts.reloader.on_change(partial(_apply, parts, set()))
@@ -386,7 +394,9 @@ async def _lifespan(parts: Parts, requester: Requester, preloads: bool) -> Async
 
 async def stop_serving(parts: Parts) -> None:
     """Take no new requests, and wait for those that run; after `shutdown_timeout_s` each gets an error that says so.
-    A second call does nothing more."""
+    A second call does nothing."""
+    if parts.door.is_closed:
+        return
     timeout_s = parts.settings.shutdown_timeout_s
     parts.calibrator.stop()
     parts.door.close()

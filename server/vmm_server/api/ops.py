@@ -7,6 +7,7 @@ from typing import Any
 from litestar import Controller, Request, Response, get
 from litestar.di import NamedDependency
 
+from vmm_server import __version__
 from vmm_server.api.openapi import TEXT, Example, described
 from vmm_server.inference import Inference
 from vmm_server.metrics.collector import Metrics
@@ -103,6 +104,12 @@ def state_of(readiness: Readiness, inference: Inference) -> tuple[str, str | Non
     if inference.draining:
         return "draining", "the server is shutting down"
     return ("ok", None) if readiness.waiting_for is None else ("loading", readiness.waiting_for)
+
+
+def about_server(readiness: Readiness, inference: Inference) -> dict[str, object]:
+    """What there is to say besides figures. `status` and `reason` are those of `/health/ready`."""
+    status, reason = state_of(readiness, inference)
+    return {"status": status, "reason": reason, "version": __version__, "uptime_s": round(readiness.uptime_s, 1)}
 
 
 def _state(readiness: Readiness, inference: Inference) -> Response[dict[str, str]]:

@@ -7,6 +7,7 @@ from time import perf_counter
 
 from vmm_server.engine.histogram import Histogram
 from vmm_server.engine.transcriber import TranscriberStats
+from vmm_server.metrics.events import ModelEvent, Tell, nobody_listens
 from vmm_server.metrics.families import FAMILIES, LOAD_S, OTHER, PLACE
 from vmm_server.metrics.figures import Figures, Labels, place_of
 from vmm_server.models.encoders import ReadyEncoder
@@ -26,10 +27,11 @@ _OTHERS: Labels = (OTHER,) * len(PLACE)
 
 
 class CountedLoads:
-    """A `ModelLoader` that counts its loads and failures. Called from several threads."""
+    """A `ModelLoader` that counts its loads and failures, and tells of them. Called from several threads."""
 
-    def __init__(self, load: ModelLoader) -> None:
+    def __init__(self, load: ModelLoader, tell: Tell = nobody_listens) -> None:
         self._load = load
+        self._tell = tell
         self._lock = Lock()
         self._failures: Counter[Labels] = Counter()
         self._seconds: dict[Labels, Histogram] = {}
@@ -40,11 +42,15 @@ class CountedLoads:
         try:
             ready = self._load(model, placement, kv_cache_bytes)
         except Exception as error:
+            reason = type(error.__cause__ or error).__name__
             with self._lock:
-                self._failures[(*place, type(error.__cause__ or error).__name__)] += 1
+                self._failures[(*place, reason)] += 1
+            self._tell(ModelEvent("load_failed", place, reason=reason))
             raise
+        seconds = perf_counter() - started
         with self._lock:
-            self._seconds.setdefault(place, Histogram(LOAD_S)).add(perf_counter() - started)
+            self._seconds.setdefault(place, Histogram(LOAD_S)).add(seconds)
+        self._tell(ModelEvent("loaded", place, seconds=round(seconds, 3)))
         return ready
 
     def count(self, figures: Figures) -> None:
@@ -58,7 +64,8 @@ class CountedLoads:
 class Departures:
     """What models had counted that are out of memory, so that no count ever falls. On the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Tell = nobody_listens) -> None:
+        self._tell = tell
         self._left: Counter[Labels] = Counter()
         self._kept = Figures()
         self._places: set[Labels] = set()
@@ -66,6 +73,7 @@ class Departures:
     def left(self, loaded: LoadedModel, why: Why) -> None:
         """A model is gone; see `residents.Left`."""
         place = place_of(loaded.model, loaded.placement)
+        self._tell(ModelEvent("unloaded", place, reason=why))
         if place not in self._places and len(self._places) >= MAX_PLACES:
             place = _OTHERS
         self._places.add(place)

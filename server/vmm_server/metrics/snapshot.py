@@ -21,6 +21,7 @@ _RATES = {
     "inputs_per_second": "vmm_inputs",
     "preemptions_per_second": "vmm_preemptions",
 }
+_BATCHES = ("vmm_step_sequences", "vmm_batch_items")
 _FIRST_TOKEN = "gen_ai_server_time_to_first_token_seconds"
 _RESPONSE_MODEL, _BACKEND, _DEVICE = 3, 4, 5
 """Where `families.GEN_AI` has them."""
@@ -37,23 +38,24 @@ class Look:
     """Memory of the process, where the system tells."""
 
 
-def snapshot(now: Look, before: Look | None = None) -> dict[str, object]:
-    """What a dashboard shows. Rates and quantiles are of the time since `before`; `None` where it is not given, or
-    nothing happened.
+def snapshot(now: Look, before: Look | None = None, long_before: Look | None = None) -> dict[str, object]:
+    """What a dashboard shows. Rates and batch sizes are of the time since `before`, quantiles of that since
+    `long_before`, or `before` too; `None` where it is not given, or nothing happened.
 
     `{"models": [{"model", "backend", "device", "variant", gauges, rates, quantiles}], "total": {…}, "process": {…}}`;
     times are in seconds, sizes in bytes, and rates per second.
     """
     since = _Since(now, before)
+    quantiles_since = _Since(now, long_before) if long_before else since
     gauges = now.figures.values
     places = sorted(place for place in gauges["vmm_model_memory_bytes"])
     return {
         "interval_s": since.interval_s,
-        "models": [_model(now, since, place) for place in places],
+        "models": [_model(now, since, quantiles_since, place) for place in places],
         "total": {
             **{key: sum(gauges[name].values()) for key, name in _GAUGES.items()},
             **{key: since.rate(name) for key, name in _RATES.items()},
-            **_quantiles(since, lambda labels: True, lambda labels: True),
+            **_quantiles(quantiles_since, lambda labels: True, lambda labels: True),
             "http_requests_active": sum(gauges["http_server_active_requests"].values()),
             "http_requests_per_second": since.count_rate("http_server_request_duration_seconds"),
             "requests_per_second": since.count_rate("gen_ai_server_request_duration_seconds"),
@@ -73,7 +75,7 @@ class _Since:
     def __init__(self, now: Look, before: Look | None) -> None:
         self._now = now.figures
         self._before = before.figures if before else None
-        self.interval_s = now.at_s - before.at_s if before and now.at_s > before.at_s else None
+        self.interval_s = round(now.at_s - before.at_s, 3) or None if before else None
 
     def rate(self, name: str, labels: Labels | None = None) -> float | None:
         """A counter's growth a second; of all its series, where no labels are given."""
@@ -90,6 +92,11 @@ class _Since:
         grown = self.distribution(name, lambda labels: True)
         return round((grown.count if grown else 0) / self.interval_s, 3)
 
+    def mean(self, names: Iterable[str], wanted: Labels) -> float | None:
+        """Of what came to histograms of the same kind of thing."""
+        grown = summed(each for name in names for each in self._grown(name, lambda labels: labels == wanted))
+        return round(grown.total / grown.count, 2) if self._before is not None and grown and grown.count else None
+
     def distribution(self, name: str, wanted: Callable[[Labels], bool]) -> Distribution | None:
         """What came to some of a histogram's series."""
         return None if self._before is None else summed(self._grown(name, wanted))
@@ -101,7 +108,7 @@ class _Since:
                 yield distribution - before[labels] if labels in before else distribution
 
 
-def _model(now: Look, since: _Since, place: Labels) -> dict[str, object]:
+def _model(now: Look, since: _Since, quantiles_since: _Since, place: Labels) -> dict[str, object]:
     model, backend, device, variant = place
     values = now.figures.values
 
@@ -111,7 +118,9 @@ def _model(now: Look, since: _Since, place: Labels) -> dict[str, object]:
     gauges: dict[str, Number] = {key: values[name].get(place) for key, name in _GAUGES.items()}
     rates: dict[str, Number] = {key: since.rate(name, place) for key, name in _RATES.items()}
     names = {"model": model, "backend": backend, "device": device, "variant": variant}
-    return {**names, **gauges, **rates, **_quantiles(since, lambda labels: labels == place, is_here)}
+    batch_size = {"batch_size": since.mean(_BATCHES, place)}
+    quantiles = _quantiles(quantiles_since, lambda labels: labels == place, is_here)
+    return {**names, **gauges, **rates, **batch_size, **quantiles}
 
 
 def _quantiles(

@@ -3,9 +3,8 @@
 from litestar import Controller, get
 from litestar.di import NamedDependency
 
-from vmm_server import __version__
 from vmm_server.api.openapi import Example, described
-from vmm_server.api.ops import Readiness, state_of
+from vmm_server.api.ops import Readiness, about_server
 from vmm_server.inference import Inference
 from vmm_server.keys import KeyRing
 from vmm_server.metrics.collector import Metrics
@@ -54,17 +53,13 @@ class StatusController(Controller):
         metrics: NamedDependency[Metrics],
     ) -> dict[str, object]:
         """Counts are since the start. `status` and `reason` are those of `/health/ready`."""
-        status, reason = state_of(readiness, inference)
         look = metrics.look()
         seen = snapshot(look)
         total, models = seen["total"], seen["models"]
         assert isinstance(total, dict)
         assert isinstance(models, list)
         return {
-            "status": status,
-            "reason": reason,
-            "version": __version__,
-            "uptime_s": round(readiness.uptime_s, 1),
+            **about_server(readiness, inference),
             "keys_required": keys.is_required,
             "requests": {
                 "running": total["running"],
