@@ -142,14 +142,25 @@ def answered(request_id: str, custom_id: str, status: int, http_request_id: str,
     usage = _usage(body)
     response = {"status_code": status, "request_id": http_request_id, "body": msgspec.Raw(body)}
     line = {"id": request_id, "custom_id": custom_id, "response": response, "error": None}
-    return ResultLine(msgspec.json.encode(line), not 200 <= status < 300, usage)
+    return ResultLine(_one_line(line), not 200 <= status < 300, usage)
 
 
 def unanswered(request_id: str, custom_id: str, code: str, message: str) -> ResultLine:
     """The line of a request that nothing was computed for."""
     error = {"code": code, "message": message}
     line = {"id": request_id, "custom_id": custom_id, "response": None, "error": error}
-    return ResultLine(msgspec.json.encode(line), True, TokenUsage())
+    return ResultLine(_one_line(line), True, TokenUsage())
+
+
+def _one_line(line: dict[str, object]) -> bytes:
+    """JSON that is one line for everybody: Python's `splitlines` also ends lines at NEL, U+2028 and U+2029."""
+    text = msgspec.json.encode(line)
+    for raw, escaped in _LINE_ENDS.items():
+        text = text.replace(raw, escaped)
+    return text
+
+
+_LINE_ENDS = {character.encode(): rb"\u%04x" % ord(character) for character in "\x85\u2028\u2029"}
 
 
 class _Details(msgspec.Struct):

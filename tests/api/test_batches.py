@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -260,17 +260,14 @@ class Process:
         return self.process.wait(60)
 
 
-@pytest.mark.parametrize("stop", [Process.kill, Process.terminate])
-def test_a_server_that_goes_down_in_the_middle_answers_every_line_once(
-    tmp_path: Path, stop: Callable[[Process], None]
-) -> None:
+def test_a_server_that_goes_down_in_the_middle_answers_every_line_once(tmp_path: Path) -> None:
     count, home = 200, tmp_path / "home"
     install_echo(Store(home / "models"), tmp_path / "echo")
     server = Process(home)
     with client_of(server.url) as client:
         batch = begin(client, jsonl(count))
         done = [0]
-        for share in (4, 2):
+        for share, stop in ((4, Process.kill), (2, Process.terminate)):
             while done[-1] < count // share:
                 done.append(client.batches.retrieve(batch.id).request_counts.completed)
             stop(server)
