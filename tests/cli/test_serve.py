@@ -92,7 +92,7 @@ def test_it_answers_before_it_is_ready_and_says_why(serve: Callable[..., Process
     server = serve("--card-dirs", str(cards), model="slow:1b")
     assert server.until(lambda: server.client.get("/health/live").is_success)
     for path in ("/health/startup", "/health/ready", "/health"):
-        waiting = server.until(lambda path=path: server.client.get(path))
+        waiting = server.client.get(path)
         assert (waiting.status_code, waiting.json()) == (503, {"status": "loading", "reason": "fetching slow:1b"})
     refused = server.client.post("/api/chat", json={"model": "slow:1b", "messages": []})
     assert (refused.status_code, refused.json()["error"]) == (503, "model 'slow:1b' is still being fetched")

@@ -35,6 +35,8 @@ def plan(registry: Registry, reference: str, name: str | None = None) -> Plan:
     [
         ("tiny:1k", "hf:us/tiny", "tiny:1k"),
         ("Tiny", "hf:us/tiny", "Tiny:latest"),
+        ("tiny:1k@v2", "hf:us/tiny", "tiny:1k@v2"),
+        ("tiny@v2", "hf:us/tiny", "tiny:latest@v2"),
         ("registry.ollama.ai/library/tiny", "hf:us/tiny", "tiny:latest"),
         ("hf.co/Org/Repo-GGUF", "hf:Org/Repo-GGUF", "hf.co/Org/Repo-GGUF:latest"),
         ("hf.co/org/repo:latest", "hf:org/repo", "hf.co/org/repo:latest"),
