@@ -13,6 +13,7 @@ from tests.api.conftest import LiveServer, servers_in
 from tests.api.test_scopes import routes
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from vmm_server.admission import Admission
 from vmm_server.api.gate import KEY_PROTOCOL, MAX_SECRETS, Gate, check_exposure
@@ -359,6 +360,17 @@ def test_each_scope_reaches_its_routes(guarded: Guarded) -> None:
     assert guarded.ask("POST", "/api/pull", guarded.secrets["models"]) == 400  # the route's own words
     assert guarded.ask("GET", "/nowhere", guarded.secrets["admin"]) == 404
     assert guarded.ask("HEAD", "/") == 200
+
+
+def test_a_browser_opens_a_socket_with_its_key_in_a_subprotocol(guarded: Guarded) -> None:
+    url = f"ws://127.0.0.1:{guarded.server.port}/v1/vision/stream"
+    offered = [Subprotocol("realtime"), Subprotocol(KEY_PROTOCOL + guarded.secrets["inference"])]
+    with connect(url, proxy=None, subprotocols=offered) as socket:
+        assert socket.subprotocol == "realtime"
+    with pytest.raises(InvalidStatus) as refused, connect(url, proxy=None, subprotocols=offered[:1]):
+        raise AssertionError
+    assert refused.value.response.status_code == 401
+    assert refused.value.response.headers["www-authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/api/chat", CHAT, "/nowhere"])
