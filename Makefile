@@ -1,6 +1,6 @@
 # Everything a developer types; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup dev ort-openvino clients serve test lint fmt bench lock
+.PHONY: help setup dev ort-openvino clients serve test lint fmt bench soak lock
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -38,6 +38,9 @@ fmt: dev ## Format, and mend what can be mended
 
 bench: dev ## Measure runner, engine and HTTP side by side; ARGS="--help" lists the choices
 	$(BIN)/python -m bench $(ARGS)
+
+soak: dev ## Try to wear a server out; ARGS="--minutes 20" is how long it takes
+	$(BIN)/python -m bench.soak $(ARGS)
 
 lock: setup ## Resolve the dependencies anew; ARGS="--upgrade" takes newer versions
 	$(COMPILE) $(ARGS) --extra onnxruntime --extra dev pyproject.toml -o requirements/dev.txt

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ class Server:
     port: int
     ready_s: float
     process: subprocess.Popen[bytes]
+    log: Path
+    """What it writes to stderr."""
 
     def resident_bytes(self) -> int:
         """Resident memory now: of the process, children included."""
@@ -48,22 +51,34 @@ def free_port() -> int:
 
 @contextmanager
 def _running(name: str, command: list[str], port: int, health: str, environment: dict[str, str]) -> Iterator[Server]:
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "log"
+        with log.open("wb") as stderr:
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=stderr
+            )
+        with _stopping(process):
+            _wait_until_ready(name, process, f"http://127.0.0.1:{port}{health}", log)
+            yield Server(name, port, time.perf_counter() - started, process, log)
+
+
+def _wait_until_ready(name: str, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    while True:
+        if process.poll() is not None:
+            raise RuntimeError(f"{name} did not start: {log.read_bytes()[-2000:].decode(errors='replace')}")
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+
+
+@contextmanager
+def _stopping(process: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
-        while True:
-            if process.poll() is not None:
-                assert process.stderr is not None
-                raise RuntimeError(f"{name} did not start: {process.stderr.read()[-2000:].decode(errors='replace')}")
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}{health}").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.02)
-        yield Server(name, port, time.perf_counter() - started, process)
+        yield
     finally:
         process.send_signal(signal.SIGTERM)
         try:
