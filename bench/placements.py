@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.streams import Load, run_engine
-from vmm_server.app import Parts, build_parts
 from vmm_server.models.calibration import WORKLOADS, Calibrated, Report
 from vmm_server.models.loading import load_model
 from vmm_server.models.router import NO_LOAD, Placement, finish_s
 from vmm_server.models.store import InstalledModel
+from vmm_server.parts import Parts, build_parts
 from vmm_server.settings import read_settings
 
 Seconds = dict[tuple[str, Placement], float]

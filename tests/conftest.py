@@ -19,12 +19,12 @@ from vmm_adapters.cpu.plan import Activation, Attention, DecoderPlan, DenseMatri
 from vmm_adapters.cpu.runner import CPURunner
 from vmm_adapters.echo import write_echo_model
 from vmm_adapters.types import RunnerOptions
-from vmm_server.app import Parts, build_parts
 from vmm_server.models.compiled import shared_compiled_dir
 from vmm_server.models.loading import load_model
 from vmm_server.models.pull import Puller
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.store import InstalledModel, Store
+from vmm_server.parts import Parts, build_parts
 from vmm_server.settings import Settings
 
 hypothesis.settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from vmm_adapters.types import SamplingParams
-from vmm_server.app import Parts
 from vmm_server.callers import Caller, caller
 from vmm_server.completion import Completion
 from vmm_server.errors import InvalidRequest
+from vmm_server.parts import Parts
 from vmm_server.requests import ChatPrompt, GenerateRequest, Message
 
 

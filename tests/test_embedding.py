@@ -16,7 +16,6 @@ from vmm_adapters import echo_encoder
 from vmm_adapters.card import EmbeddingRecipe, SamplingDefaults
 from vmm_adapters.errors import DeviceLost, RuntimeFailed
 from vmm_adapters.types import EncoderInput
-from vmm_server.app import Parts, build_parts
 from vmm_server.cl100k import Cl100k
 from vmm_server.embedding import Embeddings
 from vmm_server.engine.batcher import Batcher, Computed
@@ -27,6 +26,7 @@ from vmm_server.models.loading import ReadyModel, load_model
 from vmm_server.models.ready import Ready
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
+from vmm_server.parts import Parts, build_parts
 from vmm_server.requests import EmbeddingRequest, KeepAlive, RerankRequest
 
 Body = Callable[[Parts], Coroutine[Any, Any, None]]

@@ -8,7 +8,6 @@ import pytest
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.types import FinishReason, SamplingParams
 from vmm_server.api.answers import open_all
-from vmm_server.app import Parts
 from vmm_server.completion import Completion
 from vmm_server.errors import (
     ContextLengthExceeded,
@@ -22,6 +21,7 @@ from vmm_server.inference import Inference
 from vmm_server.models.loading import load_model
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.router import Placement
+from vmm_server.parts import Parts
 from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)

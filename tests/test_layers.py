@@ -75,7 +75,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("file_store", "batch_store", "batches"),
         *("one_shot", "seeing", "transcription", "speaking", "media", "vision", "vision_requests", "audio"),
     ),
-    "app": (
+    "parts": (
         *BASE,
         *("observed", "request_note", "tracing"),
         *("keys", "admission", "reloading"),
@@ -83,7 +83,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("database", "file_store", "batch_store", "batch_owners", "batches"),
         *("one_shot", "seeing", "transcription", "speaking", "media", "vision", "audio"),
     ),
-    "cli": (*BASE, "keys", "reloading", "logs", "ollama_environment", "models", "app", "cli"),
+    "lifecycle": (*BASE, "api", "audio", "parts"),
+    "app": (*BASE, "api", "media", "lifecycle", "parts", "models"),
+    "cli": (*BASE, "keys", "reloading", "logs", "ollama_environment", "models", "app", "lifecycle", "parts", "cli"),
     "__main__": ("cli",),
     "__init__": (),
 }

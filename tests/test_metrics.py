@@ -9,7 +9,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from vmm_adapters.types import SamplingParams
-from vmm_server.app import Parts
 from vmm_server.engine.histogram import FIRST_TOKEN_S, INTER_TOKEN_S, Distribution
 from vmm_server.engine.stream import Usage
 from vmm_server.errors import GenerationFailed
@@ -21,6 +20,7 @@ from vmm_server.models.registry import Registry
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.observed import Observed
+from vmm_server.parts import Parts
 from vmm_server.requests import GenerateRequest, TextPrompt
 
 PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
@@ -61,7 +61,7 @@ def test_the_page_has_every_family_as_it_is(family: Family) -> None:
 
 
 def test_the_page_has_no_family_that_is_gone() -> None:
-    rows = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.M))
+    rows = set(re.findall(r"^\| `(\w+)` \|", PAGE.partition("## Live figures")[0], re.M))
     assert rows == {family.name + ENDS.get(family.kind, "") for family in FAMILIES}
 
 
@@ -198,6 +198,30 @@ def test_a_snapshot_of_two_looks() -> None:
     assert found["total"]["errors_per_second"] == 2.5
     assert found["interval_s"] == 2.0
     assert found["process"]["memory_bytes"] == 5000
+
+
+def test_quantiles_may_be_of_a_longer_time_than_rates() -> None:
+    first = look(10.0, 0, spread(FIRST_TOKEN_S, 0), spread(INTER_TOKEN_S, 0))
+    before = look(40.0, 100, spread(FIRST_TOKEN_S, 10), spread(INTER_TOKEN_S, 0))
+    now = look(41.0, 150, spread(FIRST_TOKEN_S, 10), spread(INTER_TOKEN_S, 0))
+    found: Any = snapshot(now, before, first)
+    assert found["models"][0]["tokens_per_second"] == 50.0
+    assert found["models"][0]["time_to_first_token_p95_s"] == pytest.approx(0.00095)
+    assert found["total"]["time_to_first_token_p95_s"] == pytest.approx(0.00095)
+    assert found["interval_s"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["vmm_step_sequences", "vmm_batch_items"])
+def test_a_batch_size_is_the_mean_of_what_came_since(name: str) -> None:
+    none = spread(INTER_TOKEN_S, 0)
+    before, now, later = look(10.0, 0, none, none), look(11.0, 0, none, none), look(12.0, 0, none, none)
+    for each, counts, total in ((before, (7, 0, 0), 7.0), (now, (7, 1, 2), 7.0 + 11.0), (later, (7, 1, 2), 18.0)):
+        each.figures.add_distribution(name, ECHO, Distribution((1.0, 2.0), counts, total))
+        each.figures.add_distribution(
+            name, ("other", "echo", "CPU", ""), Distribution((1.0, 2.0), (0, 0, 99), total * 9)
+        )
+    sizes: Any = [snapshot(now, before), snapshot(later, now), snapshot(now)]
+    assert [each["models"][0]["batch_size"] for each in sizes] == [3.67, None, None]
 
 
 def test_a_snapshot_of_one_look_has_gauges_alone() -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from vmm_adapters.echo import Gate
 from vmm_adapters.types import SamplingParams
-from vmm_server.app import Parts
 from vmm_server.completion import Completion
 from vmm_server.errors import GenerationFailed, InvalidRequest, PlacementFailed, UnsupportedParameter
 from vmm_server.inference import Inference
 from vmm_server.models.placing import Placer
 from vmm_server.models.pool import ModelPool
+from vmm_server.parts import Parts
 from vmm_server.requests import ANYWHERE, ChatPrompt, GenerateRequest, Message, Tool, ToolUse, Wanted
 
 from .models.fake_machine import CPU, GENAI, GPU, MB, SECOND_GPU, FakeMachine, Hold, scaled

@@ -12,12 +12,12 @@ import pytest
 
 from vmm_adapters.echo import CHAT_TEMPLATE, write_echo_model
 from vmm_adapters.types import FinishReason, SamplingParams
-from vmm_server.app import Parts, build_parts
 from vmm_server.completion import Completion
 from vmm_server.engine.stream import Delta
 from vmm_server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedCapability
 from vmm_server.models.loading import load_model
 from vmm_server.models.store import InstalledModel
+from vmm_server.parts import Parts, build_parts
 from vmm_server.requests import (
     ChatPrompt,
     GenerateRequest,

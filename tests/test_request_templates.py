@@ -8,9 +8,9 @@ import pytest
 
 from vmm_adapters.echo import SPECIAL_TOKENS, write_echo_model
 from vmm_adapters.types import SamplingParams
-from vmm_server.app import Parts
 from vmm_server.completion import Completion
 from vmm_server.errors import InvalidRequest, UnsupportedCapability
+from vmm_server.parts import Parts
 from vmm_server.requests import ChatPrompt, GenerateRequest, InsertPrompt, Message, Tool, ToolUse
 
 GO = """{{ if .System }}<|system|>{{ .System }}<|end|>{{ end }}<|user|>{{ .Prompt }}<|end|>

@@ -12,7 +12,6 @@ from tests.api.fake_audio import FakeTranscriber, fake_ear, install_ears, sound
 
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.echo import write_echo_model
-from vmm_server.app import Parts, build_parts
 from vmm_server.audio.transcript import AudioReader, Segment, TranscriptionOptions
 from vmm_server.audio.vad import SpeechOptions
 from vmm_server.errors import (
@@ -28,6 +27,7 @@ from vmm_server.models.leases import MAX_MOVES
 from vmm_server.models.ready import Ready
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
+from vmm_server.parts import Parts, build_parts
 from vmm_server.transcription import TranscriptionRequest
 
 Run = Callable[..., None]

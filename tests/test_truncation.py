@@ -11,11 +11,11 @@ import pytest
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.echo import CHAT_TEMPLATE
 from vmm_adapters.types import SamplingParams
-from vmm_server.app import Parts, build_parts
 from vmm_server.completion import Completion
 from vmm_server.errors import ContextLengthExceeded, InvalidRequest
 from vmm_server.models.loading import load_model
 from vmm_server.models.store import InstalledModel
+from vmm_server.parts import Parts, build_parts
 from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt, Tool, ToolUse
 
 SYSTEM = Message("system", "be kind")

@@ -12,7 +12,6 @@ import pytest
 
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.device import AdapterUse, Device, DeviceKind, Machine
-from vmm_server.app import build_parts
 from vmm_server.errors import ModelLoadFailed
 from vmm_server.models.calibration import Calibrated
 from vmm_server.models.compiled import shared_compiled_dir
@@ -20,6 +19,7 @@ from vmm_server.models.loading import load_model
 from vmm_server.models.machine import MachineReader
 from vmm_server.models.router import NO_LOAD, Placement, Work, finish_s
 from vmm_server.models.store import InstalledModel, Store
+from vmm_server.parts import build_parts
 from vmm_server.requests import ANYWHERE, Wanted
 
 from .genai_folder import write_genai_folder

@@ -30,7 +30,7 @@ from vmm_server.api.openai.files.examples import CONTENT
 from vmm_server.api.openai.files.examples import ID as FILE_ID
 from vmm_server.api.openai.responses.examples import ITEM, LIST_INPUT_ITEMS, WHOLE
 from vmm_server.api.vmm.examples import MACHINE
-from vmm_server.app import App, Parts, create_app
+from vmm_server.app import App, create_app
 from vmm_server.batch_store import Batch as StoredBatch
 from vmm_server.engine.engine import Engine, EngineOptions, EngineStats
 from vmm_server.file_store import NewFile
@@ -40,6 +40,7 @@ from vmm_server.models.machine import MachineReader
 from vmm_server.models.placing import Placer
 from vmm_server.models.router import Candidate, Placement
 from vmm_server.models.store import InstalledModel, Store
+from vmm_server.parts import Parts
 from vmm_server.prompt.chat import read_chat_template
 from vmm_server.prompt.spelling import Spelling
 from vmm_server.prompt.token_bytes import TokenBytes

@@ -12,7 +12,7 @@ from websockets.sync.client import connect
 
 from vmm_adapters.echo import Gate
 from vmm_server.api.door import Door
-from vmm_server.app import stop_serving
+from vmm_server.lifecycle import stop_serving
 
 LONG = {"max_tokens": 400, "messages": [{"role": "user", "content": "x" * 400}]}
 

@@ -9,8 +9,8 @@ import pytest
 
 from vmm_adapters.echo import Gate
 from vmm_adapters.types import SamplingParams
-from vmm_server.app import preload
 from vmm_server.errors import ShuttingDown
+from vmm_server.lifecycle import preload
 from vmm_server.requests import GenerateRequest, TextPrompt
 
 ASKED = GenerateRequest("echo", TextPrompt("ab"), SamplingParams(max_tokens=3))

@@ -15,14 +15,16 @@ from typing import Any, TypeVar
 import click
 
 from vmm_server import __version__
-from vmm_server.app import Parts, create_app, stop_serving
+from vmm_server.app import create_app
 from vmm_server.cli.allocator import give_back_large_blocks
 from vmm_server.cli.flags import setting_options
 from vmm_server.cli.listener import HTTPServer, bind, configure_logging, http_server, listen, url_of
 from vmm_server.cli.models import pull_model
 from vmm_server.cli.tls import renew, server_context
 from vmm_server.errors import ModelNotFound, SettingsError
+from vmm_server.lifecycle import stop_serving
 from vmm_server.ollama_environment import without_effect
+from vmm_server.parts import Parts
 from vmm_server.reloading import Reloader
 from vmm_server.settings import read_settings
 
