@@ -90,7 +90,7 @@ def test_every_routes_usage_is_understood() -> None:
             },
             TokenUsage(5, 2, 3, 1),
         ),
-        ({"input_tokens": 5, "output_tokens": 3, "cache_read_input_tokens": 2}, TokenUsage(5, 0, 3, 0)),
+        ({"input_tokens": 3, "output_tokens": 3, "cache_read_input_tokens": 2}, TokenUsage(5, 2, 3, 0)),
         ({"prompt_tokens": 5, "total_tokens": 5}, TokenUsage(5, 0, 0, 0)),
         ("strange", TokenUsage()),
         (None, TokenUsage()),

@@ -166,10 +166,12 @@ _LINE_ENDS = {character.encode(): rb"\u%04x" % ord(character) for character in "
 class _Details(msgspec.Struct):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    thinking_tokens: int = 0
 
 
 class _Usage(msgspec.Struct):
-    """Of chat and completions in the first names, of responses in the second."""
+    """Of chat and completions in the first names, of responses in the second; Anthropic's leaves cached tokens out of
+    `input_tokens`."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -179,6 +181,7 @@ class _Usage(msgspec.Struct):
     output_tokens: int = 0
     input_tokens_details: _Details | None = None
     output_tokens_details: _Details | None = None
+    cache_read_input_tokens: int = 0
 
 
 class _Answer(msgspec.Struct):
@@ -195,10 +198,10 @@ def _usage(body: bytes) -> TokenUsage:
     given = usage.prompt_tokens_details or usage.input_tokens_details or _Details()
     made = usage.completion_tokens_details or usage.output_tokens_details or _Details()
     return TokenUsage(
-        usage.prompt_tokens or usage.input_tokens,
-        given.cached_tokens,
-        usage.completion_tokens or usage.output_tokens,
-        made.reasoning_tokens,
+        usage.prompt_tokens + usage.input_tokens + usage.cache_read_input_tokens,
+        given.cached_tokens + usage.cache_read_input_tokens,
+        usage.completion_tokens + usage.output_tokens,
+        made.reasoning_tokens + made.thinking_tokens,
     )
 
 
