@@ -58,9 +58,13 @@ def lines() -> Iterator[Lines]:
 
 
 def settled(server: LiveServer) -> None:
-    """A line is written right after its answer."""
-    for _ in range(3):
-        server.run(asyncio.sleep(0))
+    """Wait until every request is over: its line is written right after its answer."""
+
+    async def over() -> None:
+        while any(server.parts.metrics.figures().values["http_server_active_requests"].values()):
+            await asyncio.sleep(0)
+
+    server.run(over())
 
 
 def test_the_line_of_a_request(live_server: LiveServer, lines: Lines) -> None:
