@@ -3,7 +3,7 @@
 Nothing is cut unless asked for, and then at the end of the text, never a special token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Encoding
@@ -16,6 +16,8 @@ from vmm_server.requests import EmbeddingRequest, RerankRequest
 
 MAX_TOKENS = 300_000
 """Tokens in one request, as OpenAI's limit is."""
+MAX_CHARACTERS = 8 * 2**20
+"""In one request; more than that many tokens of any language. What is cut off is tokens first, too."""
 _SYNONYMS = (("query", "search_query"), ("document", "passage", "search_document", "doc"))
 """What clients and models call the two sides of a search."""
 
@@ -52,6 +54,7 @@ def embedding_inputs(request: EmbeddingRequest, ready: ReadyEncoder, table: Cl10
         else:
             found[index] = _own_tokens(value, ready, limit, request, param)
             num_dropped += len(value) - len(found[index].token_ids)
+    _check_length(texts.values(), "input")
     encodings = ready.tokenizer.encode_batch_fast([*texts.values()], add_special_tokens=False)
     for index, encoding in zip(texts, encodings, strict=True):
         limited, num_cut = _limited(encoding, ready, limit, truncate=request.truncate, param=request.params[index])
@@ -65,6 +68,7 @@ def text_inputs(request: RerankRequest, ready: ReadyEncoder) -> Inputs:
     prompts = [_named_prompt(ready, name) or "" for name in ("query", "document")]
     texts = [prompts[0] + request.query, *(prompts[1] + document for document in request.documents)]
     params = ["query", *(f"documents[{index}]" for index in range(len(request.documents)))]
+    _check_length(texts, "documents")
     inputs, num_dropped = [], 0
     for index, encoding in enumerate(ready.tokenizer.encode_batch_fast(texts, add_special_tokens=False)):
         limit = ready.context_length
@@ -79,6 +83,7 @@ def text_inputs(request: RerankRequest, ready: ReadyEncoder) -> Inputs:
 
 def pair_inputs(request: RerankRequest, ready: ReadyEncoder) -> Inputs:
     """The query with each document, for a cross-encoder. The document gives way when the pair is too long."""
+    _check_length((request.query, *request.documents), "documents")
     tokenizer = ready.tokenizer
     query = tokenizer.encode(request.query, add_special_tokens=False)
     room = ready.context_length - len(query.ids) - tokenizer.num_special_tokens_to_add(True)
@@ -96,6 +101,12 @@ def pair_inputs(request: RerankRequest, ready: ReadyEncoder) -> Inputs:
         pair = tokenizer.post_process(query, document, add_special_tokens=True)
         inputs.append(_input(pair, f"documents[{index}]"))
     return _bounded(inputs, num_dropped, "documents")
+
+
+def _check_length(texts: Iterable[str], param: str) -> None:
+    """Raise `InvalidRequest` before anything is made of texts that are longer than any request may be."""
+    if (length := sum(map(len, texts))) > MAX_CHARACTERS:
+        raise InvalidRequest(f"{param}: {length} characters in all, the limit is {MAX_CHARACTERS}", param=param)
 
 
 def _limited(

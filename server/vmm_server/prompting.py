@@ -19,7 +19,7 @@ from vmm_server.prompt.insert import insert_end_tokens, insert_tokens
 from vmm_server.prompt.templates import Template
 from vmm_server.prompt.tool_text import textual_format, with_calls_as_text, with_tools_as_text
 from vmm_server.prompt.truncation import Room, drop_oldest, shorten
-from vmm_server.prompt.words import token_ids, with_first_tokens
+from vmm_server.prompt.words import check_length, token_ids, with_first_tokens
 from vmm_server.requests import (
     ChatPrompt,
     Composite,
@@ -90,6 +90,7 @@ def prepare(
     room = Room(limit, request.sampling.max_tokens)
     written = write_prompt(request, model, ready, now, room)
     if request.prediction:
+        check_length(request.prediction, "prediction")
         written = replace(written, prediction=token_ids(ready.tokenizer, request.prediction))
     if (reading := written.reading) is None:
         return written, request.constraint
@@ -128,6 +129,8 @@ def _write_insert(
     prompt: InsertPrompt, name: str, model: InstalledModel, ready: ReadyModel, now: datetime
 ) -> WrittenPrompt:
     """By a Go template that has a place for the suffix, else by the model's own tokens for it."""
+    check_length(prompt.prefix, "prompt")
+    check_length(prompt.suffix, prompt.param)
     end_tokens = insert_end_tokens(ready.tokenizer)
     source = prompt.template or model.template
     template = None if source is None else ready.templates.read(source)
@@ -146,6 +149,7 @@ def _write_insert(
 def _write_text(prompt: TextPrompt, ready: ReadyModel, room: Room | None) -> WrittenPrompt:
     num_kept = prompt.num_keep
     if isinstance(prompt.text, str):
+        check_length(prompt.text, prompt.param)
         tokens = token_ids(ready.tokenizer, prompt.text, add_special_tokens=prompt.add_special_tokens)
         if num_kept is not None and prompt.add_special_tokens:
             num_kept += len(token_ids(ready.tokenizer, "", add_special_tokens=True))  # they come before the text

@@ -13,6 +13,7 @@ from vmm_server.api.limits import MAX_IMAGES, MAX_MESSAGES, MAX_STOP_CHARACTERS,
 from vmm_server.api.ollama.wire import ChatBody
 from vmm_server.api.openai.wire import ChatCompletionRequest
 from vmm_server.errors import InvalidRequest
+from vmm_server.prompt.words import MAX_CHARACTERS
 
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = {"model": "echo", "messages": HELLO, "max_tokens": 1}
@@ -106,3 +107,25 @@ def test_the_size_of_a_body_is_a_setting(start_server: Any) -> None:
         assert said == "the request body is larger than the limit of 0.125 MiB (setting max_body_size)"
     form = client.post("/v1/vision/detect", files={"file": bytes(131_073)}, data={"model": "echo"})
     assert form.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"model": "echo", "prompt": "x" * (MAX_CHARACTERS + 1)}, "prompt"),
+        ("/api/generate", {"model": "echo", "prompt": "x" * (MAX_CHARACTERS + 1), "raw": True}, "prompt"),
+        ("/v1/completions", {"model": "coder", "prompt": "a", "suffix": "x" * (MAX_CHARACTERS + 1)}, "suffix"),
+    ],
+)
+def test_a_text_longer_than_any_context_is_not_made_tokens_of(coder: Any, path: str, body: Any, param: str) -> None:
+    refused = coder.client.post(path, json=body)
+    assert refused.status_code == 400
+    said = f"{param}: {MAX_CHARACTERS + 1} characters, the limit is {MAX_CHARACTERS}"
+    assert said in refused.text
+
+
+@pytest.mark.parametrize("body", [{"input": ["x" * 2**20] * 9}, {"input": "x" * (9 * 2**20)}])
+def test_texts_that_are_embedded_are_bounded_together(encoder_server: Any, body: Any) -> None:
+    refused = encoder_server.client.post("/v1/embeddings", json=body | {"model": "words", "truncate": True})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == f"input: {9 * 2**20} characters in all, the limit is {MAX_CHARACTERS}"

@@ -7,7 +7,15 @@ from tokenizers import Tokenizer
 from vmm_server.errors import InvalidRequest
 from vmm_server.prompt.token_bytes import TokenBytes
 
+MAX_CHARACTERS = 8 * 2**20
+"""Of a text that is to be tokens; what templates write is bounded by as much. A second of work is a megabyte or two."""
 _SAMPLE = "\u263a"
+
+
+def check_length(text: str, param: str) -> None:
+    """Raise `InvalidRequest` for a text that is longer than any context, before anything is made of it."""
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidRequest(f"{param}: {len(text)} characters, the limit is {MAX_CHARACTERS}", param=param)
 
 
 def token_ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = False) -> tuple[int, ...]:
