@@ -1,6 +1,6 @@
 # Everything a developer types; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup dev ort-openvino clients serve test lint fmt bench soak lock
+.PHONY: help setup dev ort-openvino clients serve test lint fmt bench soak fuzz lock
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -38,6 +38,9 @@ fmt: dev ## Format, and mend what can be mended
 
 bench: dev ## Measure runner, engine and HTTP side by side; ARGS="--help" lists the choices
 	$(BIN)/python -m bench $(ARGS)
+
+fuzz: dev ## Give every reader 10,000 mutated inputs; CASES=1000 is how many
+	VMM_FUZZ_CASES=$(or $(CASES),10000) $(BIN)/pytest -s tests/fuzz tests/api/test_fuzz.py tests/api/test_schemathesis.py $(ARGS)
 
 soak: dev ## Try to wear a server out; ARGS="--minutes 20" is how long it takes
 	$(BIN)/python -m bench.soak $(ARGS)
