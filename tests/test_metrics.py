@@ -100,6 +100,19 @@ def test_what_is_exposed_is_what_the_families_say(installed: Any, with_parts: An
     with_parts(body)
 
 
+def test_figures_keep_the_name_that_a_model_was_loaded_under(installed: Any, with_parts: Any) -> None:
+    """Models that share their weights share what is loaded: whoever asked last is no label, or counts would jump."""
+
+    async def body(parts: Parts) -> None:
+        await parts.inference.load("echo", None)
+        (loaded,) = parts.pool.loaded()
+        loaded.model = replace(loaded.model, name="other:latest")
+        assert [*parts.metrics.figures().values["vmm_tokens_generated"]] == [ECHO]
+
+    installed()
+    with_parts(body)
+
+
 def observed(model: InstalledModel, **changes: Any) -> Observed:
     return Observed(
         **{

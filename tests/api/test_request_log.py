@@ -61,7 +61,7 @@ def settled(server: LiveServer) -> None:
     """Wait until every request is over: its line is written right after its answer."""
 
     async def over() -> None:
-        while any(server.parts.metrics.figures().values["http_server_active_requests"].values()):
+        while any(server.parts.metrics.figures().values["http_server_active_requests"].values()):  # noqa: ASYNC110
             await asyncio.sleep(0)
 
     server.run(over())

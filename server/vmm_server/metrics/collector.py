@@ -96,7 +96,7 @@ class Metrics:
             metric.add_metric((), {"version": __version__, "python": platform.python_version()})
             return metric
         loaded = self._pool.loaded()
-        for place, digest in sorted({(place_of(each.model, each.placement), each.model.digest) for each in loaded}):
+        for place, digest in sorted({(place_of(each.loaded_as, each.placement), each.model.digest) for each in loaded}):
             metric.add_metric(place, {"digest": digest})
         return metric
 

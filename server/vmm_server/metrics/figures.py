@@ -5,16 +5,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vmm_server.engine.histogram import Distribution
+from vmm_server.metrics.families import OTHER
 from vmm_server.models.router import Placement
-from vmm_server.models.store import InstalledModel
 
 Labels = tuple[str, ...]
 """In the order of the family's names."""
 
 
-def place_of(model: InstalledModel, placement: Placement) -> Labels:
+def place_of(name: str, placement: Placement) -> Labels:
     """A model on a placement, as `families.PLACE` has it."""
-    return model.name, placement.adapter, placement.device, placement.variant
+    return name, placement.adapter, placement.device, placement.variant
+
+
+class Bounded:
+    """Sets of labels, so many at most: what comes beyond them is counted together."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: set[Labels] = set()
+
+    def __call__(self, labels: Labels) -> Labels:
+        """These, or what stands for all others."""
+        if labels not in self._known and len(self._known) >= self._most:
+            return (OTHER,) * len(labels)
+        self._known.add(labels)
+        return labels
 
 
 @dataclass(slots=True)

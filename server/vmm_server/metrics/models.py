@@ -8,8 +8,8 @@ from time import perf_counter
 from vmm_server.engine.histogram import Histogram
 from vmm_server.engine.transcriber import TranscriberStats
 from vmm_server.metrics.events import ModelEvent, Tell, nobody_listens
-from vmm_server.metrics.families import FAMILIES, LOAD_S, OTHER, PLACE
-from vmm_server.metrics.figures import Figures, Labels, place_of
+from vmm_server.metrics.families import FAMILIES, LOAD_S, PLACE
+from vmm_server.metrics.figures import Bounded, Figures, Labels, place_of
 from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.leases import LoadedModel
 from vmm_server.models.loading import ModelLoader, ReadyModel
@@ -19,11 +19,10 @@ from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
 
 MAX_PLACES = 1000
-"""Models on placements that figures are kept of after they left; those of others are added up."""
+"""Models on placements whose loads are counted, and of which figures are kept after they left."""
 _KEPT = frozenset(
     family.name for family in FAMILIES if family.labels == PLACE and family.kind in ("counter", "histogram")
 )
-_OTHERS: Labels = (OTHER,) * len(PLACE)
 
 
 class CountedLoads:
@@ -33,23 +32,24 @@ class CountedLoads:
         self._load = load
         self._tell = tell
         self._lock = Lock()
+        self._bounded = Bounded(MAX_PLACES)
         self._failures: Counter[Labels] = Counter()
         self._seconds: dict[Labels, Histogram] = {}
 
     def __call__(self, model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> Ready:
         """See `ModelLoader`."""
-        started, place = perf_counter(), place_of(model, placement)
+        started, place = perf_counter(), place_of(model.name, placement)
         try:
             ready = self._load(model, placement, kv_cache_bytes)
         except Exception as error:
             reason = type(error.__cause__ or error).__name__
             with self._lock:
-                self._failures[(*place, reason)] += 1
+                self._failures[(*self._bounded(place), reason)] += 1
             self._tell(ModelEvent("load_failed", place, reason=reason))
             raise
         seconds = perf_counter() - started
         with self._lock:
-            self._seconds.setdefault(place, Histogram(LOAD_S)).add(seconds)
+            self._seconds.setdefault(self._bounded(place), Histogram(LOAD_S)).add(seconds)
         self._tell(ModelEvent("loaded", place, seconds=round(seconds, 3)))
         return ready
 
@@ -68,15 +68,13 @@ class Departures:
         self._tell = tell
         self._left: Counter[Labels] = Counter()
         self._kept = Figures()
-        self._places: set[Labels] = set()
+        self._bounded = Bounded(MAX_PLACES)
 
     def left(self, loaded: LoadedModel, why: Why) -> None:
         """A model is gone; see `residents.Left`."""
-        place = place_of(loaded.model, loaded.placement)
+        place = place_of(loaded.loaded_as, loaded.placement)
         self._tell(ModelEvent("unloaded", place, reason=why))
-        if place not in self._places and len(self._places) >= MAX_PLACES:
-            place = _OTHERS
-        self._places.add(place)
+        place = self._bounded(place)
         self._left[(*place, why)] += 1
         figures = Figures()
         count_model(figures, loaded, place)
@@ -91,7 +89,7 @@ class Departures:
 def count_models(figures: Figures, loaded: Iterable[LoadedModel]) -> None:
     """Add what models have counted that are in memory. Call on the event loop."""
     for each in loaded:
-        count_model(figures, each, place_of(each.model, each.placement))
+        count_model(figures, each, place_of(each.loaded_as, each.placement))
 
 
 def count_model(figures: Figures, loaded: LoadedModel, place: Labels) -> None:

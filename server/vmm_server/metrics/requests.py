@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from vmm_server.engine.histogram import FIRST_TOKEN_S, OUTPUT_TOKEN_S, Histogram
 from vmm_server.metrics.families import GEN_AI, HTTP_S, OTHER, PROVIDER, REQUEST_S, REQUEST_TOKENS
-from vmm_server.metrics.figures import Figures, Labels
+from vmm_server.metrics.figures import Bounded, Figures, Labels
 from vmm_server.observed import Observed
 
 MAX_SERIES = 2000
@@ -66,11 +66,11 @@ class _Histograms:
     def __init__(self, name: str, bounds: Sequence[float]) -> None:
         self._name = name
         self._bounds = bounds
+        self._bounded = Bounded(MAX_SERIES)
         self._by_labels: dict[Labels, Histogram] = {}
 
     def add(self, labels: Labels, value: float) -> None:
-        if labels not in self._by_labels and len(self._by_labels) >= MAX_SERIES:
-            labels = (OTHER,) * len(labels)
+        labels = self._bounded(labels)
         if (histogram := self._by_labels.get(labels)) is None:
             histogram = self._by_labels[labels] = Histogram(self._bounds)
         histogram.add(value)

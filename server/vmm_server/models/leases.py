@@ -42,10 +42,15 @@ class LoadedModel:
     is_pinned: bool = False
     """A request wants it to stay for ever. (A server's default of for ever only means that time does not unload it.)"""
 
+    loaded_as: str = field(init=False)
+    """The name it was loaded under: figures keep it, whoever shares what is loaded."""
     is_unwanted: bool = False
     """Somebody asked for it to be unloaded."""
     is_replaced: bool = False
     """Nothing is installed any more that needs it: it leaves when its last lease ends."""
+
+    def __post_init__(self) -> None:
+        self.loaded_as = self.model.name
 
     @property
     def name(self) -> str:
