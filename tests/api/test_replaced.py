@@ -136,3 +136,35 @@ def test_a_name_that_comes_back_keeps_its_model(start_server: Any) -> None:
     two.server.parts.pool.find_replaced()
     (loaded,) = two.server.parts.pool.loaded()
     assert not loaded.is_replaced
+
+
+def test_nothing_is_dropped_while_models_are_swapped_and_released(start_server: Any) -> None:
+    two = Two(start_server())
+    client, stop, lost, answered = two.server.client, threading.Event(), [], []
+
+    def ask() -> None:
+        while not stop.is_set():
+            with client.stream("POST", "/api/generate", json=ASK) as response:
+                lines = [json.loads(line) for line in response.iter_lines()]
+            said = "".join(line.get("response", "") for line in lines)
+            (answered if (response.status_code, said) == (200, "hello") else lost).append(lines[-1])
+
+    threads = [threading.Thread(target=ask) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for turn in range(6):
+        two.install("next", str(turn + 3))
+        by_copy(two)
+        client.post("/api/copy", json={"source": "next", "destination": f"live@v{turn}"}).raise_for_status()
+        shares = {"live": 50, f"v{turn}": 50}
+        client.put("/api/vmm/releases/live", json={"shares": shares}).raise_for_status()
+        client.post("/api/vmm/reload").raise_for_status()
+        client.delete("/api/vmm/releases/live").raise_for_status()
+        client.request("DELETE", "/api/delete", json={"model": f"live@v{turn}"}).raise_for_status()
+    stop.set()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert lost == []
+    assert len(answered) > 20
+    two.wait_for(lambda: two.loaded() <= {"8"})
+    two.wait_for(lambda: [*two.store.models_dir.iterdir()] == [two.store.models_dir / ("8" * 64)])

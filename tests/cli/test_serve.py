@@ -1,11 +1,13 @@
 """`vmm serve` as a process of its own: how it starts, reads its files again, and ends."""
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,6 +163,30 @@ def test_a_hang_up_reads_the_settings_again(serve: Callable[..., Process], home:
         assert version() == "2.2.2"
     finally:
         file.unlink()
+
+
+def test_a_terminal_that_is_closed_ends_it(home: Path) -> None:
+    terminal, inside = os.openpty()
+    command = [sys.executable, "-m", "vmm_server", "serve", "--port", "0", "--home", str(home), "--default-model", ""]
+    process = subprocess.Popen(
+        [*command, "--calibrate", "off"],
+        stdin=inside,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    assert process.stdout is not None
+    try:
+        os.close(inside)
+        assert "listens on" in process.stdout.readline()
+        os.close(terminal)
+        assert process.wait(WAIT_S) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
 
 
 def test_status_and_reload_are_commands(

@@ -58,10 +58,14 @@ class FilesInUse:
     def is_installed(self, model: InstalledModel) -> bool:
         """Whether what is loaded for this model is what a name of today needs. Usually its own: one file to look at."""
         key = load_key(model)
-        manifest = self._store.manifest(ModelName.parse(model.name))
-        if manifest and load_key(manifest.model) == key:
+        try:
+            manifest = self._store.manifest(ModelName.parse(model.name))
+            if manifest and load_key(manifest.model) == key:
+                return True
+            return any(load_key(other) == key for other in self._store.installed())
+        except OSError as error:
+            logger.warning("cannot see whether %s is still installed: %s", model.name, error)
             return True
-        return any(load_key(other) == key for other in self._store.installed())
 
     def _free(self, free: Callable[[], None], collects: bool) -> None:
         free()
