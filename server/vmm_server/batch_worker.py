@@ -49,7 +49,9 @@ MAX_STARTS = 3
 MAX_PAUSE_S = 60.0
 BUSY = (429, 503)
 _CHUNK_LINES, _CHUNK_BYTES = 500, 8 * 1024 * 1024
-"""In one transaction, or in one piece of a file."""
+"""In one transaction."""
+_PAGE_LINES = 100
+"""Results in memory at a time, while they are written."""
 _LONGEST_WAIT_S = 3600.0
 
 
@@ -258,7 +260,7 @@ class BatchWorker:
         return True
 
     async def _ask(self, batch: Batch, line: Line, caller: Caller) -> ResultLine | None:
-        request_id = f"batch_req_{secrets.token_hex(16)}"
+        request_id = new_request_id()
         if line.starts > MAX_STARTS:
             message = f"The server went down {MAX_STARTS} times while it computed this request."
             return unanswered(request_id, line.custom_id, "server_error", message)
@@ -323,25 +325,29 @@ class BatchWorker:
 
     async def _outputs(self, batch: Batch, *, failed: bool) -> AsyncIterator[bytes]:
         after = 0
-        while page := await self._shared.jobs.results(batch.id, failed=failed, after=after, limit=_CHUNK_LINES):
+        while page := await self._shared.jobs.results(batch.id, failed=failed, after=after, limit=_PAGE_LINES):
             after = page[-1][0]
-            for _, text in page:
-                yield text + b"\n"
+            yield b"".join(text + b"\n" for _, text in page)
 
     async def _errors(self, batch: Batch, code: str, reason: str) -> AsyncIterator[bytes]:
-        async for line in self._outputs(batch, failed=True):
-            yield line
+        async for lines in self._outputs(batch, failed=True):
+            yield lines
         after = 0
         while page := await self._shared.jobs.unfinished(batch.id, after=after, limit=_CHUNK_LINES):
             after = page[-1][0]
-            for _, custom_id in page:
-                yield unanswered(f"batch_req_{secrets.token_hex(16)}", custom_id, code, reason).text + b"\n"
+            results = [unanswered(new_request_id(), custom_id, code, reason) for _, custom_id in page]
+            yield b"".join(result.text + b"\n" for result in results)
 
     async def _fail(self, batch: Batch, errors: Sequence[LineError]) -> None:
         await self._move(batch, status="failed", failed_at=int(self._shared.wall()), errors=msgspec.json.encode(errors))
 
     async def _move(self, batch: Batch, **changes: object) -> None:
         await self._shared.jobs.move(batch.id, (batch.status,), **changes)
+
+
+def new_request_id() -> str:
+    """Of a line's result."""
+    return f"batch_req_{secrets.token_hex(16)}"
 
 
 async def persistently(work: str, attempt: Callable[[], Awaitable[Result]], pause_s: float = 1.0) -> Result:

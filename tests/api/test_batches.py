@@ -131,6 +131,8 @@ def test_what_a_batch_is_asked_for_is_checked(client: openai.OpenAI, live_server
         assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)
     for path in ("/v1/batches/batch_nobody", "/v1/files/file-nobody", "/v1/files/file-nobody/content"):
         assert live_server.client.get(path).status_code == 404
+    for path in ("/files", "/batches"):
+        assert live_server.client.get(path).json()["object"] == "list"
     assert live_server.client.get("/v1/batches", params={"limit": "101"}).json()["error"]["param"] == "limit"
     assert live_server.client.get("/v1/files", params={"purpose": "x"}).json()["error"]["param"] == "purpose"
 
