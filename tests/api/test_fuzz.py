@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from vmm_server.api.openapi import Operation, operations
 
+NUM_CASES = int(os.environ.get("VMM_FUZZ_CASES", "400"))
 DEEP = 150
 """Below the depth that the parser refuses, so that what comes after it sees it."""
 
@@ -129,7 +131,7 @@ def test_no_body_of_the_wrong_shape_is_a_failure(example_server: Any, install_ex
     schemas = example_server.client.get("/openapi.json").json()["components"]["schemas"]
     fields = sorted({name for schema in schemas.values() for name in schema.get("properties", {})})
 
-    @settings(BOUNDED, max_examples=400)
+    @settings(BOUNDED, max_examples=NUM_CASES)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         operation = data.draw(st.sampled_from(found))
@@ -148,7 +150,7 @@ def test_no_body_of_the_wrong_shape_is_a_failure(example_server: Any, install_ex
 def test_no_bytes_are_a_failure(example_server: Any) -> None:
     found = [one for one in with_bodies(example_server) if one.method != "DELETE"]
 
-    @settings(BOUNDED, max_examples=150)
+    @settings(BOUNDED, max_examples=NUM_CASES // 2)
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         operation = data.draw(st.sampled_from(found))

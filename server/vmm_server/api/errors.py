@@ -189,7 +189,7 @@ def report(error: Exception) -> None:
     the client's mistakes."""
     if (noted := note.get()) is not None:
         noted.answered(error)
-    if status_of(error) < 500 or isinstance(error, errors.Overloaded | errors.ShuttingDown):
+    if status_of(error) < 500 or isinstance(error, errors.Overloaded | errors.DeadlineExceeded | errors.ShuttingDown):
         return
     if isinstance(error, errors.VMMError | AdapterError):
         logger.error("%s: %s", type(error).__name__, message_of(error), exc_info=error.__cause__)
