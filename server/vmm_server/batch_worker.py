@@ -164,12 +164,12 @@ class BatchWorker:
         if errors:
             await self._fail(batch, errors[:MAX_ERRORS])
             return
-        now, model = int(shared.wall()), models.pop() if len(models) == 1 else None
-        await self._move(batch, status="in_progress", in_progress_at=now, num_lines=num_lines, model=model)
+        model = models.pop() if len(models) == 1 else None
+        await self._move(batch, status="in_progress", in_progress_at=self._now(), num_lines=num_lines, model=model)
 
     async def _compute(self, batch: Batch) -> None:
         """All lines, until it has expired, is cancelled, or its tenant may ask no more."""
-        shared, now = self._shared, lambda: int(self._shared.wall())
+        shared = self._shared
         work = asyncio.create_task(self._compute_lines(batch))
         told = asyncio.create_task(self._is_told.wait())
         try:
@@ -184,11 +184,11 @@ class BatchWorker:
         if is_told:
             self._is_told.clear()
         elif not is_done:
-            await self._move(batch, status="finalizing", finalizing_at=now(), expired_at=now())
+            await self._move(batch, status="finalizing", finalizing_at=self._now(), expired_at=self._now())
         elif self._refusal is not None:
             await self._fail(batch, [LineError(self._refusal.code or "refused", self._refusal.message)])
         elif work.result():
-            await self._move(batch, status="finalizing", finalizing_at=now())
+            await self._move(batch, status="finalizing", finalizing_at=self._now())
 
     async def _compute_lines(self, batch: Batch) -> bool:
         """True when every line has a result."""
@@ -310,7 +310,7 @@ class BatchWorker:
         await self._move(
             batch,
             status=end,
-            **{f"{end}_at": int(self._shared.wall())},
+            **{f"{end}_at": self._now()},
             output_file_id=await self._write(batch, "output", outputs) if batch.num_completed else None,
             error_file_id=await self._write(batch, "error", errors) if num_errors else None,
             num_failed=num_errors,
@@ -339,7 +339,10 @@ class BatchWorker:
             yield b"".join(result.text + b"\n" for result in results)
 
     async def _fail(self, batch: Batch, errors: Sequence[LineError]) -> None:
-        await self._move(batch, status="failed", failed_at=int(self._shared.wall()), errors=msgspec.json.encode(errors))
+        await self._move(batch, status="failed", failed_at=self._now(), errors=msgspec.json.encode(errors))
+
+    def _now(self) -> int:
+        return int(self._shared.wall())
 
     async def _move(self, batch: Batch, **changes: object) -> None:
         await self._shared.jobs.move(batch.id, (batch.status,), **changes)

@@ -3,7 +3,10 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-UNPREFIXED = ("/chat/completions", "/completions", "/embeddings", "/audio", "/models", "/responses", "/files", "/batches")
+UNPREFIXED = (
+    *("/chat/completions", "/completions", "/embeddings", "/audio", "/models", "/responses"),
+    *("/files", "/batches"),
+)
 
 
 async def with_aliases(app: Callable[[Any, Any, Any], Awaitable[None]], scope: Any, receive: Any, send: Any) -> None:
