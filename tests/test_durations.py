@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm_server.durations import parse_duration, parse_keep_alive
+from vmm_server.durations import format_duration, parse_duration, parse_keep_alive
 from vmm_server.requests import KeepAlive
 
 
@@ -36,3 +36,19 @@ def test_negative_keep_alive_is_for_ever() -> None:
 def test_not_a_number_is_no_keep_alive() -> None:
     with pytest.raises(ValueError, match="not a number"):
         parse_keep_alive(math.nan)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *((0, "0s"), (0.0001, "1ms"), (0.12, "120ms"), (0.9999, "1s"), (1.5, "1.5s"), (59.9991, "1m0s")),
+        *((360, "6m0s"), (3600, "1h0m0s"), (90061.5, "25h1m1.5s")),
+    ],
+)
+def test_durations_are_written_as_go_writes_them(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@given(st.floats(0, 1e6))
+def test_what_is_written_is_what_is_read_to_the_next_millisecond(seconds: float) -> None:
+    assert seconds - 1e-6 <= parse_duration(format_duration(seconds)) <= seconds + 1e-3 + 1e-6
