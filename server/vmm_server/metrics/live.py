@@ -55,12 +55,17 @@ class LiveFigures:
         self._about = about
         self._clock = clock
         self._beats: dict[float, _Beat] = {}
-        self._window = _Window()
+        self._window = Window()
+
+    @property
+    def num_listeners(self) -> int:
+        """Now."""
+        return sum(beat.num_listeners for beat in self._beats.values())
 
     @contextmanager
     def listening(self, interval_s: float) -> Iterator["Listener"]:
         """Whoever enters hears of everything until it leaves. Raises `Overloaded` beyond `MAX_LISTENERS`."""
-        if sum(beat.num_listeners for beat in self._beats.values()) >= MAX_LISTENERS:
+        if self.num_listeners >= MAX_LISTENERS:
             raise Overloaded()
         beat = self._beats.setdefault(interval_s, _Beat(interval_s, self._figures, self._clock))
         listener = Listener(beat)
@@ -73,7 +78,7 @@ class LiveFigures:
             if not beat.num_listeners:
                 del self._beats[interval_s]
             if not self._beats:
-                self._window = _Window()
+                self._window = Window()
 
     async def _figures(self, before: Look | None) -> _Made:
         look = self._look()
@@ -142,19 +147,19 @@ class _Beat:
         return self._made.look.at_s + self._interval_s - self._clock() if self._made else 0.0
 
 
-class _Window:
+class Window:
     """Looks of the last minute, a few of them."""
 
     def __init__(self) -> None:
-        self._looks: deque[Look] = deque()
+        self.looks: deque[Look] = deque()
 
     def oldest(self, now: Look) -> Look | None:
         """The newest look that is a minute old; until there is one, the first. Keeps `now` for later."""
-        while len(self._looks) > 1 and now.at_s - self._looks[1].at_s >= WINDOW_S:
-            self._looks.popleft()
-        found = self._looks[0] if self._looks else None
-        if not self._looks or now.at_s - self._looks[-1].at_s >= _KEEP_EVERY_S:
-            self._looks.append(now)
+        while len(self.looks) > 1 and now.at_s - self.looks[1].at_s >= WINDOW_S:
+            self.looks.popleft()
+        found = self.looks[0] if self.looks else None
+        if not self.looks or now.at_s - self.looks[-1].at_s >= _KEEP_EVERY_S:
+            self.looks.append(now)
         return found
 
 
