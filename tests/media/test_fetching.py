@@ -85,7 +85,18 @@ LOCAL = [
     *("192.0.2.1", "198.18.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255"),
     *("::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "fec0::1", "ff02::1", "2001:db8::1"),
     *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "2002:7f00:1::", "2002:a00:1::"),
-    *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2001:0:102:304::f5ff:fffe"),
+    *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2001:0:102:304::f5ff:fffe", "64:ff9b::", "64:ff9b:1::7f00:1"),
+    *(
+        "::127.0.0.1",
+        "::ffff:0:127.0.0.1",
+        "::ffff:100.64.0.1",
+        "fd00:ec2::254",
+        "0.1.2.3",
+        "100::1",
+        "3fff::1",
+        "5f00::1",
+    ),
+    *("192.0.0.9", "192.88.99.1", "198.51.100.1", "203.0.113.1", "2002:c0a8:101::1", "fe80::5efe:7f00:1"),
 ]
 
 
@@ -129,6 +140,46 @@ def test_each_redirect_is_looked_at() -> None:
     resolve = resolving(a_example=[PUBLIC], b_example=["10.0.0.1"])
     with pytest.raises(InvalidRequest, match=r"b\.example is no address of the public internet"):
         fetch(Fetcher("public", resolve=resolve, transport=answering(answer)), "http://a.example/")
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://2130706433/", "http://[::ffff:127.0.0.1]/", "//0x7f.1/x", "http://0/", "https://[64:ff9b::a00:1]/"],
+)
+def test_a_redirect_to_an_address_is_looked_at_too(location: str) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        return httpx.Response(302, headers={"location": location})
+
+    first = resolving(a_example=[PUBLIC])
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        if host == "a.example":
+            return await first(host, port)
+        return [str(found[4][0]) for found in await asyncio.get_running_loop().getaddrinfo(host, port)]
+
+    with pytest.raises(InvalidRequest, match=r"no address of the public internet|cannot be fetched"):
+        fetch(Fetcher("public", resolve=resolve, transport=answering(answer)), "http://a.example/")
+    assert asked == [PUBLIC]
+
+
+def test_a_name_that_changes_its_address_is_not_looked_up_again() -> None:
+    """DNS rebinding: the first answer is public, and every other one this machine."""
+    answers = iter([[PUBLIC], ["127.0.0.1"], ["127.0.0.1"]])
+    asked: list[str] = []
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        return next(answers)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        return httpx.Response(302, headers={"location": "/again"})
+
+    with pytest.raises(InvalidRequest, match="no address of the public internet"):
+        fetch(Fetcher("public", resolve=resolve, transport=answering(answer)), "http://a.example/")
+    assert asked == [PUBLIC]
 
 
 def test_redirects_are_followed_three_times() -> None:
