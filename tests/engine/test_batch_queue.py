@@ -1,8 +1,11 @@
 """Which items go together: everything once, within the limits, fairly, with little padding."""
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmm_server.callers import Caller
 from vmm_server.engine.batch_queue import BatchLimits, BatchQueue, Waiting
 
 LIMITS = st.builds(
@@ -105,3 +108,58 @@ def test_sizes_that_are_near_go_together() -> None:
     for call, size in enumerate([10, 100, 11, 98, 12]):
         queue.add(call, [size])
     assert [[item.size for item in batch] for batch in drain(queue)] == [[10, 11, 12], [98, 100]]
+
+
+def test_one_item_does_not_wait_for_another_tenants_many_calls() -> None:
+    queue: BatchQueue[str] = BatchQueue(BatchLimits(max_items=4))
+    for number in range(200):
+        queue.add(f"many {number}", [10], Caller("many"))
+    queue.take()
+    queue.add("one", [500], Caller("one"))
+    assert "one" in [item.call for item in queue.take() + queue.take()]
+
+
+def test_shares_of_tenants_are_as_their_weights() -> None:
+    queue: BatchQueue[tuple[str, int]] = BatchQueue(BatchLimits(max_items=1))
+    weights = {"a": 1.0, "b": 2.0, "c": 3.0}
+    for name, weight in weights.items():
+        for number in range(300):
+            queue.add((name, number), [7 + number % 5], Caller(name, weight))
+    taken: Counter[str] = Counter()
+    for _ in range(400):
+        for item in queue.take():
+            taken[item.call[0]] += item.size
+    assert all(0.97 < taken[name] / taken.total() / (weight / 6) < 1.03 for name, weight in weights.items())
+
+
+def test_neighbours_of_the_batch_pay_for_it() -> None:
+    queue: BatchQueue[str] = BatchQueue(BatchLimits(max_items=2))
+    queue.add("a", [10, 10, 10], Caller("a"))
+    queue.add("b", [10, 10], Caller("b"))
+    queue.add("c", [50], Caller("c"))
+    queue.take()
+    assert [item.call for item in queue.take()] != ["c"], "whoever comes later begins level with those that wait"
+    assert "c" in [item.call for item in queue.take()]
+
+
+def test_better_priorities_go_first_and_alone() -> None:
+    queue: BatchQueue[str] = BatchQueue(BatchLimits(max_items=8))
+    queue.add("worse", [10, 10], Caller(priority=5))
+    queue.add("better", [10], Caller(priority=-5))
+    queue.add("usual", [10], Caller())
+    assert [[item.call for item in batch] for batch in drain(queue)] == [["better"], ["usual"], ["worse", "worse"]]
+
+
+@given(LIMITS, CALLS, st.data())
+def test_everything_of_everybody_is_taken(limits: BatchLimits, calls: list[list[int]], data: st.DataObject) -> None:
+    queue: BatchQueue[int] = BatchQueue(limits)
+    num_taken = 0
+    for call, sizes in enumerate(calls):
+        tenant, priority = data.draw(st.tuples(st.sampled_from("ab"), st.integers(-1, 1)))
+        queue.add(call, sizes, Caller(tenant, priority=priority))
+        if data.draw(st.booleans()):
+            num_taken += len(queue.take())
+    assert sum(claim.work for claim in queue.claims) == queue.total_size
+    num_taken += sum(map(len, drain(queue)))
+    assert num_taken == sum(map(len, calls))
+    assert (queue.claims, queue.total_size, len(queue)) == ([], 0, 0)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -10,9 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm_adapters.errors import DeviceLost, RuntimeFailed
+from vmm_server.callers import Caller, caller
 from vmm_server.engine.batch_queue import BatchLimits
 from vmm_server.engine.batcher import Batcher, BatcherOptions, BatcherStats
-from vmm_server.errors import GenerationFailed, Overloaded, PlacementFailed, ShuttingDown
+from vmm_server.errors import (
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    GenerationFailed,
+    Overloaded,
+    PlacementFailed,
+    ShuttingDown,
+)
 
 TIMEOUT_S = 10
 
@@ -201,6 +210,68 @@ def test_what_waits_is_bounded_in_size_but_a_large_call_alone_is_served() -> Non
         assert await asyncio.gather(first, large) == [[10], [400]]
 
     run(body, held=True, max_waiting_size=100)
+
+
+async def call_as(asking: Caller, batcher: Batcher[int, int], items: list[int]) -> list[int]:
+    caller.set(asking)
+    return await batcher.call(items)
+
+
+def test_the_task_that_calls_says_who_goes_first() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        first = asyncio.create_task(batcher.call([5]))
+        await runtime.is_computing()
+        many = [asyncio.create_task(call_as(Caller("many"), batcher, [20 + item])) for item in range(3)]
+        await asyncio.sleep(0)
+        one = asyncio.create_task(call_as(Caller("one"), batcher, [50]))
+        urgent = asyncio.create_task(call_as(Caller("many", priority=-1), batcher, [60]))
+        await asyncio.sleep(0)
+        runtime.permits.release(9)
+        await asyncio.gather(first, *many, one, urgent)
+        assert runtime.batches[1] == [60]
+        assert [50] in runtime.batches[2:4]
+
+    run(body, held=True, batch=BatchLimits(max_items=1))
+
+
+def test_a_call_past_its_deadline_is_not_computed() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        first = asyncio.create_task(batcher.call([5]))
+        await runtime.is_computing()
+        late = asyncio.create_task(call_as(Caller(deadline_at=time.monotonic() + 0.05), batcher, [40]))
+        await asyncio.sleep(0.1)
+        runtime.permits.release(2)
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert await first == [10]
+        assert await batcher.call([30]) == [60]
+        assert [40] not in runtime.batches
+
+    run(body, held=True)
+
+
+def test_a_call_that_would_be_late_is_refused_at_once() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        first = asyncio.create_task(batcher.call([20]))
+        await runtime.is_computing()
+        await asyncio.sleep(0.1)  # so 20 take a tenth of a second at least
+        runtime.permits.release(1)
+        await first
+        large = asyncio.create_task(call_as(Caller("large"), batcher, [5000]))
+        await runtime.is_computing()
+        waiting = asyncio.create_task(call_as(Caller("large"), batcher, [5000]))
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineUnreachable) as refused:
+            await call_as(Caller("large", deadline_at=time.monotonic() + 1), batcher, [30])
+        assert refused.value.retry_after_s >= 1
+        with pytest.raises(DeadlineExceeded):
+            await call_as(Caller(deadline_at=time.monotonic() - 1), batcher, [30])
+        runtime.permits.release(9)
+        other = asyncio.create_task(call_as(Caller("other", deadline_at=time.monotonic() + 5), batcher, [14]))
+        assert await other == [28]
+        await asyncio.gather(large, waiting)
+
+    run(body, held=True)
 
 
 def test_closing_ends_the_calls_that_wait() -> None:
