@@ -146,6 +146,8 @@ class Settings(BaseSettings):
     """How long a request waits for its model to be loaded: seconds or 5m; 0 for ever."""
     shutdown_timeout_s: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that running generations get to finish after SIGTERM."""
+    client_timeout_s: Annotated[float, Field(ge=0, le=86400), BeforeValidator(_seconds)] = 60.0
+    """Seconds that a client may keep us waiting for its request, or leave an answer unread; 0 for ever."""
     max_body_size: Annotated[ByteSize, Field(ge=2**16)] = ByteSize(64 * 2**20)
     """Size that a request's body may have, but for uploads of files: JSON, and forms with images."""
     image_urls: ImageUrls = "public"

@@ -8,10 +8,12 @@ import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 
 from vmm_server.app import WEBSOCKETS, App
+from vmm_server.cli.connections import PatientProtocol
 from vmm_server.errors import AddressInUse, SettingsError
 from vmm_server.logs import Format, configure
 
@@ -86,10 +88,11 @@ class HTTPServer(uvicorn.Server):
 
 def http_server(app: App, tls: ssl.SSLContext | None = None) -> HTTPServer:
     """uvicorn for an app, logging through `logging` alone; https with `tls`."""
+    protocol = partial(PatientProtocol, client_timeout_s=app.state.parts.settings.client_timeout_s)
     return HTTPServer(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=protocol,  # type: ignore[arg-type]
             **WEBSOCKETS,
             lifespan="on",
             log_config=None,

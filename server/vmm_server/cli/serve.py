@@ -17,6 +17,7 @@ import click
 from vmm_server import __version__
 from vmm_server.app import create_app
 from vmm_server.cli.allocator import give_back_large_blocks
+from vmm_server.cli.connections import limit_unread
 from vmm_server.cli.flags import setting_options
 from vmm_server.cli.listener import HTTPServer, bind, configure_logging, http_server, listen, url_of
 from vmm_server.cli.models import pull_model
@@ -53,6 +54,7 @@ def serve(**flags: str | None) -> None:
     give_back_large_blocks()
     tls = server_context(settings)
     with bind(settings.host, settings.port) as listener:
+        limit_unread(listener, settings.client_timeout_s)
         app = create_app(settings, read=partial(read_settings, **flags), preloads=False)
         live = app.state.parts.live_settings
         app.state.parts.reloader.on_change(lambda _: configure_logging(live.now.log_level, live.now.log_format))
@@ -110,7 +112,8 @@ def _announce(url: str, model: str | None, parts: Parts) -> None:
         question, route = {"prompt": "Why is the sky blue?"}, "/api/generate"
         if not parts.registry.resolve(model).generates:
             question, route = {"input": "Why is the sky blue?"}, "/v1/embeddings"
-        click.echo(f"try:  curl {url}{route} -d '{json.dumps({'model': model} | question)}'")
+        key = ' -H "Authorization: Bearer $VMM_API_KEY"' if parts.keys.is_required else ""
+        click.echo(f"try:  curl {url}{route}{key} -d '{json.dumps({'model': model} | question)}'")
 
 
 def _take_signals(reloader: Reloader) -> asyncio.Event:
