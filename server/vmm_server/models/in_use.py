@@ -6,13 +6,11 @@ old one leaves memory when its last lease ends, and its files go when it has lef
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Callable
-from threading import Lock
 
 from vmm_server.errors import StoreError
 from vmm_server.models.leases import LoadedModel
-from vmm_server.models.loading import LoadKey, ModelLoader, load_key
+from vmm_server.models.loading import ModelLoader, load_key
 from vmm_server.models.names import ModelName
 from vmm_server.models.ready import Ready
 from vmm_server.models.router import Placement
@@ -20,17 +18,15 @@ from vmm_server.models.store import InstalledModel, Store
 
 logger = logging.getLogger(__name__)
 
-_Held = tuple[LoadKey, Placement]
-
 
 class FilesInUse:
-    """Keeps the files of what is loaded. `load` is called from several threads, the rest on one event loop."""
+    """Keeps the files of what is loaded. `load` and `is_installed` may be called in any thread."""
 
     def __init__(self, store: Store, load: ModelLoader) -> None:
         self._store = store
         self._load = load
-        self._kept: defaultdict[_Held, list[Callable[[], None]]] = defaultdict(list)
-        self._mutex = Lock()
+        self._kept: dict[int, Callable[[], None]] = {}
+        """What frees the files, by the identity of what was made of them."""
 
     def load(self, model: InstalledModel, placement: Placement, kv_cache_bytes: int) -> Ready:
         """A `ModelLoader`: checks the files first, for a folder used in place may have changed since it was
@@ -42,18 +38,13 @@ class FilesInUse:
         except BaseException:
             free()
             raise
-        with self._mutex:
-            self._kept[load_key(model), placement].append(free)
+        self._kept[id(ready)] = free
         return ready
 
     def left(self, loaded: LoadedModel) -> None:
         """It is out of memory: its files may go, and do if no name needs them."""
-        key = load_key(loaded.model), loaded.placement
-        with self._mutex:
-            free = self._kept[key].pop()
-            if not self._kept[key]:
-                del self._kept[key]
-        asyncio.get_running_loop().run_in_executor(None, self._free, free, loaded.is_replaced)
+        free = self._kept.pop(id(loaded.ready))
+        asyncio.get_running_loop().run_in_executor(None, self._free, free, loaded.model)
 
     def is_installed(self, model: InstalledModel) -> bool:
         """Whether what is loaded for this model is what a name of today needs. Usually its own: one file to look at."""
@@ -67,9 +58,9 @@ class FilesInUse:
             logger.warning("cannot see whether %s is still installed: %s", model.name, error)
             return True
 
-    def _free(self, free: Callable[[], None], collects: bool) -> None:
+    def _free(self, free: Callable[[], None], model: InstalledModel) -> None:
         free()
-        if not collects:
+        if self.is_installed(model):
             return
         try:
             self._store.collect()
