@@ -456,6 +456,16 @@ async def test_results_wait_for_room_and_are_not_computed_again(tmp_path: Path) 
 
 
 @in_a_loop
+async def test_a_batch_that_is_over_gives_its_space_back(tmp_path: Path) -> None:
+    async with process(tmp_path) as server:
+        server.routes.answers = {str(n): [FakeReply(body=b'{"text": "%b"}' % (b"y" * 10_000))] for n in range(50)}
+        batch = await server.create(jsonl(str(n) for n in range(50)))
+        assert (await server.ended(batch)).num_bytes == 0
+        await server.files.sweep()
+    assert sum(path.stat().st_size for path in tmp_path.glob("batches.db*")) < 250_000  # noqa: ASYNC240 - of a test
+
+
+@in_a_loop
 async def test_two_processes_do_not_work_on_the_same_batches(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(process(tmp_path))

@@ -144,7 +144,10 @@ class JobStore:
 
     async def move(self, batch_id: str, allowed: Collection[str], **changes: object) -> bool:
         """Change columns of a batch, if its status is one of `allowed`. One that is over then loses its lines."""
-        return await self._database.run(lambda connection: _move(connection, batch_id, allowed, changes))
+        is_moved = await self._database.run(lambda connection: _move(connection, batch_id, allowed, changes))
+        if is_moved and changes.get("status") not in (None, *LIVE):
+            await self._database.give_back()
+        return is_moved
 
     async def add_lines(self, batch_id: str, lines: Sequence[AskedLine]) -> bool:
         """More lines of a batch; False when it is not in validation any more."""

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_MAX_IDLE_LOG_BYTES = 16 * 1024 * 1024
+"""Of the write-ahead log, once all of it is in the file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contents:
@@ -57,6 +60,11 @@ class Database:
     async def run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Do `work` in the file's thread, in the order of the calls; on a new file when this one turns out damaged."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._attempt, work)
+
+    async def give_back(self) -> None:
+        """Give space that is not used any more back to the disk."""
+        script = "PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)"
+        await self.run(lambda connection: connection.executescript(script))  # `execute` would free one page
 
     async def aclose(self) -> None:
         """Close the file. Idempotent."""
@@ -140,7 +148,9 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 def _prepare(connection: sqlite3.Connection, contents: Contents) -> None:
     """Options of a new connection, and tables in a new file; those of an older one made into today's."""
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file; an old one stays as it is
     connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA journal_size_limit = {_MAX_IDLE_LOG_BYTES}")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA secure_delete = FAST")

@@ -177,12 +177,13 @@ class FileStore:
             raise StoreError(f"{file.id} cannot be read: {error.strerror}") from error
 
     async def sweep(self) -> None:
-        """Remove what has expired, and content that a killed process left behind."""
+        """Remove what has expired, and content that a killed process left behind; give the space back."""
         now = self._clock()
         await self._remove(await self._database.run(lambda connection: _expired(connection, now)))
         names = await asyncio.to_thread(self._old_names)
         known = await self._database.run(_ids)
         await asyncio.to_thread(self._unlink, [name for name in names if name not in known])
+        await self._database.give_back()
 
     def _is_over(self, file: StoredFile) -> bool:
         return file.expires_at is not None and file.expires_at <= self._clock()
