@@ -130,6 +130,10 @@ def test_commands_send_the_key_of_the_environment(
 ) -> None:
     server, secret = guarded
     try:
+        assert server.process.stdout is not None
+        _, shown = server.process.stdout.readline(), server.process.stdout.readline()
+        assert "try:  curl" in shown
+        assert "Bearer $VMM_API_KEY" in shown
         told = run("run", "echo", "hello", "--host", server.url, code=1)
         assert "without a key" in told
         assert "hint: set VMM_API_KEY" in told
