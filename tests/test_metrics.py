@@ -108,6 +108,10 @@ def test_figures_keep_the_name_that_a_model_was_loaded_under(installed: Any, wit
         (loaded,) = parts.pool.loaded()
         loaded.model = replace(loaded.model, name="other:latest")
         assert [*parts.metrics.figures().values["vmm_tokens_generated"]] == [ECHO]
+        await parts.inference.unload("echo")
+        figures = parts.metrics.figures()
+        assert [*figures.values["vmm_tokens_generated"]] == [ECHO]
+        assert figures.values["vmm_unloads"] == {(*ECHO, "asked"): 1}
 
     installed()
     with_parts(body)
