@@ -76,7 +76,7 @@ def real_server(tmp_path: Path, smollm2: InstalledModel, no_environment: None) -
 def test_shares_of_keys_are_as_their_weights_with_a_real_model(tmp_path: Path, request: Any) -> None:
     secrets = secrets_in(tmp_path / "home")
     server: LiveServer = request.getfixturevalue("real_server")
-    shares = asyncio.run(saturate(server, "smollm2:135m", secrets, 2500, [8] * 12))
+    shares = asyncio.run(saturate(server, "smollm2:135m", secrets, 1500, [8] * 12))
     assert all(0.9 < share < 1.1 for share in shares.values()), shares
 
 
