@@ -146,7 +146,8 @@ def test_a_message_that_cannot_be_read_names_its_field(
     with opened(live_server) as socket:
         socket.send(message)
         (error,), done = answer(socket)
-        assert (error["error"]["param"], done) == (param, {"type": "done", "status": 400, "headers": {}})
+        headers = {"x-should-retry": "false"}
+        assert (error["error"]["param"], done) == (param, {"type": "done", "status": 400, "headers": headers})
         send(socket, CHAT)
         assert content(answer(socket)[0]) == "one two three"
 
@@ -186,6 +187,19 @@ def test_a_request_is_cancelled_and_the_others_go_on(start_server: StartServer, 
         assert ends == {"a": 499, "b": 200}
         send(socket, {"id": "a", **CHAT})
         assert answer(socket)[1]["status"] == 200
+
+
+def test_a_request_that_is_cancelled_at_once_ends_too(live_server: LiveServer) -> None:
+    with opened(live_server) as socket:
+        for index in range(20):
+            send(socket, {"id": str(index), "endpoint": "/v1/completions", "body": ENDLESS})
+            send(socket, {"cancel": str(index)})
+        ends = set()
+        while len(ends) < 20:
+            message = received(socket)
+            if message.get("type") == "done":
+                assert message["status"] == 499
+                ends.add(message["id"])
 
 
 def test_closing_the_connection_cancels_all(start_server: StartServer) -> None:

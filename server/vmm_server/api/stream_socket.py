@@ -18,7 +18,7 @@ from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
 
 from vmm_server.admission import Admission
-from vmm_server.api.errors import openai_body, report, status_of
+from vmm_server.api.errors import headers_of, openai_body, report, status_of
 from vmm_server.api.requester import Requester, Streamed
 from vmm_server.callers import Caller, caller
 from vmm_server.errors import InvalidRequest, Overloaded, Unauthenticated, VMMError
@@ -136,32 +136,40 @@ class _Session:
             await self._fail(asked.id, Overloaded())
         else:
             self._tasks[asked.id] = asyncio.create_task(self._answer(asked))
+            await asyncio.sleep(0)  # a task that is cancelled before it begins would say nothing
 
     async def _answer(self, asked: Asked) -> None:
         """Every request has its events, and then a `done`, whatever happens on the way."""
         status, headers = CANCELLED, dict[str, str]()
         try:
-            with self._admit():
-                async with self._requester.open(asked.endpoint, asked.body, _asking(asked)) as streamed:
-                    async for event in _events(streamed):
-                        await self._send(_event(asked.id, event))
-                    status, headers = streamed.status, dict(streamed.headers)
+            status, headers = await self._stream(asked)
         except asyncio.CancelledError:
             if self._is_over:
                 raise
         except (WebSocketDisconnect, OSError):
             return
+        finally:
+            del self._tasks[asked.id]
+        await self._send(_done(asked.id, status, headers))
+
+    async def _stream(self, asked: Asked) -> tuple[int, dict[str, str]]:
+        """Send the events; returns the status and the headers of the response that they are of."""
+        try:
+            with self._admit():
+                async with self._requester.open(asked.endpoint, asked.body, _asking(asked)) as streamed:
+                    async for event in _events(streamed):
+                        await self._send(_event(asked.id, event))
+                    return streamed.status, dict(streamed.headers)
+        except (WebSocketDisconnect, OSError):
+            raise
         except Exception as error:  # noqa: BLE001 - told to the client, and to the log where it is ours
             report(error)
-            status = status_of(error)
             await self._send(_event(asked.id, msgspec.json.encode(openai_body(error))))
-        finally:
-            self._tasks.pop(asked.id, None)
-        await self._send(_done(asked.id, status, headers))
+            return status_of(error), headers_of(error)
 
     async def _fail(self, request_id: str | None, error: VMMError) -> None:
         await self._send(_event(request_id, msgspec.json.encode(openai_body(error))))
-        await self._send(_done(request_id, status_of(error), {}))
+        await self._send(_done(request_id, status_of(error), headers_of(error)))
 
     async def _send(self, text: bytes) -> None:
         async with self._sending:  # one waits for a slow reader, and the others for that one
