@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from vmm_server.batch_lines import AskedLine, ResultLine, TokenUsage
 from vmm_server.batch_store import Batch, JobStore, open_database
 from vmm_server.batches import Batches, NewBatch
 from vmm_server.callers import BATCH_PRIORITY, Caller
@@ -367,6 +368,32 @@ async def test_lines_that_were_under_way_when_a_process_died_run_alone_and_not_f
         (error,) = await server.lines(over.error_file_id)
         assert (error["custom_id"], error["error"]["code"]) == ("7", "server_error")
         assert len(await server.lines(over.output_file_id)) == over.num_completed == 9
+
+
+@in_a_loop
+async def test_a_line_has_one_result_whoever_brings_more(tmp_path: Path) -> None:
+    database = open_database(tmp_path / "batches.db")
+    jobs = JobStore(database, max_bytes=MAX_BYTES)
+    batch = Batch("batch_1", "", "validating", CHAT, "file-1", "24h", None, None, created_at=1, expires_at=2)
+    await jobs.add(batch, max_live=1)
+    assert await jobs.add_lines(batch.id, [AskedLine(1, "a", "m", b"{}"), AskedLine(2, "b", "m", b"{}")])
+    assert await jobs.begin_line(batch.id) is None  # it is not validated yet
+    await jobs.move(batch.id, ("validating",), status="in_progress", num_lines=2)
+    first, second = await jobs.begin_line(batch.id), await jobs.begin_line(batch.id)
+    assert first is not None
+    assert second is not None
+    assert await jobs.begin_line(batch.id) is None
+    for text in (b"one", b"two"):
+        await jobs.finish_line(batch.id, 1, ResultLine(text, False, TokenUsage(5, 0, 1, 0)))
+    await jobs.put_back(batch.id)
+    await jobs.finish_line(batch.id, 2, ResultLine(b"late", True, TokenUsage()))
+    found = await jobs.get(batch.id)
+    assert (found.num_completed, found.num_failed, found.input_tokens) == (1, 0, 5)
+    assert await jobs.results(batch.id, failed=False, after=0, limit=9) == [(1, b"one")]
+    assert await jobs.results(batch.id, failed=True, after=0, limit=9) == []
+    assert await jobs.unfinished(batch.id, after=0, limit=9) == [(2, "b")]
+    assert not await jobs.add_lines(batch.id, [AskedLine(3, "c", "m", b"{}")])
+    await database.aclose()
 
 
 @in_a_loop
