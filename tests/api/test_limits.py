@@ -129,3 +129,16 @@ def test_texts_that_are_embedded_are_bounded_together(encoder_server: Any, body:
     refused = encoder_server.client.post("/v1/embeddings", json=body | {"model": "words", "truncate": True})
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == f"input: {9 * 2**20} characters in all, the limit is {MAX_CHARACTERS}"
+
+
+@pytest.mark.parametrize("path", ["/v1/vision/zero-shot", "/v1/vision/embed", "/v1/vision/search", "/v1/vision/detect"])
+@pytest.mark.parametrize("text", ["[" * 5_000, "[" * 100_000 + "]" * 100_000, "[NaN]", '["\\ud800"]'])
+def test_json_within_a_text_is_no_failure_however_deep(live_server: Any, path: str, text: str) -> None:
+    """Found by fuzzing: fields of forms hold arrays as JSON, and bodies may say the same."""
+    fields = {"model": "echo", "labels": text, "texts": text, "images": text, "classes": text, "query": text}
+    for response in (
+        live_server.client.post(path, json=fields),
+        live_server.client.post(path, files={"x": ""}, data=fields),
+    ):
+        assert response.status_code == 400
+        assert response.json()["error"]["message"]

@@ -1,9 +1,9 @@
 """Bodies of `/v1/vision`, as JSON or as a form's fields."""
 
-import json
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
+from pydantic_core import from_json
 
 from vmm_server.api.body import Duration, Integer, Wire
 from vmm_server.api.placement import PlacementFields
@@ -20,7 +20,7 @@ def _listed(value: object) -> object:
     """One or many; in a form, where there are no arrays, also JSON's."""
     if isinstance(value, str) and value.startswith("["):
         try:
-            value = json.loads(value)
+            value = from_json(value)
         except ValueError:
             return [value]
     return value if isinstance(value, list) else [value]
