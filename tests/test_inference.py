@@ -19,10 +19,12 @@ from vmm_server.errors import (
 )
 from vmm_server.inference import Inference
 from vmm_server.models.loading import load_model
+from vmm_server.models.names import ModelName
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.router import Placement
+from vmm_server.models.store import Store
 from vmm_server.parts import Parts
-from vmm_server.requests import ChatPrompt, GenerateRequest, Message, TextPrompt
+from vmm_server.requests import ChatPrompt, GenerateRequest, KeepAlive, Message, TextPrompt
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
 
@@ -276,6 +278,19 @@ def test_the_last_delta_says_why(installed: Any, with_parts: Any) -> None:
             deltas = [delta async for delta in completion]
         assert deltas[-1].finish_reason is FinishReason.STOP
         assert sum(delta.finish_reason is not None for delta in deltas) == 1
+
+    installed()
+    with_parts(body)
+
+
+def test_an_idle_model_that_another_process_replaces_leaves(installed: Any, with_parts: Any) -> None:
+    async def body(parts: Parts) -> None:
+        await parts.inference.load("echo", KeepAlive(None))
+        Store(parts.settings.store_dir).remove(ModelName.parse("echo"))
+        unloading = asyncio.create_task(parts.pool.run(look_every_s=0.01))
+        while parts.pool.loaded():
+            await asyncio.sleep(0.01)
+        unloading.cancel()
 
     installed()
     with_parts(body)

@@ -40,6 +40,9 @@ from vmm_server.settings import SettingsSource
 
 logger = logging.getLogger(__name__)
 
+LOOK_EVERY_S = 5.0
+"""How often it is looked whether models that nobody uses are still installed."""
+
 Held = TypeVar("Held")
 _ANY_WORK = Work()
 
@@ -195,15 +198,18 @@ class ModelPool:
         await self._residents.gone()
         return pause
 
-    async def run(self) -> None:
-        """Unload idle models as they expire, until cancelled. The app's lifespan owns this task."""
+    async def run(self, look_every_s: float = LOOK_EVERY_S) -> None:
+        """Unload idle models as they expire, or are no longer installed, until cancelled. The app's lifespan owns this
+        task."""
         while True:
             self._residents.changed.clear()
             pause = self._residents.expire()
+            if self._residents.loaded:  # other processes tell nobody what they do to the store
+                pause = look_every_s if pause is None else min(pause, look_every_s)
             try:
                 await asyncio.wait_for(self._residents.changed.wait(), pause)
             except TimeoutError:
-                continue
+                self._residents.find_replaced()
 
     async def aclose(self) -> None:
         """Unload everything; generations still running are aborted. Later `acquire`s raise `ShuttingDown`."""
