@@ -215,7 +215,7 @@ class _FormReader:
                 if len(self._files) == self._limits.max_files:
                     count = f"{self._limits.max_files} file" + "s" * (self._limits.max_files > 1)
                     raise InvalidRequest(f"{event.name}: more than {count} in a request", param=event.name)
-                folder = self._limits.spool_dir
+                folder = None if self._limits.spool_dir is None else str(self._limits.spool_dir)
                 self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=folder)  # noqa: SIM115 - until it is closed
         elif event is not None:
             self._count(len(event))
