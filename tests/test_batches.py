@@ -361,7 +361,13 @@ async def test_lines_that_were_under_way_when_a_process_died_run_alone_and_not_f
         database.execute("UPDATE lines SET state = 1, starts = 1 WHERE custom_id IN ('3', '4')")
         database.execute("UPDATE lines SET state = 1, starts = 3 WHERE custom_id = '7'")
     routes = FakeRoutes()
+    routes.gate = asyncio.Event()
     async with process(tmp_path, routes=routes) as server:
+        await routes.has_come.wait()
+        for _ in range(10):
+            await server.jobs.get(batch.id)
+        assert routes.asked == ["3"]
+        routes.gate.set()
         over = await server.ended(batch)
         assert routes.asked[:2] == ["3", "4"]
         assert "7" not in routes.asked

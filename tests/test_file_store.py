@@ -112,6 +112,23 @@ async def test_files_together_have_so_much_room(tmp_path: Path) -> None:
 
 
 @in_a_loop
+async def test_an_upload_that_is_too_large_is_not_read_to_its_end(tmp_path: Path) -> None:
+    num_read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal num_read
+        while num_read < 1000:
+            num_read += 1
+            yield b"xxxx"
+
+    async with opened(tmp_path, max_bytes=10) as store:
+        with pytest.raises(StoreError):
+            await store.put(NewFile("", "a", "batch"), endless())
+        assert num_read == 3
+        assert names(store) == []
+
+
+@in_a_loop
 async def test_uploads_at_the_same_time_do_not_pass_the_bound_together(tmp_path: Path) -> None:
     async with opened(tmp_path, max_bytes=10) as store:
         tries = await asyncio.gather(*(put(store, b"x" * 6) for _ in range(4)), return_exceptions=True)
