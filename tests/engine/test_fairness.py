@@ -259,12 +259,30 @@ def test_a_worse_prompt_waits_for_a_better_one_but_not_for_answers() -> None:
     assert shape(bench.step()) == [(better, 1), (worse, 20)]
 
 
-def test_steps_in_the_background_are_short() -> None:
-    bench = Bench(max_batched_tokens=64, num_blocks=64, background_tokens=8)
+def test_steps_in_the_background_are_short_while_there_is_something_urgent_now_and_then() -> None:
+    bench = Bench(max_batched_tokens=64, num_blocks=64, max_sequences=8, background_tokens=8)
+    undisturbed = bench.add("v" * 20, 2, priority=1)
+    assert shape(bench.step()) == [(undisturbed, 20)]
+    bench.drain()
+    bench.add("b", 1)
+    bench.drain()
     worse = bench.add("w" * 20, 2, priority=1)
     assert [shape(bench.step()) for _ in range(3)] == [[(worse, 8)], [(worse, 8)], [(worse, 4)]]
     better = bench.add("b" * 40, 2)
     assert shape(bench.step()) == [(better, 40)]
+
+
+def test_answers_and_prompts_in_the_background_go_on_in_turns() -> None:
+    bench = Bench(max_batched_tokens=64, num_blocks=64, max_sequences=8, background_tokens=2)
+    first, second, third = decoding(bench, "abc", priority=1)
+    bench.add("b", 1)
+    bench.step()
+    prompt = bench.add("w" * 8, 2, priority=1)
+    steps = [shape(bench.step()) for _ in range(5)]
+    answers = [step for step in steps if step[0][0] is not prompt]
+    assert [step for step in steps if step not in answers] == [[(prompt, 4)], [(prompt, 4)]]
+    assert [len(step) for step in answers] == [2, 2, 2]
+    assert {first, second, third} <= {*dict(answers[0]), *dict(answers[1])}, "whoever waited longest is next"
 
 
 def arrivals(random: Random) -> Iterator[bool]:

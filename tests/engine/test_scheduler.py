@@ -360,7 +360,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence in decoding:
             stalled = sequence.num_computed_tokens == 4 * len(sequence.block_table) and not self.pool.num_free
             preempted = sequence.status is SequenceStatus.PREEMPTED or sequence.num_computed_tokens == 0
-            sits_out = any(prompt.priority < sequence.priority for prompt in prompts)
+            sits_out = sequence.priority > 0 or any(prompt.priority < sequence.priority for prompt in prompts)
             assert sequence in step.sequences or stalled or preempted or sits_out, "a decode starves"
         self._check_nothing_is_idle(step)
         self.bench.compute(step)

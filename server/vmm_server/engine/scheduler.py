@@ -13,6 +13,9 @@ from vmm_server.engine.step import Step, StepBuilder
 from vmm_server.engine.turns import Turns
 
 _by_rank = attrgetter("rank")
+_by_last_step = attrgetter("last_step")
+_UNDISTURBED = 1000
+"""Steps after which background work is not expected to be disturbed again."""
 
 
 Drafter = Callable[[List[Sequence], int], Mapping[Sequence, List[int]]]
@@ -28,8 +31,9 @@ class Scheduler:
     of `Sequence.turn`: the tenant that got least is next (`turns`).
 
     The best priority is served first. While it has prompts to compute, whatever is worse sits the step out, so that an
-    urgent request waits for one step of others at most; and so that this one is short, prompts of priorities above 0
-    have `background_tokens` in a step.
+    urgent request waits for one step of others at most. So that this one is short, priorities above 0 are background:
+    as long as there was something else lately, they have `background_tokens` that decode in a step, in turns, or as
+    much of a prompt, at least a block.
 
     When blocks run out, the running sequence with the highest rank (lowest priority, youngest) is preempted: it gives
     its blocks back and waits to be computed again, which costs little while they stay cached. Rank is told by arrival
@@ -59,12 +63,16 @@ class Scheduler:
         self.max_batched_tokens = max_batched_tokens
         self.max_scores = max_batched_tokens if max_scores is None else max(1, max_scores)
         self.max_sequences = min(max_sequences, max_batched_tokens)  # a token in each step for each of them
-        self.background_tokens = max(background_tokens or max_batched_tokens, pool.block_size)
+        self.background_tokens = background_tokens or max_batched_tokens
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preempted = 0
         self._turns = Turns()
         self._arrivals = count(1)
+        self._num_steps = 0
+        self._num_undisturbed = _UNDISTURBED
+        """Steps since the last one with something urgent."""
+        self._prompts_are_next = False
 
     @property
     def has_work(self) -> bool:
@@ -87,7 +95,10 @@ class Scheduler:
     def schedule(self, drafter: Drafter | None = None) -> Step:
         """Choose the next step. It is empty only when there is no work."""
         step = StepBuilder(self.max_batched_tokens, self.max_scores)
-        for priority in self._turns.priorities:
+        priorities = self._turns.priorities
+        self._num_steps += 1
+        self._num_undisturbed = 0 if priorities and priorities[0] <= 0 else self._num_undisturbed + 1
+        for priority in priorities:
             self._serve(priority, step)
             if step.has_prompts:
                 break  # what is worse sits out
@@ -142,13 +153,37 @@ class Scheduler:
         for sequence in self.running:
             if sequence.priority == priority:
                 (decoding if sequence.num_pending_tokens == 1 else catching_up).append(sequence)
+        self._turns.sort(catching_up)
+        if priority > 0 and self._num_undisturbed < _UNDISTURBED:
+            self._serve_background(priority, decoding, deque(catching_up), step)
+        else:
+            self._serve_decodes(decoding, step)
+            self._serve_prompts(priority, deque(catching_up), step)
+
+    def _serve_background(
+        self, priority: int, decoding: list[Sequence], catching_up: deque[Sequence], step: StepBuilder
+    ) -> None:
+        """Some of those that decode, whoever waited longest, or a piece of a prompt: by turns where there is both."""
+        budget = step.budget
+        self._prompts_are_next = not self._prompts_are_next
+        for is_prompt in (self._prompts_are_next, not self._prompts_are_next):
+            if is_prompt:
+                step.budget = min(budget, max(self.background_tokens, self.pool.block_size))
+                self._serve_prompts(priority, catching_up, step)
+                if step.has_prompts:
+                    break
+                step.budget = budget
+            else:
+                decoding.sort(key=_by_last_step)
+                self._serve_decodes(decoding[: self.background_tokens], step)
+                if step.budget < budget:
+                    break
+
+    def _serve_decodes(self, decoding: list[Sequence], step: StepBuilder) -> None:
         for sequence in decoding:
             if step.budget > 0 and sequence.is_running:  # not preempted for one before it
+                sequence.last_step = self._num_steps
                 self._advance(sequence, step)
-        if priority > 0:
-            step.budget = min(step.budget, self.background_tokens)
-        self._turns.sort(catching_up)
-        self._serve_prompts(priority, deque(catching_up), step)
 
     def _serve_prompts(self, priority: int, catching_up: deque[Sequence], step: StepBuilder) -> None:
         """Go on with prompts and begin new ones, whoever's turn it is, until the budget is used up."""

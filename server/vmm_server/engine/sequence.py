@@ -103,6 +103,8 @@ class Sequence:
         """First tokens that its tenant was charged for, or found computed: none is paid twice."""
         self.num_expected_tokens = 0
         """Of the answer, guessed and not computed yet; its tenant's account has them."""
+        self.last_step = 0
+        """The number of the last step in which it decoded."""
         self.num_preemptions = 0
         self.num_drafted_tokens = 0
         """Guessed and computed."""
