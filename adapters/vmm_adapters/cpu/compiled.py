@@ -36,7 +36,13 @@ def compile_kept(function: Any, arguments: Iterable[Any], folder: Path | None) -
             finally:
                 config.CACHE_DIR = before
         with install_listener("numba:compile", _Announcer()):
-            function.compile(tuple(typeof(argument) for argument in arguments))
+            signature = tuple(typeof(argument) for argument in arguments)
+            try:
+                function.compile(signature)
+            except OSError as error:  # a full disk: what is compiled is of use all the same
+                if signature not in function.overloads:
+                    raise
+                logger.warning("compiled kernels are not kept: %s", error)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Each takes 64-bit words and one float32 at the end, and returns nothing. What is
 and a version of this code, and read from there the next time.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from hashlib import sha256
@@ -23,6 +24,8 @@ from vmm_adapters.cpu.isa import InstructionSet, Target, host
 from vmm_adapters.cpu.numerics import NUM_SOURCES
 from vmm_adapters.cpu.panels import FORMS, emit_panel
 from vmm_adapters.errors import RuntimeFailed
+
+logger = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8)
 """Rows that a kernel computes at a time; what lies between takes the next greater one."""
@@ -148,11 +151,21 @@ def _read_or_compile(
     if path.is_file():
         return path.read_bytes()
     compiled = _compile(isa, target, places)
+    try:
+        _keep(compiled, path)
+    except OSError as error:  # a full disk: what is compiled is of use all the same
+        logger.warning("compiled kernels are not kept: %s", error)
+    return compiled
+
+
+def _keep(compiled: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{np.random.default_rng().integers(1 << 62)}.part")
-    part.write_bytes(compiled)
-    part.replace(path)
-    return compiled
+    try:
+        part.write_bytes(compiled)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def machine_name(target: Target | None = None) -> str:

@@ -1,8 +1,10 @@
 """Lines typed at a terminal: editing, a history in a file, pasted text with its line ends, an editor on Ctrl-G."""
 
+import os
 from pathlib import Path
 from typing import Protocol
 
+import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory
@@ -55,3 +57,13 @@ class _History(FileHistory):
     def append_string(self, string: str) -> None:
         if self._reader.keeps_history:
             super().append_string(string)
+
+    def store_string(self, string: str) -> None:
+        """Write a line, whole or not at all: a full disk ends no chat."""
+        size = os.path.getsize(self.filename)
+        try:
+            super().store_string(string)
+        except OSError as error:
+            self._reader.keeps_history = False
+            os.truncate(self.filename, size)
+            click.echo(f"what is typed is not kept from now on: {error}", err=True)
