@@ -17,7 +17,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 if sys.platform != "win32":
     import resource
 
-MAX_CPU_S = 5
+MAX_CPU_S = 3
 """Seconds of processor time for one grammar."""
 MAX_MEMORY_BYTES = 1024**3
 """Address space for one grammar, its stack included."""
