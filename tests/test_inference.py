@@ -288,7 +288,7 @@ def test_an_idle_model_that_another_process_replaces_leaves(installed: Any, with
         await parts.inference.load("echo", KeepAlive(None))
         Store(parts.settings.store_dir).remove(ModelName.parse("echo"))
         unloading = asyncio.create_task(parts.pool.run(look_every_s=0.01))
-        while parts.pool.loaded():
+        while parts.pool.loaded():  # noqa: ASYNC110 - it leaves by itself
             await asyncio.sleep(0.01)
         unloading.cancel()
 

@@ -207,7 +207,8 @@ class ModelPool:
             if self._residents.loaded:  # other processes tell nobody what they do to the store
                 pause = look_every_s if pause is None else min(pause, look_every_s)
             try:
-                await asyncio.wait_for(self._residents.changed.wait(), pause)
+                async with asyncio.timeout(pause):  # `wait_for` may swallow that it is cancelled
+                    await self._residents.changed.wait()
             except TimeoutError:
                 self._residents.find_replaced()
 
