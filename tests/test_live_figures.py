@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmm_server.errors import Overloaded
@@ -46,7 +46,7 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
         await asyncio.wait_for(work(), WAIT_S)
 
-    asyncio.run(bounded())
+    asyncio.run(bounded(), debug=True)  # which tells of a loop that is called from another thread
 
 
 async def figures(listener: Listener) -> Any:
@@ -116,6 +116,19 @@ def test_one_who_is_late_alone_gets_figures_of_now(house: House) -> None:
     run(body)
 
 
+def test_one_who_is_late_does_not_get_what_is_old(house: House) -> None:
+    async def body() -> None:
+        with house.live.listening(1.0) as late:
+            with house.live.listening(1.0) as quick:
+                await asyncio.gather(quick.next(), late.next())
+                house.now += 1.0
+                await quick.next()
+            house.now += 30.0
+            assert (await figures(late))["interval_s"] == 30.0
+
+    run(body)
+
+
 def test_nothing_is_kept_when_nobody_listens(house: House) -> None:
     async def body() -> None:
         for _ in range(2):
@@ -151,10 +164,14 @@ def test_a_model_that_comes_is_told_at_once_from_any_thread(house: House) -> Non
             waiting = asyncio.create_task(listener.next())
             await asyncio.to_thread(house.events.tell, ModelEvent("loaded", ECHO, seconds=1.5))
             told = json.loads(await waiting)
-        assert told.pop("time").endswith("Z")
-        place = {"model": "echo:latest", "backend": "echo", "device": "CPU", "variant": ""}
-        assert told == {"type": "loaded", **place, "reason": None, "seconds": 1.5}
-        assert house.num_looks == 1
+            assert told.pop("time").endswith("Z")
+            place = {"model": "echo:latest", "backend": "echo", "device": "CPU", "variant": ""}
+            assert told == {"type": "loaded", **place, "reason": None, "seconds": 1.5}
+            waiting = asyncio.create_task(listener.next())
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert house.num_looks == 1  # figures have their time
+            waiting.cancel()
 
     run(body)
 
@@ -188,7 +205,8 @@ def test_a_look_that_fails_is_told_to_each_who_listens(house: House) -> None:
     run(body)
 
 
-@given(st.lists(st.floats(0.01, 90.0), max_size=200))
+@given(st.lists(st.floats(0.01, 90.0) | st.floats(0.01, 2.0), max_size=200))
+@example([0.2] * 400)
 def test_the_window_is_the_last_minute_in_few_looks(pauses: list[float]) -> None:
     window, now, looks = Window(), 0.0, [0.0]
     assert window.oldest(Look(0.0, Figures(), None)) is None
