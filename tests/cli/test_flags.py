@@ -64,6 +64,17 @@ VALUES = {
     "card_dirs": f"/a{os.pathsep}/b",
     "ollama_version": "9.9.9",
     "log_level": "debug",
+    "allow_anonymous": "true",
+    "keys_file": "/keys.toml",
+    "tls_certificate": "/server.pem",
+    "tls_key": "/server.key",
+    "max_pending": "9",
+    "client_timeout_s": "30",
+    "max_body_size": "9MB",
+    "file_store_size": "8MB",
+    "log_format": "json",
+    "log_prompts": "true",
+    "otlp_endpoint": "http://localhost:4318",
 }
 
 
