@@ -23,7 +23,7 @@ from vmm_server.prompt.turns import Turn, TurnWriter, tool_schemas
 from vmm_server.requests import Message, Tool
 
 MAX_SOURCE = 2**18
-"""Characters a template may have; the longest of today's have about 20,000. As many of the worst take 2 s to compile."""
+"""Characters a template may have; the longest of today's have about 20,000. The worst of this length compile in 2 s."""
 
 _END_OF_MESSAGE = "\ue000end-of-final-message\ue001"  # private-use characters: no template writes them
 _PARTS = re.compile(r"""\bfor\s+\w+\s+in\s+\w+(\.|\[['"])content\b""")
