@@ -49,7 +49,9 @@ class Server:
         async def is_one(request: Request[Any, Any, Any]) -> dict[str, bool]:
             return {"form": is_form(request)}
 
-        self.app = Litestar([read, is_one], exception_handlers={Exception: respond}, openapi_config=None)
+        self.app = Litestar(
+            [read, is_one], exception_handlers={Exception: respond}, openapi_config=None, logging_config=None
+        )
 
     def answer(self, form: Form) -> ASGIApp:
         self.forms.append(form)
