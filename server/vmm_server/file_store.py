@@ -102,6 +102,7 @@ class FileStore:
         self._max_bytes = max_bytes
         self._clock = clock or LateClock()
         self._wall = wall
+        self._late = LateClock()  # what is being written is nobody's leftover, however the clock jumps
         self._arriving_bytes = 0
 
     async def put(self, new: NewFile, chunks: AsyncIterator[bytes]) -> StoredFile:
@@ -199,7 +200,7 @@ class FileStore:
     def _old_names(self) -> list[str]:
         if not self.folder.is_dir():
             return []
-        newest = time.time() - _LEFT_BEHIND_S
+        newest = self._late() - _LEFT_BEHIND_S
         return [entry.name for entry in os.scandir(self.folder) if entry.stat().st_mtime < newest]
 
     def _unlink(self, names: Sequence[str]) -> None:

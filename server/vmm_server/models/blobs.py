@@ -31,12 +31,17 @@ def is_unfinished(path: Path) -> bool:
     return _UNFINISHED.fullmatch(path.name) is not None
 
 
-async def receive(chunks: AsyncIterable[bytes], folder: Path, digest: str) -> Path:
-    """Write what comes to a file of its own in `folder`, durably; returns its path, for the caller to rename.
+def unfinished_name(digest: str) -> str:
+    """A new one, of a file that `receive` is to write."""
+    return f"sha256-{digest}.{secrets.token_hex(8)}.partial"
+
+
+async def receive(chunks: AsyncIterable[bytes], aside: Path, digest: str) -> None:
+    """Write what comes to a new file, durably, for the caller to rename.
 
     Nothing is left when it raises: `DigestMismatch`, `StoreError`, or what `chunks` raises.
     """
-    aside = folder / f"sha256-{digest}.{secrets.token_hex(8)}.partial"
+    folder = aside.parent
     hasher = hashlib.sha256()
     with store_errors("keep an upload", folder):
         file = aside.open("xb")
@@ -53,6 +58,13 @@ async def receive(chunks: AsyncIterable[bytes], folder: Path, digest: str) -> Pa
             file.flush()
             os.fsync(file.fileno())
 
+    def leave() -> None:
+        with suppress(OSError):  # of what could not be written, which has been told
+            file.close()
+        if not kept:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+
     kept = False
     try:
         async for piece in _pieces(chunks):
@@ -60,12 +72,7 @@ async def receive(chunks: AsyncIterable[bytes], folder: Path, digest: str) -> Pa
         await asyncio.to_thread(finish)
         kept = True
     finally:
-        with suppress(OSError):  # of what could not be written, which has been told
-            file.close()
-        if not kept:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
-    return aside
+        leave()
 
 
 async def _pieces(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmm_server.errors import InvalidRequest, ModelLoadFailed, ModelNotFound, StoreError
-from vmm_server.models.blobs import is_unfinished, parse_digest, receive
+from vmm_server.models.blobs import is_unfinished, parse_digest, receive, unfinished_name
 from vmm_server.models.disk import FreeBytes, delete_folder, format_bytes, free_bytes, store_errors, sync_folder
 from vmm_server.models.locks import Locks
 from vmm_server.models.manifests import FileState, InstalledModel, Manifest, Manifests, UnreadableManifest, Variant
@@ -248,14 +248,23 @@ class Store:
         self.prepare()
         if size_bytes is not None:
             self.ensure_free(size_bytes, f"sha256:{digest}")
-        aside = await receive(chunks, self.blobs_dir, digest)
+        aside = self.blobs_dir / unfinished_name(digest)
+
+        def begin() -> Callable[[], None]:
+            with store_errors("keep an upload", self.root):
+                return self._locks.keep([aside.name])
 
         def publish() -> None:
             with store_errors("keep an upload", self.root), self._locks.moment():
                 aside.replace(self.blob(digest))
                 sync_folder(self.blobs_dir)
 
-        await asyncio.to_thread(publish)
+        let_go = await asyncio.to_thread(begin)  # until then it is nobody's leftover, whatever the clock says
+        try:
+            await receive(chunks, aside, digest)
+            await asyncio.to_thread(publish)
+        finally:
+            let_go()
         return True
 
     def release_blob(self, digest: str) -> None:
