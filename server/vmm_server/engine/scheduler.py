@@ -175,13 +175,17 @@ class Scheduler:
                 step.budget = budget
             else:
                 decoding.sort(key=_by_last_step)
-                self._serve_decodes(decoding[: self.background_tokens], step)
+                self._serve_decodes(decoding, step, self.background_tokens)
                 if step.budget < budget:
                     break
 
-    def _serve_decodes(self, decoding: list[Sequence], step: StepBuilder) -> None:
+    def _serve_decodes(self, decoding: list[Sequence], step: StepBuilder, most: int | None = None) -> None:
+        """`most` of them; one that has no block leaves its turn to the next."""
+        end = 0 if most is None else step.budget - most
         for sequence in decoding:
-            if step.budget > 0 and sequence.is_running:  # not preempted for one before it
+            if step.budget <= max(0, end):
+                break
+            if sequence.is_running:  # not preempted for one before it
                 sequence.last_step = self._num_steps
                 self._advance(sequence, step)
 
