@@ -123,6 +123,9 @@ def load_model(
         return load_encoder(model, placement, settings)
     except AdapterError as error:
         raise ModelLoadFailed(f"cannot load {model.name!r} on {placement}: {error.message}", hint=error.hint) from error
+    except MemoryError as error:  # outside a runtime
+        hint = "lower memory_budget, or unload another model"
+        raise ModelLoadFailed(f"cannot load {model.name!r} on {placement}: out of memory", hint=hint) from error
 
 
 def _load_text(
