@@ -34,6 +34,8 @@ OPEN = 16
 """Requests that a tenant always has open: more than all places."""
 BATCH_OPEN = 80
 WARM_UP_S = 5.0
+NEW_TOKENS = 16
+"""Of an urgent answer: so many that its first chunk is not its last."""
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "on", "be", "by", "at", "this"]
 """A token each."""
 KV_BYTES = 512 << 20
@@ -109,11 +111,11 @@ async def shares(clients: dict[str, Client], seconds: float) -> list[list[str]]:
 async def first_tokens(client: Client, num_requests: int, prompt_tokens: int) -> list[float]:
     """Times to the first token of requests at random moments, one after the other."""
     rng = np.random.default_rng(prompt_tokens)
-    await client.ask(rng, prompt_tokens, 4)
+    await client.ask(rng, prompt_tokens, NEW_TOKENS)
     times = []
     for _ in range(num_requests):
         await asyncio.sleep(float(rng.uniform(0.05, 0.25)))
-        times.append(await client.ask(rng, prompt_tokens, 4))
+        times.append(await client.ask(rng, prompt_tokens, NEW_TOKENS))
     return times
 
 
