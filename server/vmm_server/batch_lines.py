@@ -4,7 +4,7 @@
 {"id": "batch_req_…", "custom_id": "a", "response": {"status_code": 200, "request_id": "…", "body": {…}}, "error": null}
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -152,7 +152,7 @@ def unanswered(request_id: str, custom_id: str, code: str, message: str) -> Resu
     return ResultLine(_one_line(line), True, TokenUsage())
 
 
-def _one_line(line: dict[str, object]) -> bytes:
+def _one_line(line: Mapping[str, object]) -> bytes:
     """JSON that is one line for everybody: Python's `splitlines` also ends lines at NEL, U+2028 and U+2029."""
     text = msgspec.json.encode(line)
     for raw, escaped in _LINE_ENDS.items():

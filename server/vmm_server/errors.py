@@ -176,7 +176,7 @@ class BatchNotFound(VMMError):
 class ModelNotFound(VMMError):
     """No such model here."""
 
-    code = "model_not_found"
+    code: str | None = "model_not_found"
 
     def __init__(self, name: str, *, hint: str | None = None, message: str | None = None) -> None:
         """`message`: the words that a route has for it."""

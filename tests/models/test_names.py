@@ -66,7 +66,8 @@ def test_short_form(text: str, short: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", ":", "a:", ":b", "/a", "a/", "a//b", "-a", ".a", "a b", "../../etc/passwd", "a/b/c/d", "ä", "a:b:c/d:", "a\n",
-     "a+b", "a@", "a@b@c", "a@b:c", "a@b/c", "a@" + "x" * 33, "a.b/c", "x" * 81, "a:" + "x" * 81, "x" * 81 + "/a", "x" * 351 + "/a/b", "localhost:5000/a",
+     "a+b", "a@", "a@b@c", "a@b:c", "a@b/c", "a@" + "x" * 33, "a.b/c", "x" * 81, "a:" + "x" * 81,
+     "x" * 81 + "/a", "x" * 351 + "/a/b", "localhost:5000/a",
      "https://a", "https://a/b", "ftp://a/b/c", "https://https://a/b/c", "a/https://b", f"a@sha256:{DIGEST}"],
 )  # fmt: skip
 def test_malformed_names_are_refused(text: str) -> None:
@@ -126,7 +127,17 @@ def test_a_reference_is_a_name_and_what_it_must_hold(text: str, digest: str | No
 
 
 @pytest.mark.parametrize(
-    "end", ["@", "@sha256:", "@sha256:12", f"@{DIGEST}", f"@md5:{DIGEST}", f"@sha256:{DIGEST}@", "@x@y", f"@sha256:{DIGEST}@x"]
+    "end",
+    [
+        "@",
+        "@sha256:",
+        "@sha256:12",
+        f"@{DIGEST}",
+        f"@md5:{DIGEST}",
+        f"@sha256:{DIGEST}@",
+        "@x@y",
+        f"@sha256:{DIGEST}@x",
+    ],
 )
 def test_anything_else_after_the_at_sign_is_refused(end: str) -> None:
     with pytest.raises(InvalidModelName):
