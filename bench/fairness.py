@@ -108,9 +108,8 @@ async def shares(clients: dict[str, Client], seconds: float) -> list[list[str]]:
     return rows
 
 
-async def first_tokens(client: Client, num_requests: int, prompt_tokens: int) -> list[float]:
+async def first_tokens(client: Client, num_requests: int, prompt_tokens: int, rng: np.random.Generator) -> list[float]:
     """Times to the first token of requests at random moments, one after the other."""
-    rng = np.random.default_rng(prompt_tokens)
     await client.ask(rng, prompt_tokens, NEW_TOKENS)
     times = []
     for _ in range(num_requests):
@@ -123,11 +122,12 @@ async def right_of_way(urgent: Client, batch: Client, num_requests: int) -> list
     """A row a prompt's length: idle, beside the batch tenant, and the ratio."""
     rows = []
     for prompt_tokens in (32, 128, 512):
-        idle = await first_tokens(urgent, num_requests, prompt_tokens)
+        rng = np.random.default_rng(prompt_tokens)  # goes on: no prompt comes twice, none is cached
+        idle = await first_tokens(urgent, num_requests, prompt_tokens, rng)
         began = time.perf_counter()
         async with busy(batch, BATCH_OPEN, 256, 64):
             await asyncio.sleep(WARM_UP_S)
-            loaded = await first_tokens(urgent, num_requests, prompt_tokens)
+            loaded = await first_tokens(urgent, num_requests, prompt_tokens, rng)
         ended = time.perf_counter()
         rate = batch.num_tokens(began, ended) / (ended - began)
         ratios = [f"{float(np.percentile(loaded, p) / np.percentile(idle, p)):.2f}" for p in (50, 95)]
