@@ -312,7 +312,7 @@ def _checked(response: httpx.Response, model: str) -> httpx.Response:
     if response.status_code == 401:
         hint = "set VMM_API_KEY to a key of that server; vmm keys create makes one there"
     if response.status_code == 404 and model:
-        raise ModelNotFound(model, hint=hint)
+        raise ModelNotFound(model, hint=hint, message=message)
     raise (InvalidRequest if response.status_code in (400, 413) else VMMError)(message, hint=hint)
 
 
