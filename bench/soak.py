@@ -247,7 +247,10 @@ def main() -> None:
     options = parser.parse_args()
     settings = read_settings()
     registry = Registry(Store(settings.store_dir), read_cards(settings.card_dirs))
-    model = registry.resolve(options.model).name
+    try:
+        model = registry.resolve(options.model).name
+    except ModelNotFound as error:
+        sys.exit(f"error: {error.message}\nhint: {error.hint}")
     try:
         encoder: str | None = registry.resolve(options.encoder).name
     except ModelNotFound:
