@@ -273,7 +273,7 @@ def test_steps_in_the_background_are_short_while_there_is_something_urgent_now_a
 
 
 def test_answers_and_prompts_in_the_background_go_on_in_turns() -> None:
-    bench = Bench(max_batched_tokens=64, num_blocks=64, max_sequences=8, background_tokens=2)
+    bench = Bench(max_batched_tokens=64, num_blocks=64, max_sequences=8, background_tokens=4)
     first, second, third = decoding(bench, "abc", priority=1)
     bench.add("b", 1)
     bench.step()
@@ -283,6 +283,55 @@ def test_answers_and_prompts_in_the_background_go_on_in_turns() -> None:
     assert [step for step in steps if step not in answers] == [[(prompt, 4)], [(prompt, 4)]]
     assert [len(step) for step in answers] == [2, 2, 2]
     assert {first, second, third} <= {*dict(answers[0]), *dict(answers[1])}, "whoever waited longest is next"
+
+
+class Machine:
+    """A bench on which steps take time: what the CPU runner was seen to take with a model of 135 M parameters."""
+
+    def __init__(self) -> None:
+        self.bench = Bench(728, block_size=32, max_batched_tokens=512, max_sequences=64, background_tokens=16)
+        self.random = Random(5)
+        self.now = 0.0
+        self.numbers = count()
+
+    def step(self) -> None:
+        sizes = shape(self.bench.step())
+        num_prompt = sum(num_tokens for _, num_tokens in sizes if num_tokens > 1)
+        self.now += 0.008 + 0.002 * num_prompt + 0.0025 * sum(num_tokens == 1 for _, num_tokens in sizes)
+
+    def prompt(self, num_tokens: int) -> str:
+        return f"{next(self.numbers):07}".ljust(num_tokens, "a")
+
+    def first_token_s(self, num_tokens: int, batch: list[Sequence], num_batch: int) -> float:
+        """Of an urgent request that comes in the middle of a step."""
+        for _ in range(self.random.randint(3, 12)):
+            batch[:] = [each for each in batch if not each.is_finished]
+            while len(batch) < num_batch:
+                new_tokens = self.random.randint(30, 90)
+                batch.append(self.bench.add(self.prompt(256), new_tokens, tenant="batch", priority=100))
+            before = self.now
+            if self.bench.scheduler.has_work:
+                self.step()
+        arrived = self.random.uniform(before, self.now)
+        urgent = self.bench.add(self.prompt(num_tokens), 8, tenant="urgent")
+        while not urgent.num_generated_tokens:
+            self.step()
+        ended = self.now
+        while not urgent.is_finished:
+            self.step()
+        return ended - arrived
+
+
+@pytest.mark.parametrize("num_tokens", [8, 32, 128, 500])
+def test_an_urgent_request_beside_a_batch_tenant_begins_within_three_times_its_idle_time(num_tokens: int) -> None:
+    times: list[float] = []
+    for num_batch in (0, 80):
+        machine, batch = Machine(), list[Sequence]()
+        machine.first_token_s(num_tokens, batch, num_batch)
+        seen = sorted(machine.first_token_s(num_tokens, batch, num_batch) for _ in range(100))
+        times.append(seen[94])
+    idle, loaded = times
+    assert loaded <= 3 * idle, (idle, loaded)
 
 
 def arrivals(random: Random) -> Iterator[bool]:

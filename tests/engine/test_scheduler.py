@@ -353,6 +353,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 stayed = [each for each in running if each.is_running and each is not sequence]
                 was_first = all(sequence.rank < each.rank for each in stayed)  # those let in later may be before it
                 may_cut = was_first or sequence in (*running[:1], self.scheduler.running[0])
+                may_cut |= sequence.priority > 0 and not sequence.is_scoring
                 assert may_cut or end % 4 == 0, "a prompt is cut inside a block"
             written = range(chunk.start // 4, -(-(chunk.start + len(chunk.token_ids)) // 4))
             for block in (chunk.block_table[i] for i in written):

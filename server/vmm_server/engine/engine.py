@@ -56,9 +56,9 @@ class EngineOptions:
     """Generations that run at the same time; in a step each takes at least one of `max_batched_tokens`."""
     max_queue: int = 512
     """Generations that may wait beyond those that run."""
-    background_tokens: int = 8
-    """New tokens in a step that has only priorities above 0, or of a prompt a block: an urgent request waits for them,
-    and should wait little even where its own prompt is cached."""
+    background_tokens: int = 16
+    """Of a prompt in a step for priorities above 0, or half as many that decode: an urgent request waits for them, and
+    should wait little even where its own prompt is cached."""
     max_score_bytes: int = 64 * 1024**2
     """Float32 logits of scored prompt positions in a step."""
     gather_s: float = 0.02

@@ -32,8 +32,8 @@ class Scheduler:
 
     The best priority is served first. While it has prompts to compute, whatever is worse sits the step out, so that an
     urgent request waits for one step of others at most. So that this one is short, priorities above 0 are background:
-    as long as there was something else lately, they have `background_tokens` that decode in a step, in turns, or as
-    much of a prompt, at least a block.
+    as long as there was something else lately, a step has `background_tokens` of a prompt, or half as many that decode,
+    in turns.
 
     When blocks run out, the running sequence with the highest rank (lowest priority, youngest) is preempted: it gives
     its blocks back and waits to be computed again, which costs little while they stay cached. Rank is told by arrival
@@ -168,14 +168,16 @@ class Scheduler:
         self._prompts_are_next = not self._prompts_are_next
         for is_prompt in (self._prompts_are_next, not self._prompts_are_next):
             if is_prompt:
-                step.budget = min(budget, max(self.background_tokens, self.pool.block_size))
+                step.cuts_blocks = not any(sequence.is_scoring for sequence in catching_up)
+                least = 1 if step.cuts_blocks else self.pool.block_size
+                step.budget = min(budget, max(least, self.background_tokens))
                 self._serve_prompts(priority, catching_up, step)
                 if step.has_prompts:
                     break
                 step.budget = budget
             else:
                 decoding.sort(key=_by_last_step)
-                self._serve_decodes(decoding, step, self.background_tokens)
+                self._serve_decodes(decoding, step, max(1, self.background_tokens // 2))
                 if step.budget < budget:
                     break
 
@@ -223,7 +225,7 @@ class Scheduler:
             num_rows = max(step.score_budget, int(sequence is self.running[0]))
             wanted -= max(0, sequence.num_scores(wanted) - num_rows)
         if wanted < sequence.num_pending_tokens:
-            wanted = self._whole_blocks(sequence, wanted)
+            wanted = self._whole_blocks(sequence, wanted, step)
         num_places = self._make_room(sequence, sequence.num_computed_tokens + wanted, step)
         num_tokens = min(wanted, num_places - sequence.num_computed_tokens)
         if num_tokens <= 0:
@@ -232,7 +234,7 @@ class Scheduler:
         self._turns.charge(sequence, sequence.num_computed_tokens + num_tokens)
         return True
 
-    def _whole_blocks(self, sequence: Sequence, wanted: int) -> int:
+    def _whole_blocks(self, sequence: Sequence, wanted: int, step: StepBuilder) -> int:
         """Of the wanted tokens of a prompt, those up to the last block that they fill.
 
         A runtime that quantises blocks rounds one that is filled in two goes twice, and what the model says should
@@ -243,8 +245,8 @@ class Scheduler:
         whole = wanted - (sequence.num_computed_tokens + wanted) % size
         if whole > 0:
             return whole
-        is_crowded = self.max_batched_tokens - len(self.running) < size and not sequence.is_scoring
-        return wanted if is_crowded or sequence is self.running[0] else 0
+        is_crowded = step.cuts_blocks or self.max_batched_tokens - len(self.running) < size
+        return wanted if (is_crowded and not sequence.is_scoring) or sequence is self.running[0] else 0
 
     def _make_room(self, sequence: Sequence, num_tokens: int, step: StepBuilder) -> int:
         """Grow the block table to hold `num_tokens`, preempting those behind; returns the positions it has now.

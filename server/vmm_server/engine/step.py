@@ -54,6 +54,8 @@ class StepBuilder:
     def __init__(self, budget: int, score_budget: int) -> None:
         self.budget = budget
         self.score_budget = score_budget
+        self.cuts_blocks = False
+        """Whether prompts get less than a block, as there is not more for them."""
         self.has_prompts = False
         """Whether a prompt is computed, or the rest of one."""
         self._num_scores: dict[Sequence, int] = {}
