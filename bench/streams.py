@@ -112,7 +112,7 @@ class _EventCounter(asyncio.Protocol):
     def __init__(self, request: bytes, started: float) -> None:
         self.arrivals: list[float] = []
         self.done: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
-        self._request, self._started, self._head = request, started, b""
+        self._request, self._started, self._head, self._last = request, started, b"", b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast(asyncio.Transport, transport).write(self._request)
@@ -123,14 +123,18 @@ class _EventCounter(asyncio.Protocol):
             self._head += data
             return
         self._head = b"200 OK"
+        self._last = data
         # "text" is in the chunks of both servers that carry a token, not in the usage chunk or [DONE]
         self.arrivals += [now] * data.count(b'"finish_reason":null')
+        if not self.arrivals and b'"finish_reason":"length"' in data:
+            self.arrivals.append(now)  # all tokens in one chunk, as this program was slow
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.done.done():  # whoever asked has left
             return
         if error is not None or not self.arrivals:
-            self.done.set_exception(error or RuntimeError(f"no stream: {self._head[:500].decode(errors='replace')}"))
+            told = (self._last or self._head)[:500].decode(errors="replace")
+            self.done.set_exception(error or RuntimeError(f"no stream: {told}"))
         else:
             self.done.set_result(self.arrivals)
 
