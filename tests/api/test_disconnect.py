@@ -183,7 +183,10 @@ def test_leaving_while_the_model_loads_leaves_no_lease(start_server: Any, connec
 def test_leaving_in_the_middle_of_the_body_is_no_failure_of_ours(
     live_server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO"), socket.create_connection(("127.0.0.1", live_server.port)) as half:
+    with (
+        caplog.at_level("INFO", logger="vmm_server"),
+        socket.create_connection(("127.0.0.1", live_server.port)) as half,
+    ):
         half.sendall(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
         half.shutdown(socket.SHUT_WR)
         assert half.recv(1) == b""

@@ -4,7 +4,8 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -191,11 +192,13 @@ def test_an_error_in_the_middle_of_a_stream_is_counted(start_server: StartServer
     assert [each["error_type"] for each in labels] == ["GenerationFailed"]
 
 
-def durations(server: LiveServer) -> dict[tuple[str, str], float]:
+def durations(server: LiveServer) -> Mapping[tuple[str, str], float]:
     """Requests to models by what they asked for, and what became of them."""
-    found = figures(server).get("gen_ai_server_request_duration_seconds_count", {})
-    named = {labels: dict(labels) for labels in found}
-    return {(each["gen_ai_operation_name"], each["error_type"]): found[labels] for labels, each in named.items()}
+    told: Counter[tuple[str, str]] = Counter()  # of all models together
+    for labels, number in figures(server).get("gen_ai_server_request_duration_seconds_count", {}).items():
+        named = dict(labels)
+        told[named["gen_ai_operation_name"], named["error_type"]] += number
+    return told
 
 
 def test_a_client_that_leaves_is_no_failure(start_server: StartServer, gate: Gate) -> None:

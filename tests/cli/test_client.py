@@ -58,7 +58,7 @@ def test_the_path_in_the_variable_is_where_the_routes_stand(monkeypatch: pytest.
 
 def test_the_model_that_a_server_misses_is_told_in_its_words() -> None:
     missing = {"error": "model 'x@v9' not found", "hint": "there is x@v1"}
-    with client(lambda _: httpx.Response(404, json=missing)) as there, pytest.raises(ModelNotFound) as caught:
+    with client(lambda _: httpx.Response(404, json=missing)) as there, pytest.raises(VMMError) as caught:
         there.release("x", {"v9": 100})
     assert (caught.value.message, caught.value.hint) == ("model 'x@v9' not found", "there is x@v1")
 

@@ -93,6 +93,7 @@ def test_it_answers_before_it_is_ready_and_says_why(serve: Callable[..., Process
     )
     server = serve("--card-dirs", str(cards), model="slow:1b")
     assert server.until(lambda: server.client.get("/health/live").is_success)
+    assert server.until(lambda: server.client.get("/health").json()["reason"] != "loading slow:1b")
     for path in ("/health/startup", "/health/ready", "/health"):
         waiting = server.client.get(path)
         assert (waiting.status_code, waiting.json()) == (503, {"status": "loading", "reason": "fetching slow:1b"})
@@ -165,6 +166,11 @@ def test_a_hang_up_reads_the_settings_again(serve: Callable[..., Process], home:
         file.unlink()
 
 
+def take_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def test_a_terminal_that_is_closed_ends_it(home: Path) -> None:
     terminal, inside = os.openpty()
     command = [sys.executable, "-m", "vmm_server", "serve", "--port", "0", "--home", str(home), "--default-model", ""]
@@ -175,7 +181,7 @@ def test_a_terminal_that_is_closed_ends_it(home: Path) -> None:
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
     )
     assert process.stdout is not None
     try:

@@ -390,7 +390,7 @@ def test_a_finished_or_closed_generation_is_dropped_silently(
             await engine.submit(tokens("x"), GREEDY).aclose()
             gc.collect()
 
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="vmm_server"):
         run(scenario())
     assert "aclose" not in caplog.text
 

@@ -74,7 +74,7 @@ def ask(ready: ReadyModel) -> str:
 def test_it_takes_its_memory_from_the_kv_blocks(
     load: Callable[..., ReadyModel], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="vmm_server")
     alone, together = load(""), load("small")
     assert "small:latest drafts for large:latest on echo/CPU" in caplog.text
     assert together.memory_bytes <= KV_BYTES
@@ -109,6 +109,6 @@ def test_one_that_is_too_large_is_left_out(load: Callable[..., ReadyModel], capl
 def test_nobody_drafts_for_itself_or_when_it_is_off(
     load: Callable[..., ReadyModel], caplog: pytest.LogCaptureFixture, fields: dict[str, Any]
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="vmm_server")
     assert ask(load(**fields)) == "Hello, how are you?"
     assert caplog.text == ""

@@ -138,8 +138,8 @@ class Client:
         return self._json("GET", f"{_RELEASES}/{quote(name)}", model=name)
 
     def release(self, name: str, shares: Mapping[str, int]) -> dict[str, Any]:
-        """Have a name mean these models. Raises `InvalidRequest`, `ModelNotFound`."""
-        return self._json("PUT", f"{_RELEASES}/{quote(name)}", {"shares": dict(shares)}, model=name)
+        """Have a name mean these models. Raises `InvalidRequest`, and for one that is not there the server's words."""
+        return self._json("PUT", f"{_RELEASES}/{quote(name)}", {"shares": dict(shares)})
 
     def clear_release(self, name: str) -> None:
         """Have a name mean the installed model again. Raises `ModelNotFound`."""
@@ -312,7 +312,7 @@ def _checked(response: httpx.Response, model: str) -> httpx.Response:
     if response.status_code == 401:
         hint = "set VMM_API_KEY to a key of that server; vmm keys create makes one there"
     if response.status_code == 404 and model:
-        raise ModelNotFound(model, hint=hint, message=message)
+        raise ModelNotFound(model, hint=hint)
     raise (InvalidRequest if response.status_code in (400, 413) else VMMError)(message, hint=hint)
 
 

@@ -82,7 +82,7 @@ def test_who_leaves_is_heard_no_further(start_server: Any, caplog: pytest.LogCap
 
 
 def test_who_leaves_while_sending_is_forgotten(audio_server: Any, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="vmm_server")
     for cut in (50, len(WHOLE) // 2, len(WHOLE) - 3):
         send(audio_server, WHOLE[:cut], len(WHOLE)).close()
     audio_server.client.get("/health/live").raise_for_status()  # by now the others have been accepted
