@@ -244,7 +244,7 @@ class Unreachable(SpanExporter):
 def test_a_collector_that_is_gone_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     exporter = Unreachable()
     tracer = Kept(exporter).tracer
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="vmm_server"):
         for is_there in (False, False, True, False):
             exporter.is_there = is_there
             tracer.begin("GET", []).end(Answered("GET", "", 200, "r", "", None))

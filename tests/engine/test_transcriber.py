@@ -1,6 +1,7 @@
 """Sounds of many clients in one batch: who shares it, who leaves it, and what happens when it fails."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 
 from vmm_server.audio.features import LogMel
 from vmm_server.audio.transcript import Segment, Transcript, TranscriptionOptions
+from vmm_server.callers import Caller, caller
 from vmm_server.engine.transcriber import Transcriber, TranscriberOptions, TranscriberStats
 from vmm_server.engine.transcriber_rows import Rows
 from vmm_server.engine.transcriber_worker import TranscriberWorker
 from vmm_server.errors import (
+    DeadlineUnreachable,
     GenerationFailed,
     InvalidRequest,
     Overloaded,
@@ -125,6 +128,41 @@ def test_sounds_in_one_batch_are_heard_as_if_each_were_alone(
 
     whisper = run(body, texts)
     assert max(len(batch) for batch in whisper.decoder.batches) <= 3
+
+
+def test_a_tenants_only_window_does_not_wait_for_all_of_anothers() -> None:
+    async def body(whisper: Whisper) -> None:
+        ended: list[str] = []
+
+        async def hear(tenant: str, priority: int = 0) -> None:
+            caller.set(Caller(tenant, priority=priority))
+            await whole(whisper.hear(0))
+            ended.append(tenant)
+
+        asking = [asyncio.create_task(hear("many"))]
+        await whisper.held()
+        asking += [asyncio.create_task(hear("many")) for _ in range(4)]
+        await whisper.until(lambda worker: len(worker._waiting) == 4)
+        asking += [asyncio.create_task(hear("one")), asyncio.create_task(hear("urgent", -1))]
+        await whisper.until(lambda worker: len(worker._waiting) == 6)
+        whisper.decoder.gate.open()
+        await asyncio.gather(*asking)
+        assert ended[:2] == ["many", "urgent"]
+        assert "one" in ended[2:4]
+
+    run(body, max_rows=1, max_encoded=1)
+
+
+def test_a_sound_that_would_be_heard_too_late_is_refused_at_once() -> None:
+    async def body(whisper: Whisper) -> None:
+        whisper.transcriber._worker._pace.note_answer(100.0)
+        caller.set(Caller(deadline_at=time.monotonic() + 50))
+        with pytest.raises(DeadlineUnreachable):
+            whisper.hear(0)
+        caller.set(Caller(deadline_at=time.monotonic() + 5000))
+        await whole(whisper.hear(0))
+
+    run(body)
 
 
 def test_phrases_have_the_times_of_the_whole_sound_and_windows_follow_them() -> None:
