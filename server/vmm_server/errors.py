@@ -210,8 +210,8 @@ class RequestCancelled(VMMError):
 class Overloaded(VMMError):
     """The queue is full; try again after `retry_after_s` seconds."""
 
-    def __init__(self, *, retry_after_s: int = 1) -> None:
-        super().__init__("server busy, please try again.  maximum pending requests exceeded")
+    def __init__(self, *, retry_after_s: int = 1, message: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message or "server busy, please try again.  maximum pending requests exceeded", hint=hint)
         self.retry_after_s = retry_after_s
 
 
@@ -219,9 +219,11 @@ class DeadlineUnreachable(Overloaded):
     """What is in the queue takes longer than the request can wait; told at once."""
 
     def __init__(self, *, timeout_ms: int, expected_ms: int, retry_after_s: int = 1) -> None:
-        super().__init__(retry_after_s=retry_after_s)
-        self.message = f"x-vmm-timeout-ms: the answer would begin in about {expected_ms} ms, and {timeout_ms} are left"
-        self.hint = "allow more time, or try again later"
+        super().__init__(
+            retry_after_s=retry_after_s,
+            message=f"x-vmm-timeout-ms: the answer would begin in about {expected_ms} ms, and {timeout_ms} are left",
+            hint="allow more time, or try again later",
+        )
 
 
 class DeadlineExceeded(VMMError):
