@@ -55,13 +55,6 @@ async def saturate(
     return {name: got[name] / got.total() / (weight / sum(WEIGHTS.values())) for name, weight in WEIGHTS.items()}
 
 
-def test_shares_of_keys_are_as_their_weights(start_server: StartServer, tmp_path: Path) -> None:
-    secrets = secrets_in(tmp_path / "home")
-    server = start_server(options=EngineOptions(max_sequences=6))
-    shares = asyncio.run(saturate(server, "echo", secrets, 12_000, [20, 30, 40] * 4))
-    assert all(0.9 < share < 1.1 for share in shares.values()), shares
-
-
 @pytest.fixture
 def real_server(tmp_path: Path, smollm2: InstalledModel, no_environment: None) -> Iterator[LiveServer]:
     settings = Settings(home=tmp_path / "home", default_model="", calibrate="off", max_sequences=6)

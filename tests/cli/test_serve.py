@@ -102,7 +102,6 @@ def test_it_answers_before_it_is_ready_and_says_why(serve: Callable[..., Process
     assert int(refused.headers["retry-after"]) > 0
     answer = server.client.post("/api/generate", json={"model": "echo", "prompt": "others work", "stream": False})
     assert answer.json()["response"] == "others work"
-    pipe.unlink()
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(WAIT_S) == 0
 

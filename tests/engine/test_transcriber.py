@@ -45,7 +45,7 @@ from .scripted_whisper import (
     tokens_of,
 )
 
-TIMEOUT_S = 30
+TIMEOUT_S = 90
 ONE_PHRASE = [at(0), 1, 2, at(4)]
 TEXTS = {0: ONE_PHRASE, 1: [at(0), 3, at(2), at(2.5), 4, 5, at(6)], 2: [at(0), 6, 7, 8, at(10), at(10), 9]}
 
