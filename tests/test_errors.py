@@ -69,6 +69,7 @@ LoadTimeout              503 after-5 api             overloaded
 ModelArriving            503 after-5 api             overloaded      - model
 ModelLoadFailed          500 no      api             api
 ModelNotFound            404 no      not_found       not_found       model_not_found model
+ModelReplaced            503 after-1 api             overloaded
 OriginNotAllowed         403 no      permission      permission
 OutOfMemory              500 no      api             api
 Overloaded               503 after-3 api             overloaded

@@ -87,7 +87,7 @@ class Embeddings:
 
         async def embed(lease: Lease[ReadyEncoder]) -> Embedded:
             vectors, inputs, queued_s = await text_vectors(request, lease.ready, table)
-            return Embedded(*_told(model, lease, inputs, queued_s), vectors)
+            return Embedded(*_told(lease, inputs, queued_s), vectors)
 
         return await self._on_encoder(model, request, embed, "embeddings")
 
@@ -95,15 +95,14 @@ class Embeddings:
         """One score a document, higher is nearer: a cross-encoder's logit through a sigmoid, or, of a model that
         embeds, the cosine of the two vectors. Raises as `embed` does."""
         model = self._one_shot.resolve(request.model, "rerank", "embedding")
-        scores_pairs = "rerank" in model.capabilities
 
         async def rerank(lease: Lease[ReadyEncoder]) -> Reranked:
-            ready = lease.ready
+            ready, scores_pairs = lease.ready, "rerank" in lease.model.capabilities
             write = pair_inputs if scores_pairs else text_inputs
             inputs = await _prepare(lambda: write(request, ready), ready)
             rows, queued_s = await _rows(inputs.items, ready, "documents")
             scores = _sigmoid(rows[:, 0]) if scores_pairs else unit(rows[1:]) @ unit(rows[:1])[0]
-            return Reranked(*_told(model, lease, inputs, queued_s), tuple(scores.tolist()))
+            return Reranked(*_told(lease, inputs, queued_s), tuple(scores.tolist()))
 
         return await self._on_encoder(model, request, rerank, "rerank")
 
@@ -179,9 +178,10 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _told(
-    model: InstalledModel, lease: Lease[ReadyEncoder], inputs: Inputs, queued_s: float
+    lease: Lease[ReadyEncoder], inputs: Inputs, queued_s: float
 ) -> tuple[InstalledModel, Placement, float, float, int, int]:
     """The fields of `Encoded`. What was cut off is said in the log as well."""
+    model = lease.model
     if inputs.num_dropped_tokens:
         logger.warning("cut off %d tokens of texts that are too long for %s", inputs.num_dropped_tokens, model.name)
     return model, lease.ready.placement, lease.load_s, queued_s, inputs.num_tokens, inputs.num_dropped_tokens

@@ -32,6 +32,7 @@ VMMError
 │   └── UnsupportedArchitecture 500
 ├── ModelLoadFailed           500  no placement could run it; lists what was tried
 │   └── LoadTimeout           503  it was not there in time; says who is in the way
+├── ModelReplaced             503  its name got another model while it was waited for
 ├── GenerationFailed          500  the runtime failed in the middle
 │   └── PlacementFailed       500  its device failed before this request had begun there
 └── SettingsError              -   before the server starts
@@ -281,6 +282,13 @@ class ModelLoadFailed(VMMError):
 
 class LoadTimeout(ModelLoadFailed):
     """The model was not loaded in time: others in use have no room for it, or it is slow; a later try may succeed."""
+
+
+class ModelReplaced(VMMError):
+    """The name got another model, or none, after the request found this one and before it was in memory."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} was replaced while this request waited for it", hint="send it again")
 
 
 class GenerationFailed(VMMError):

@@ -32,6 +32,7 @@ from vmm_server.errors import (
 from vmm_server.media.fetching import Fetcher
 from vmm_server.media.images import LIMITS, is_url
 from vmm_server.models.encoders import ReadyEncoder
+from vmm_server.models.in_use import again_if_replaced
 from vmm_server.models.leases import Lease
 from vmm_server.models.loading import ReadyModel
 from vmm_server.models.pool import ModelPool
@@ -125,7 +126,7 @@ class Inference:
 
     async def _begin(self, request: GenerateRequest, beside: Completion | None, watch: Watch) -> Completion:
         if beside is None:
-            model, lease, request = await self._acquire(request, watch)
+            model, lease, request = await again_if_replaced(partial(self._acquire, request, watch))
         else:
             request = await self._fetched(_with_model(request, beside.model))
             model, lease = beside.model, beside.lease_again()
@@ -183,7 +184,7 @@ class Inference:
 
     async def count_tokens(self, request: GenerateRequest) -> Prompted:
         """The request's prompt, rendered and tokenised; nothing is run. Raises what `generate` raises for it."""
-        model, lease, request = await self._acquire(request)
+        model, lease, request = await again_if_replaced(partial(self._acquire, request))
         try:
             prompt = await asyncio.to_thread(write_prompt, request, model, lease.ready, self._now())
             if prompt.seen is not None:
@@ -197,13 +198,7 @@ class Inference:
         """The tokeniser of a model that reads text, which is loaded if it is cold."""
         if self.draining:
             raise ShuttingDown
-        model = self._registry.resolve(name)
-        if not _READS_TEXT & {*model.capabilities}:
-            raise UnsupportedCapability(name, "tokens")
-        if model.generates:
-            lease: Lease[ReadyModel] | Lease[ReadyEncoder] = await self._pool.acquire(model, None, wanted=wanted)
-        else:
-            lease = await self._pool.acquire(model, None, ReadyEncoder, wanted=wanted)
+        lease = await again_if_replaced(partial(self._reader, name, wanted))
         try:
             return Words(lease.ready.tokenizer, lease.ready.context_length)
         finally:
@@ -213,8 +208,12 @@ class Inference:
         """Load a model and start its keep-alive clock (Ollama's empty prompt)."""
         if self.draining:
             raise ShuttingDown
-        model = self._registry.resolve(name)
-        return LoadInfo(model, await self._pool.load(model, keep_alive, wanted))
+
+        async def load() -> LoadInfo:
+            model = self._registry.resolve(name)
+            return LoadInfo(model, await self._pool.load(model, keep_alive, wanted))
+
+        return await again_if_replaced(load)
 
     async def unload(self, name: str, wanted: Wanted = ANYWHERE) -> bool:
         """Unload all that a name may mean from all that is `wanted`, once it is idle. False if none was loaded."""
@@ -244,6 +243,15 @@ class Inference:
             raise UnsupportedCapability(request.model, "vision", param=images[0].param)
         request = await self._fetched(_with_model(request, model))
         return model, await self._lease(model, request), request
+
+    async def _reader(self, name: str, wanted: Wanted) -> Lease[ReadyModel] | Lease[ReadyEncoder]:
+        """A model that reads text."""
+        model = self._registry.resolve(name)
+        if not _READS_TEXT & {*model.capabilities}:
+            raise UnsupportedCapability(name, "tokens")
+        if model.generates:
+            return await self._pool.acquire(model, None, wanted=wanted)
+        return await self._pool.acquire(model, None, ReadyEncoder, wanted=wanted)
 
     async def _fetched(self, request: GenerateRequest) -> GenerateRequest:
         """With files in place of the URLs of its images."""

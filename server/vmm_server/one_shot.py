@@ -12,6 +12,7 @@ from itertools import count
 from typing import TypeVar
 
 from vmm_server.errors import PlacementFailed, ShuttingDown, UnsupportedCapability
+from vmm_server.models.in_use import again_if_replaced
 from vmm_server.models.leases import MAX_MOVES, Lease
 from vmm_server.models.pool import ModelPool
 from vmm_server.models.registry import Registry
@@ -124,10 +125,17 @@ class OneShot:
     ) -> AsyncIterator[Lease[Held]]:
         """A model in memory, for as long as the context lasts; `watch` is of the request that it is for.
 
-        Raises as `ModelPool.acquire` does.
+        If the name gets another one meanwhile, it is that one (`Lease.model`). Raises as `ModelPool.acquire` does.
         """
-        lease = await self._pool.acquire(model, keep_alive, kind, wanted=wanted, work=ONE_ANSWER)
+        found = iter([model])
+
+        async def acquire() -> Lease[Held]:
+            now = next(found, None) or self._registry.resolve(model.name)
+            return await self._pool.acquire(now, keep_alive, kind, wanted=wanted, work=ONE_ANSWER)
+
+        lease = await again_if_replaced(acquire)
         if watch is not None:
+            watch.model = lease.model
             watch.leased(lease.loaded.placement, lease.load_s)
         self._num_running += 1
         self._idle.clear()

@@ -111,7 +111,7 @@ class Vision:
             computed = await ready.detect(opened, params)
             found = tuple(computed.results)
             drawn = await _drawn(opened, found, ready.labels) if request.draw else None
-            return Detected(*_told(model, lease, computed.queued_s), ready.labels, found, drawn)
+            return Detected(*_told(lease, computed.queued_s), ready.labels, found, drawn)
 
         return await self._run(model, ReadyDetector, request, detect, "detection")  # type: ignore[type-abstract]
 
@@ -123,7 +123,7 @@ class Vision:
         async def classify(lease: Lease[ReadyClassifier]) -> Classified:
             computed = await lease.ready.classify(opened)
             scores = _finite(np.stack(computed.results))
-            return Classified(*_told(model, lease, computed.queued_s), lease.ready.labels, scores)
+            return Classified(*_told(lease, computed.queued_s), lease.ready.labels, scores)
 
         return await self._run(model, ReadyClassifier, request, classify, "classification")  # type: ignore[type-abstract]
 
@@ -137,7 +137,7 @@ class Vision:
             check_dimensions(request.dimensions, lease.ready.dim)
             made = await _vectors(request, request.items, opened, lease.ready, request.truncate, request.dimensions)
             counts = made.num_tokens, made.num_dropped_tokens
-            return Embedded(*_told(model, lease, made.queued_s), *counts, made.vectors)
+            return Embedded(*_told(lease, made.queued_s), *counts, made.vectors)
 
         return await self._run(model, ReadyClip, request, embed, "image_embedding")
 
@@ -147,8 +147,7 @@ class Vision:
         A label's vector is the mean of those of its sentences. Raises as `detect` does.
         """
         model = self._one_shot.resolve(request.model, "image-embedding")
-        recipe = model.vision
-        templates = request.templates or (recipe.templates if recipe else None) or DEFAULT_TEMPLATES
+        templates = request.templates or (model.vision.templates if model.vision else None) or DEFAULT_TEMPLATES
         if (count := len(request.labels) * len(templates)) > MAX_SENTENCES:
             raise InvalidRequest(
                 f"labels: with the templates these are {count} sentences; the limit is {MAX_SENTENCES}", param="labels"
@@ -162,14 +161,15 @@ class Vision:
         opened = await self._reader.open(request.images)
 
         async def zero_shot(lease: Lease[ReadyClip]) -> Classified:
-            sentences = await self._sentence_vectors(request, texts, model, lease)
+            sentences = await self._sentence_vectors(request, texts, lease)
             made = await _vectors(request, request.images, opened, lease.ready)
             labels = unit(sentences.reshape(len(request.labels), len(templates), -1).mean(axis=1))
+            recipe = lease.model.vision
             scale = recipe.logit_scale if recipe and recipe.logit_scale is not None else LOGIT_SCALE
             logits = scale * (unit(made.vectors) @ labels.T)
             bias = recipe.logit_bias if recipe else None
             scores = softmax(logits) if bias is None else sigmoid(logits + bias)
-            return Classified(*_told(model, lease, made.queued_s), request.labels, scores)
+            return Classified(*_told(lease, made.queued_s), request.labels, scores)
 
         return await self._run(model, ReadyClip, request, zero_shot, "classification")
 
@@ -184,15 +184,15 @@ class Vision:
             made = await _vectors(request, items, opened, lease.ready, request.truncate)
             vectors = unit(made.vectors)
             counts = made.num_tokens, made.num_dropped_tokens
-            return Ranked(*_told(model, lease, made.queued_s), *counts, tuple((vectors[1:] @ vectors[0]).tolist()))
+            return Ranked(*_told(lease, made.queued_s), *counts, tuple((vectors[1:] @ vectors[0]).tolist()))
 
         return await self._run(model, ReadyClip, request, search, "image_embedding")
 
     async def _sentence_vectors(
-        self, request: ZeroShotRequest, texts: Sequence[GivenText], model: InstalledModel, lease: Lease[ReadyClip]
+        self, request: ZeroShotRequest, texts: Sequence[GivenText], lease: Lease[ReadyClip]
     ) -> Rows:
         """`[texts, dim]`, of length 1. Only those that were not asked for lately are computed."""
-        where = model.digest, str(lease.loaded.placement), request.truncate
+        where = lease.model.digest, str(lease.loaded.placement), request.truncate
         found = self._remembered.find({(*where, text.text) for text in texts})
         missing = {text.text: text for text in texts if (*where, text.text) not in found}
         if missing:
@@ -289,6 +289,6 @@ def _finite(rows: Rows) -> Rows:
     return rows
 
 
-def _told(model: InstalledModel, lease: Lease[Held], queued_s: float) -> tuple[InstalledModel, Placement, float, float]:
+def _told(lease: Lease[Held], queued_s: float) -> tuple[InstalledModel, Placement, float, float]:
     """The fields of `Answered`."""
-    return model, lease.loaded.placement, lease.load_s, queued_s
+    return lease.model, lease.loaded.placement, lease.load_s, queued_s

@@ -101,14 +101,13 @@ class Speech:
                     num_moves += 1
                     continue
                 watch.queued_s = queued_s
-                spoken = _spoken(model, lease, utterances, first, queued_s, watch)
+                spoken = _spoken(lease, utterances, first, queued_s, watch)
                 attempt.push_async_callback(spoken.sentences.aclose)
                 stack.push_async_exit(attempt.pop_all())
                 return spoken
 
 
 def _spoken(
-    model: InstalledModel,
     lease: Lease[ReadySpeaker],
     utterances: Sequence[Utterance],
     first: Samples,
@@ -119,7 +118,7 @@ def _spoken(
     ready = lease.ready
     usage = SpeechUsage(sum(len(each.token_ids) for each in utterances), sample_rate=ready.sample_rate)
     sentences = _sentences(ready, first, utterances[1:], usage, watch)
-    return Spoken(model, ready.placement, lease.load_s, queued_s, ready.sample_rate, usage, sentences)
+    return Spoken(lease.model, ready.placement, lease.load_s, queued_s, ready.sample_rate, usage, sentences)
 
 
 async def _sentences(

@@ -212,6 +212,7 @@ class Transcribed:
             watch=self._watch,
         )
         self._lease = lease = await self._stack.enter_async_context(held)
+        self.model = lease.model
         self._load_s += lease.load_s
         self._transcript = transcript = lease.ready.transcribe(self._reader, self._options)
         self._stack.push_async_callback(transcript.aclose)

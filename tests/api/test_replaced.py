@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,18 @@ def test_new_requests_take_the_new_model_while_the_old_one_runs(start_server: An
         lines = old.iter_lines()
         next(lines)
         by_copy(two)
-        gate.release(40)  # for both: not enough for the old one's 200 steps
-        with client.stream("POST", "/api/generate", json=ASK) as new:
-            assert new.headers["x-vmm-model-digest"] == "2" * 64
-            assert two.loaded() == {"1", "2"}
-            gate.open()
-            gate.release()  # there may be two that wait
-            assert json.loads(list(new.iter_lines())[-1])["done"]
+        with ThreadPoolExecutor() as threads:
+            asked = client.build_request("POST", "/api/generate", json=ASK)
+            sent = threads.submit(client.send, asked, stream=True)
+            while not sent.done():  # steps of both, fewer than the old one's 200
+                gate.release()
+                threading.Event().wait(0.01)
+            new = sent.result()
+        assert new.headers["x-vmm-model-digest"] == "2" * 64
+        assert two.loaded() == {"1", "2"}
+        gate.open()
+        gate.release()  # there may be two that wait
+        assert json.loads(list(new.iter_lines())[-1])["done"]
         assert json.loads(list(lines)[-1])["done"]
 
 
@@ -136,6 +142,51 @@ def test_a_name_that_comes_back_keeps_its_model(start_server: Any) -> None:
     two.server.parts.pool.find_replaced()
     (loaded,) = two.server.parts.pool.loaded()
     assert not loaded.is_replaced
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/api/generate", {"prompt": "hello", "stream": False}, "hello"),
+        ("/api/generate", {}, "load"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}, "hello"),
+        ("/tokenize", {"prompt": "hello"}, "tokens"),
+    ],
+)
+def test_who_waits_for_a_model_that_is_replaced_gets_the_new_one(
+    start_server: Any, path: str, body: dict[str, Any], said: str
+) -> None:
+    loading = Gate()
+    two = Two(start_server(load_gate=loading))
+    client, arrivals = two.server.client, two.server.parts.pool.arrivals
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(client.post, "/api/generate", json={"model": "echo"})
+        loading.wait_entered()
+        waiting = threads.submit(client.post, path, json={"model": "live", **body})
+        two.wait_for(lambda: arrivals.count == 2)
+        by_copy(two)
+        assert not two.folders["live"].exists()
+        loading.open()
+        assert first.result().status_code == 200
+        answer = waiting.result()
+    assert answer.status_code == 200, answer.text
+    assert said in answer.text
+    assert two.loaded() == {"e", "2"}
+
+
+def test_who_waits_for_a_model_that_is_deleted_is_told(start_server: Any) -> None:
+    loading = Gate()
+    two = Two(start_server(load_gate=loading))
+    client, arrivals = two.server.client, two.server.parts.pool.arrivals
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(client.post, "/api/generate", json={"model": "echo"})
+        loading.wait_entered()
+        waiting = threads.submit(client.post, "/api/generate", json=ASK)
+        two.wait_for(lambda: arrivals.count == 2)
+        client.request("DELETE", "/api/delete", json={"model": "live"}).raise_for_status()
+        loading.open()
+        assert first.result().status_code == 200
+        assert waiting.result().status_code == 404
 
 
 def test_nothing_is_dropped_while_models_are_swapped_and_released(start_server: Any) -> None:

@@ -1,15 +1,17 @@
 """Files of models in memory stay for as long as they are there, in every process."""
 
+import asyncio
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from vmm_server.errors import ModelLoadFailed
-from vmm_server.models.in_use import FilesInUse
+from vmm_server.errors import ModelLoadFailed, ModelReplaced
+from vmm_server.models.in_use import MAX_REPLACED, FilesInUse, again_if_replaced
 from vmm_server.models.names import ModelName
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel, Store
@@ -128,6 +130,36 @@ def test_a_load_that_fails_keeps_nothing(store: Store, echo: InstalledModel) -> 
         files.load(echo, CPU, 0)
     store.remove(ModelName.parse(echo.name))
     assert not are_there(store, echo)
+
+
+def test_what_the_name_does_not_mean_any_more_is_not_loaded(store: Store, echo: InstalledModel) -> None:
+    files = FilesInUse(store, lambda *_: pytest.fail("nothing is loaded"))
+    store.copy(ModelName.parse("echo"), ModelName.parse("second"))
+    store.install(replace(echo, digest="b" * 64, weights="", folder=echo.folder.with_name("bbbb")))
+    with pytest.raises(ModelReplaced, match="'echo:latest' was replaced"):
+        files.load(echo, CPU, 0)
+    assert are_there(store, echo), "another name needs it"
+    store.remove(ModelName.parse("second"))
+    assert not are_there(store, echo)
+    store.remove(ModelName.parse("echo"))
+    with pytest.raises(ModelReplaced):
+        files.load(echo, CPU, 0)
+
+
+@pytest.mark.parametrize("num_replaced", [0, 1, MAX_REPLACED, MAX_REPLACED + 1])
+def test_a_model_is_found_anew_so_often(num_replaced: int) -> None:
+    left = [ModelReplaced("echo")] * num_replaced
+
+    async def attempt() -> str:
+        if left:
+            raise left.pop()
+        return "found"
+
+    if num_replaced > MAX_REPLACED:
+        with pytest.raises(ModelReplaced):
+            asyncio.run(again_if_replaced(attempt))
+    else:
+        assert asyncio.run(again_if_replaced(attempt)) == "found"
 
 
 def test_what_any_name_needs_is_installed(store: Store, echo: InstalledModel) -> None:

@@ -60,6 +60,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     errors.ImportFailed: Answer(500),
     errors.ModelLoadFailed: Answer(500),
     errors.LoadTimeout: Answer(503, retry=True, retry_after_s=5),
+    errors.ModelReplaced: Answer(503, retry=True, retry_after_s=1),
     errors.GenerationFailed: Answer(500, retry=True),
     errors.SettingsError: Answer(500),
     errors.VMMError: Answer(500),

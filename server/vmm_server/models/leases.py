@@ -105,6 +105,8 @@ class Lease(Generic[Held]):
     """A counted hold on a loaded model. `release` it once; a second call does nothing."""
 
     loaded: LoadedModel
+    model: InstalledModel
+    """The one asked for. Others may share what is loaded."""
     ready: Held
     """What requests are sent to."""
     load_s: float
@@ -122,7 +124,7 @@ class Lease(Generic[Held]):
         """A second one. It is there at once, also where a new request would have to wait."""
         assert self._is_open, "this lease is over"
         self.loaded.lend()
-        return Lease(self.loaded, self.ready, 0.0, self.work, self._release)
+        return Lease(self.loaded, self.model, self.ready, 0.0, self.work, self._release)
 
     def begun(self) -> None:
         """Its request is with `ready` now, whose load shows it."""

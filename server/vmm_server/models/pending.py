@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from vmm_server.errors import InvalidRequest, ModelLoadFailed, ShuttingDown
+from vmm_server.errors import InvalidRequest, ModelLoadFailed, ModelReplaced, ShuttingDown
 from vmm_server.models.store import InstalledModel
 from vmm_server.requests import KeepAlive
 
@@ -41,7 +41,7 @@ class PendingLoad(Generic[Loaded]):
             return
         if isinstance(error, NobodyWaits | ShuttingDown):
             logger.info("gave up loading %s: nobody waits for it any more", self.model.name)
-        elif isinstance(error, InvalidRequest):  # it was asked for where it cannot run
+        elif isinstance(error, InvalidRequest | ModelReplaced):  # it was asked for where it cannot run, or is gone
             logger.info("did not load %s: %s", self.model.name, error)
         else:
             logger.error("loading %s failed: %s", self.model.name, error)

@@ -104,7 +104,7 @@ class ModelPool:
 
         Callers check what the model can do before. `keep_alive` replaces what earlier requests said; `None` does not.
         Raises `ModelLoadFailed`, also for a model that turns out to be no `kind`, `UnsupportedParameter` for a
-        placement that is not here, `LoadTimeout`, `Overloaded` and `ShuttingDown`.
+        placement that is not here, `LoadTimeout`, `ModelReplaced`, `Overloaded` and `ShuttingDown`.
         """
         self.arrivals.add()
         loaded, load_s = await self._lease(model, wanted, work)
@@ -112,7 +112,7 @@ class ModelPool:
             self._residents.give_back(loaded)
             raise ModelLoadFailed(f"{model.name!r} is not what its manifest says", hint=how_to_mend(model))
         loaded.keep(keep_alive)
-        return Lease(loaded, loaded.ready, load_s, work, self._residents.give_back)
+        return Lease(loaded, model, loaded.ready, load_s, work, self._residents.give_back)
 
     async def load(self, model: InstalledModel, keep_alive: KeepAlive | None, wanted: Wanted = ANYWHERE) -> float:
         """Load a model of any kind and start its keep-alive clock; the seconds waited. Raises as `acquire` does."""
@@ -139,7 +139,7 @@ class ModelPool:
             except NobodyWaits:
                 return None
         loaded, load_s = await self._lease(model, wanted, _ANY_WORK)
-        lease = Lease(loaded, loaded.ready, load_s, _ANY_WORK, self._residents.give_back)
+        lease = Lease(loaded, model, loaded.ready, load_s, _ANY_WORK, self._residents.give_back)
         lease.begun()
         return lease
 
