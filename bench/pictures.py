@@ -27,7 +27,7 @@ from bench.servers import vmm_server
 from bench.tables import show
 from vmm_adapters import catalog
 from vmm_adapters.card import ImageRecipe
-from vmm_adapters.types import SessionOptions
+from vmm_adapters.types import Precision, SessionOptions
 from vmm_server.models.registry import Registry, read_cards
 from vmm_server.models.store import InstalledModel, Store
 from vmm_server.settings import read_settings
@@ -43,16 +43,18 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench pictures", description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--backend", default="openvino")
+    parser.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="of the server: vision_precision")
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args(arguments)
     settings = read_settings()
     model = Registry(Store(settings.store_dir), read_cards(settings.card_dirs)).resolve(chosen.model)
     jpeg = _jpeg()
+    said = {"VMM_BACKEND": chosen.backend, "VMM_VISION_PRECISION": chosen.precision}
     plain = _Plain(model, os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         (home / "models").symlink_to(settings.store_dir.resolve())
-        with vmm_server(home, model.name, 0, settings={"VMM_BACKEND": chosen.backend}) as server:
+        with vmm_server(home, model.name, 0, settings=said) as server:
             speeds: dict[str, list[float]] = {"plain loop": [], "http, 1 client": [], "http, 16 clients": []}
             latencies: list[float] = []
             for turn in range(chosen.rounds + 1):
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
                 if turn:  # the first round is not measured
                     for name, took in seconds.items():
                         speeds[name].append(_NUM_REQUESTS / took)
-            alone = _model_s(model, chosen.backend, plain.feeds(jpeg))
+            alone = _model_s(model, chosen.backend, chosen.precision, plain.feeds(jpeg))
     base = statistics.median(speeds["plain loop"])
     rows = [
         [name, f"{(middle := statistics.median(found)):.1f}", f"{middle / base:.2f}"] for name, found in speeds.items()
@@ -72,7 +74,11 @@ def main(arguments: Sequence[str]) -> None:
     show(f"{model.name}, JPEG of {_SIDE} pixels, {len(jpeg) >> 10} KB", ["who", "pictures/s", "ratio"], rows)
     request = statistics.median(latencies)
     figures = [f"{1000 * value:.2f}" for value in (request, alone, request - alone)]
-    show("one request at a time, median", ["", "over HTTP, ms", f"{chosen.backend} alone", "rest"], [["", *figures]])
+    show(
+        f"one request at a time, {chosen.precision}, median",
+        ["", "over HTTP, ms", f"{chosen.backend} alone", "rest"],
+        [["", *figures]],
+    )
 
 
 class _Plain:
@@ -128,9 +134,9 @@ def graph_of(model: InstalledModel) -> Path:
     return next(path for name in _GRAPHS if (path := model.folder / name).is_file())
 
 
-def _model_s(model: InstalledModel, backend: str, feeds: dict[str, NDArray[np.float32]]) -> float:
+def _model_s(model: InstalledModel, backend: str, precision: Precision, feeds: dict[str, NDArray[np.float32]]) -> float:
     """Of one picture in the runtime that the server uses, without it."""
-    session = catalog.load_session(backend, graph_of(model), SessionOptions())
+    session = catalog.load_session(backend, graph_of(model), SessionOptions(precision=precision))
     times = [_timed(lambda: session.run(feeds)) for _ in range(60)]
     session.close()
     return statistics.median(times[10:])

@@ -124,6 +124,8 @@ class Settings(BaseSettings):
     """Memory for one model's KV blocks; unset is an eighth of the memory budget."""
     kv_cache_type: Annotated[Literal["auto", "f16", "q8_0"], BeforeValidator(_lower)] = "auto"
     """What keys and values are kept in: f16, q8_0 (8 bits, half the memory), or auto, which is the backend's choice."""
+    vision_precision: Literal["f32", "bf16"] = "f32"
+    """What pictures are computed in on a processor: f32, or bf16 where it has that, which is faster on OpenVINO."""
     context_length: Annotated[int, Field(ge=1)] | None = None
     """Limit on prompt plus answer, in tokens; unset is the model's own."""
     max_batched_tokens: Annotated[int, Field(ge=32)] = 512
@@ -279,7 +281,7 @@ AT_ONCE = frozenset(
 AT_NEXT_LOAD = frozenset(
     {
         *("num_threads", "kv_cache_size", "kv_cache_type", "context_length", "max_batched_tokens", "max_sequences"),
-        *("max_queue", "speculation", "draft_model"),
+        *("max_queue", "speculation", "draft_model", "vision_precision"),
     }
 )
 """Settings that a reload changes for models that are loaded from then on. All others need a restart."""

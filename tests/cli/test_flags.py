@@ -48,6 +48,7 @@ VALUES = {
     "context_length": "1024",
     "max_batched_tokens": "64",
     "kv_cache_type": "q8_0",
+    "vision_precision": "bf16",
     "max_sequences": "5",
     "max_queue": "6",
     "speculation": "off",

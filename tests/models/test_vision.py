@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -258,6 +259,23 @@ def test_clip_says_what_transformers_says(clip: InstalledModel, placement: Place
         np.testing.assert_allclose(rows, REFERENCE["text_features"], atol=1e-4)
 
     use(load_model(clip, placement, 0, quick), body)
+
+
+def test_clip_in_bf16_says_nearly_that(clip: InstalledModel, settings: MakeSettings) -> None:
+    pictures = [portrait(seed, look) for seed, look in zip(range(8), held_out(), strict=False)]
+    found = []
+    for precision in ("f32", "bf16"):
+
+        async def body(ready: ReadyClip) -> None:
+            found.append(np.stack((await ready.embed_pictures(shown(pictures))).results))
+
+        use(
+            load_model(clip, Placement("openvino", "CPU"), 0, settings(num_threads=1, vision_precision=precision)), body
+        )
+    exact, quick = found
+    assert (exact * quick).sum(axis=1).min() > 0.9995
+    has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert np.array_equal(exact, quick) != has_bf16
 
 
 def siglip_in(folder: Path, table: NDArray[np.float32], matrix: NDArray[np.float32]) -> InstalledModel:

@@ -65,6 +65,7 @@ def open_session(path: Path, model: InstalledModel, placement: Placement, settin
         num_threads=settings.num_threads,
         cache_dir=compiled_dir(settings.cache_dir, model, placement.variant),
         allow_fallback=False,  # the pool goes on to the next placement, and says which one it is
+        precision=settings.vision_precision if placement.device.upper().startswith("CPU") else None,
     )
     return catalog.load_session(placement.adapter, path, options)
 
