@@ -16,7 +16,7 @@ import click
 
 from vmm_server import __version__
 from vmm_server.app import create_app
-from vmm_server.cli.allocator import give_back_large_blocks
+from vmm_server.cli.allocator import give_back_memory
 from vmm_server.cli.connections import limit_unread
 from vmm_server.cli.flags import setting_options
 from vmm_server.cli.listener import HTTPServer, bind, configure_logging, http_server, listen, url_of
@@ -51,7 +51,7 @@ def serve(**flags: str | None) -> None:
     configure_logging(settings.log_level, settings.log_format)
     for line in without_effect(os.environ):
         logger.warning(line)
-    give_back_large_blocks()
+    give_back_memory()
     tls = server_context(settings)
     with bind(settings.host, settings.port) as listener:
         limit_unread(listener, settings.client_timeout_s)
