@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
-from litestar import WebSocket, websocket
+from litestar import websocket
 from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
 
 from vmm_server.admission import Admission
 from vmm_server.api.errors import headers_of, openai_body, report, status_of
 from vmm_server.api.requester import Requester, Streamed
+from vmm_server.api.sockets import Socket
 from vmm_server.callers import Caller, caller
 from vmm_server.errors import InvalidRequest, Overloaded, Unauthenticated, VMMError
 from vmm_server.keys import KeyRing
@@ -44,7 +45,6 @@ _LARGE = 64 * 1024
 """Messages from here on are read in a thread."""
 _OWN = ("id", "endpoint", "body", "timeout_ms", "cancel")
 
-Socket = WebSocket[Any, Any, Any]
 Admit = Callable[[], AbstractContextManager[None]]
 
 

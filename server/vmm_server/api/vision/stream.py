@@ -7,19 +7,19 @@ request of its own: it leases the model, and waits for its turn among those of o
 import asyncio
 import io
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import msgspec
-from litestar import WebSocket, websocket
+from litestar import websocket
 from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect
 from PIL import Image
 
 from vmm_server.api.body import parse_body
-from vmm_server.api.errors import openai_body, report, status_of
+from vmm_server.api.errors import openai_body
 from vmm_server.api.placement import wanted_of
+from vmm_server.api.sockets import SERVICE_RESTART, Socket, send_json, told_of_errors, until_one_ends
 from vmm_server.api.vectors import shown_vectors
 from vmm_server.api.vision.convert import (
     classify_request,
@@ -32,7 +32,7 @@ from vmm_server.api.vision.convert import (
 from vmm_server.api.vision.frames import LatestFrame
 from vmm_server.api.vision.render import DEFAULT_TOP_K, classifications, detections, search_results
 from vmm_server.api.vision.wire import ClassifyBody, DetectBody, EmbedBody, SearchBody, VisionBody, ZeroShotBody
-from vmm_server.errors import InvalidRequest, Overloaded, ShuttingDown, UnsupportedParameter
+from vmm_server.errors import InvalidRequest, Overloaded, UnsupportedParameter
 from vmm_server.requests import GivenImage, Wanted
 from vmm_server.seeing import Classified, Vision
 from vmm_server.vision_requests import DetectRequest, EmbedRequest, SearchRequest
@@ -41,30 +41,18 @@ FRAME = "frame"
 """What errors of a frame name."""
 FIRST_MESSAGE_S = 60.0
 """How long a connection may say nothing before its options."""
-SERVICE_RESTART = 1012
-PRIVATE_CODES = 4000
-"""RFC 6455, 7.4.2: from here on codes are an application's own. Ours have the HTTP status behind them."""
 
 Seen = Mapping[str, object]
 Look = Callable[[GivenImage], Awaitable[Callable[[], Seen]]]
 """A frame → what was seen in it, yet to be rendered."""
-Socket = WebSocket[Any, Any, Any]
 
 
 @websocket("/v1/vision/stream")
 async def vision_stream(socket: Socket, vision: NamedDependency[Vision]) -> None:
     """See docs/vision.md."""
     await socket.accept()
-    try:
+    async with told_of_errors(socket, {"object": "error"}):
         await _serve(socket, vision)
-    except WebSocketDisconnect:
-        return
-    except Exception as error:  # noqa: BLE001 - told to the client, and to the log where it is ours
-        report(error)
-        with suppress(OSError, WebSocketDisconnect):  # it has left
-            await _send(socket, {"object": "error", **openai_body(error)})
-            code = SERVICE_RESTART if isinstance(error, ShuttingDown) else PRIVATE_CODES + status_of(error)
-            await socket.close(code)
 
 
 async def _serve(socket: Socket, vision: Vision) -> None:
@@ -77,17 +65,9 @@ async def _serve(socket: Socket, vision: Vision) -> None:
         raise InvalidRequest("the first message must be text: JSON with the model and what is wanted")
     wire, look = await _options(socket, vision, first)
     await look(GivenImage(io.BytesIO(await asyncio.to_thread(_blank)), FRAME))
-    await _send(socket, {"object": "stream", "model": wire.model, "task": vision.task_of(wire.model)})
+    await send_json(socket, {"object": "stream", "model": wire.model, "task": vision.task_of(wire.model)})
     frames = LatestFrame(look)
-    tasks = {asyncio.create_task(_read(socket, vision, frames)), asyncio.create_task(_answer(socket, frames))}
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    await until_one_ends(_read(socket, vision, frames), _answer(socket, frames))
 
 
 async def _read(socket: Socket, vision: Vision, frames: LatestFrame[Look]) -> None:
@@ -121,10 +101,6 @@ async def _receive(socket: Socket) -> str | bytes:
         raise WebSocketDisconnect(detail="the client left", code=message.get("code", SERVICE_RESTART))
     content: str | bytes | None = message.get("text")
     return content if content is not None else message.get("bytes") or b""
-
-
-async def _send(socket: Socket, message: Mapping[str, object]) -> None:
-    await socket.send_text(msgspec.json.encode(message).decode())
 
 
 async def _options(socket: Socket, vision: Vision, text: str) -> tuple[VisionBody, Look]:

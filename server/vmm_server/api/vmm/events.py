@@ -1,17 +1,14 @@
 """WebSocket `/api/vmm/events`: live figures out, and what becomes of models; nothing in."""
 
-import asyncio
 import math
 from contextlib import ExitStack, suppress
 from typing import Any
 
-import msgspec
-from litestar import WebSocket, websocket
+from litestar import websocket
 from litestar.di import NamedDependency
-from litestar.exceptions import WebSocketDisconnect
 
-from vmm_server.api.errors import openai_body, report, status_of
 from vmm_server.api.refusals import refuse
+from vmm_server.api.sockets import Socket, told_of_errors, until_one_ends
 from vmm_server.callers import caller
 from vmm_server.errors import InvalidRequest, Unauthenticated, VMMError
 from vmm_server.keys import KeyRing
@@ -20,10 +17,6 @@ from vmm_server.metrics.live import Listener, LiveFigures
 DEFAULT_INTERVAL_S = 1.0
 MIN_INTERVAL_S = 0.2
 MAX_INTERVAL_S = 60.0
-PRIVATE_CODES = 4000
-"""RFC 6455, 7.4.2: from here on codes are an application's own. Ours have the HTTP status behind them."""
-
-Socket = WebSocket[Any, Any, Any]
 
 
 @websocket("/api/vmm/events")
@@ -39,15 +32,8 @@ async def events_socket(
             await refuse(socket.scope, error, socket.send)
             return
         await socket.accept()
-        try:
-            await _until_it_leaves(socket, listener, keys)
-        except (WebSocketDisconnect, OSError):
-            return
-        except Exception as error:  # noqa: BLE001 - told to the client, and to the log where it is ours
-            report(error)
-            with suppress(WebSocketDisconnect, OSError):  # it has left
-                await socket.send_text(msgspec.json.encode({"type": "error", **openai_body(error)}).decode())
-                await socket.close(PRIVATE_CODES + status_of(error))
+        async with told_of_errors(socket, {"type": "error"}):
+            await until_one_ends(_read(socket), _tell(socket, listener, keys))
 
 
 def interval_of(given: list[str]) -> float:
@@ -61,18 +47,6 @@ def interval_of(given: list[str]) -> float:
     raise InvalidRequest(
         f"interval: must be {MIN_INTERVAL_S:g} to {MAX_INTERVAL_S:g} seconds, not {given[-1][:40]!r}", param="interval"
     )
-
-
-async def _until_it_leaves(socket: Socket, listener: Listener, keys: KeyRing) -> None:
-    tasks = {asyncio.create_task(_read(socket)), asyncio.create_task(_tell(socket, listener, keys))}
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _read(socket: Socket) -> None:
