@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import openai
@@ -47,51 +48,77 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.runtime)
 
 
+class Command:
+    """`vmm` of this environment, with settings from nowhere but its home folder."""
+
+    def __init__(self, home: Path) -> None:
+        places = (Path(sys.executable).with_name("vmm"), ROOT / ".venv" / "bin" / "vmm")
+        self._command = next(path for path in places if path.exists())
+        self._home = home
+        self._environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("VMM_", "OLLAMA_"))
+        } | {"VMM_HOME": str(home)}
+
+    def run(self, *words: str) -> str:
+        """What it prints; it must succeed."""
+        command = [self._command, *words]
+        done = subprocess.run(
+            command, cwd=ROOT, env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"vmm {' '.join(words)} failed:\n{done.stderr}"
+        return done.stdout.strip()
+
+    @contextmanager
+    def serving(self, *flags: str, **variables: str) -> Iterator[str]:
+        """The base URL of a server. Its end is a test too: SIGTERM must leave with 0."""
+        log_path = self._home / "compat_tests.log"
+        with log_path.open("w") as log:
+            server = subprocess.Popen(
+                [self._command, "serve", "--port", "0", "--calibrate", "off", *flags],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self._environment | variables,
+                text=True,
+            )
+        assert server.stdout is not None
+        watchdog = threading.Timer(START_TIMEOUT_S, server.kill)
+        watchdog.start()
+        try:
+            first_line = server.stdout.readline()
+            watchdog.cancel()
+            found = re.search(r"http://[^ ,]+", first_line)
+            assert found, f"the server did not start:\n{log_path.read_text()}"
+            yield found.group()
+            server.send_signal(signal.SIGTERM)
+            status = server.wait(STOP_TIMEOUT_S)
+            assert status == 0, f"the server left with {status}:\n{log_path.read_text()[-4000:]}"
+        finally:
+            watchdog.cancel()
+            server.kill()
+            server.stdout.close()
+            server.wait()
+
+
+@pytest.fixture(scope="session")
+def vmm_in() -> Callable[[Path], Command]:
+    """`vmm` with a home folder."""
+    return Command
+
+
 @pytest.fixture(scope="session")
 def base_url() -> Iterator[str]:
-    """Where the server is, without a slash at the end. Its end is a test too: SIGTERM must leave with 0."""
+    """Where the server is, without a slash at the end."""
     if url := os.environ.get("VMM_BASE_URL"):
         yield url.rstrip("/")
         return
     home = ROOT / ".cache" / "vmm"
     home.mkdir(parents=True, exist_ok=True)
-    vmm = next(
-        path for path in (Path(sys.executable).with_name("vmm"), ROOT / ".venv" / "bin" / "vmm") if path.exists()
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("VMM_", "OLLAMA_"))}
-    if TIKTOKEN_DIR:
-        environment["TIKTOKEN_CACHE_DIR"] = str(TIKTOKEN_DIR)
+    vmm = Command(home)
     for pull in PULLS:
-        command = [vmm, "pull", *pull, "--home", home]
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        assert done.returncode == 0, f"{pull} cannot be pulled:\n{done.stderr.decode()}"
-    log_path = home / "compat_tests.log"
-    with log_path.open("w") as log:
-        server = subprocess.Popen(
-            [vmm, "serve", "--port", "0", "--home", home, "--calibrate", "off"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=environment,
-            text=True,
-        )
-    assert server.stdout is not None
-    watchdog = threading.Timer(START_TIMEOUT_S, server.kill)
-    watchdog.start()
-    try:
-        first_line = server.stdout.readline()
-        watchdog.cancel()
-        found = re.search(r"http://[^ ,]+", first_line)
-        assert found, f"the server did not start:\n{log_path.read_text()}"
-        yield found.group()
-        server.send_signal(signal.SIGTERM)
-        status = server.wait(STOP_TIMEOUT_S)
-        assert status == 0, f"the server left with {status}:\n{log_path.read_text()[-4000:]}"
-    finally:
-        watchdog.cancel()
-        server.kill()
-        server.stdout.close()
-        server.wait()
+        vmm.run("pull", *pull)
+    with vmm.serving(**({"TIKTOKEN_CACHE_DIR": str(TIKTOKEN_DIR)} if TIKTOKEN_DIR else {})) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,11 @@
 """The clients with a key, at a server that wants one: what it lets them do, and which of their errors they raise."""
 
 import os
-import re
-import signal
 import subprocess
-import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anthropic
 import httpx
@@ -19,9 +16,6 @@ from langchain_ollama import ChatOllama
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-ROOT = Path(__file__).parents[1]
-START_TIMEOUT_S = 60
-STOP_TIMEOUT_S = 60
 MODEL = "scripted"
 SUM = "What is 17 times 3?"
 WRONG = "vmm-this-is-no-key"
@@ -41,44 +35,16 @@ class Keyed:
 
 
 @pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
+def keyed(vmm_in: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     if os.environ.get("VMM_BASE_URL"):
         pytest.skip("only a server of these tests' own can be given keys")
-    home = tmp_path_factory.mktemp("keyed")
-    vmm = next(path for path in (Path(sys.executable).with_name("vmm"), ROOT / ".venv/bin/vmm") if path.exists())
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("VMM_", "OLLAMA_"))}
-    environment["VMM_HOME"] = str(home)
-
-    def run(*words: str) -> str:
-        done = subprocess.run([vmm, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    run("pull", "file:compat_tests/scripted", "--name", MODEL)
-    secret = run("keys", "create", "clients")
-    once = run("keys", "create", "once", "--requests-per-minute", "1")
-    figures = run("keys", "create", "figures", "--scope", "metrics")
-    server = subprocess.Popen(
-        [vmm, "serve", "--port", "0", "--default-model", MODEL, "--calibrate", "off"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        text=True,
-    )
-    assert server.stdout is not None
-    watchdog = threading.Timer(START_TIMEOUT_S, server.kill)
-    watchdog.start()
-    try:
-        found = re.search(r"http://[^ ,]+", server.stdout.readline())
-        assert found, "the server did not start"
-        yield Keyed(found.group(), secret, once, figures)
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(STOP_TIMEOUT_S) == 0
-    finally:
-        watchdog.cancel()
-        server.kill()
-        server.stdout.close()
-        server.wait()
+    vmm = vmm_in(tmp_path_factory.mktemp("keyed"))
+    vmm.run("pull", "file:compat_tests/scripted", "--name", MODEL)
+    secret = vmm.run("keys", "create", "clients")
+    once = vmm.run("keys", "create", "once", "--requests-per-minute", "1")
+    figures = vmm.run("keys", "create", "figures", "--scope", "metrics")
+    with vmm.serving("--default-model", MODEL) as url:
+        yield Keyed(url, secret, once, figures)
 
 
 def ask_openai(keyed: Keyed, key: str) -> str | None:
