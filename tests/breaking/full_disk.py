@@ -15,12 +15,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numba
+from gguf.constants import GGMLQuantizationType
 from llvmlite import binding
 
 from vmm_adapters.card import SamplingDefaults
@@ -36,10 +38,12 @@ from vmm_server.file_store import FileStore, NewFile
 from vmm_server.keys import KeyRing
 from vmm_server.models.building import Importer
 from vmm_server.models.create import CreateRequest, Creator
+from vmm_server.models.importers.gguf import import_gguf
 from vmm_server.models.machine import MachineReader
 from vmm_server.models.names import ModelName
 from vmm_server.models.profiles import Profiles
 from vmm_server.models.pull import Puller
+from vmm_server.models.quantizing import Quantizer, Wish
 from vmm_server.models.registry import Registry
 from vmm_server.models.releases import Release
 from vmm_server.models.router import Placement, Profile
@@ -49,6 +53,7 @@ from vmm_server.response_store import ResponseStore
 SIZE = "6m"
 PIECE = 64 * 1024
 IMPORTER: Importer = runpy.run_path(str(Path(__file__).parents[1] / "models" / "pull_once.py"))["make_importer"]()
+TINY = runpy.run_path(str(Path(__file__).parents[1] / "data" / "gguf_reference" / "tiny_models.py"))
 CONTENT = b"GGUF" + bytes(range(256)) * 1200
 """Of a model: some pages."""
 
@@ -141,6 +146,18 @@ class Writers:
             store.install(self.model("m"))
         store.put_release(Release(ModelName.parse(f"alias{self.turn}"), ((ModelName.parse("m"), 100),)))
 
+    async def quantize(self) -> None:
+        if self.turn == 1:
+            folder = self.outside / "tiny"
+            folder.mkdir()
+            TINY["write_gguf"](folder / "w.gguf", TINY["MODELS"]["llama3"], quantization=GGMLQuantizationType.F16)
+            import_gguf(folder / "w.gguf", folder)
+            for turn in "123":  # of weights of their own: what is there already is not written again
+                about: dict[str, Any] = {"adapter": "openvino", "folder": folder, "size_bytes": 10**6}
+                self.store().install(replace(self.model(f"m{turn}"), weights=turn * 64, **about))
+        quantizer = Quantizer(self.store(), 1, lambda *_: (1.0, 1))
+        quantizer.quantize(ModelName.parse(f"m{self.turn}"), Wish("int8", force=True), lambda *_, **__: None, Event())
+
     async def response(self) -> None:
         kept = ResponseStore(self.folder / "responses.db", max_bytes=10**8)
         try:
@@ -197,7 +214,7 @@ class Writers:
 
 
 NAMES = (
-    *("blob", "create", "pull", "manifest", "copy", "release", "response", "file", "batch", "keys"),
+    *("blob", "create", "pull", "manifest", "copy", "release", "quantize", "response", "file", "batch", "keys"),
     *("profile", "machine", "kernels", "steps", "history"),
 )
 
