@@ -29,7 +29,7 @@ def run(base_url: str, *command: str | Path, cwd: Path = ROOT) -> str:
         "NO_PROXY": "*",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    for patience_s in (60, 60, 300):
+    for patience_s in (20, 60, 300):
         try:
             done = subprocess.run(
                 command,

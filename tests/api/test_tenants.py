@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.api.conftest import EchoLoader, LiveServer, StartServer
+from tests.conftest import MakeSettings
 
 from vmm_adapters.echo import Gate
 from vmm_server.app import create_app
@@ -19,7 +20,6 @@ from vmm_server.callers import BATCH_PRIORITY
 from vmm_server.engine.engine import EngineOptions
 from vmm_server.keys import KEYS_FILE, KeyRing
 from vmm_server.models.store import InstalledModel, Store
-from vmm_server.settings import Settings
 
 WEIGHTS = {"one": 1.0, "two": 2.0, "three": 3.0}
 
@@ -56,8 +56,8 @@ async def saturate(
 
 
 @pytest.fixture
-def real_server(tmp_path: Path, smollm2: InstalledModel, no_environment: None) -> Iterator[LiveServer]:
-    settings = Settings(home=tmp_path / "home", default_model="", calibrate="off", max_sequences=6)
+def real_server(smollm2: InstalledModel, settings_with_kernels: MakeSettings) -> Iterator[LiveServer]:
+    settings = settings_with_kernels(calibrate="off", max_sequences=6)
     Store(settings.store_dir).install(replace(smollm2, aliases=()))
     server = LiveServer(create_app(settings), EchoLoader())
     server.start()
