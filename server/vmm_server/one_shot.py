@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
-from vmm_server.errors import PlacementFailed, ShuttingDown, UnsupportedCapability
+from vmm_server.errors import ModelReplaced, PlacementFailed, ShuttingDown, UnsupportedCapability
 from vmm_server.models.in_use import again_if_replaced
 from vmm_server.models.leases import MAX_MOVES, Lease
 from vmm_server.models.pool import ModelPool
@@ -127,13 +127,14 @@ class OneShot:
 
         If the name gets another one meanwhile, it is that one (`Lease.model`). Raises as `ModelPool.acquire` does.
         """
-        found = iter([model])
 
-        async def acquire() -> Lease[Held]:
-            now = next(found, None) or self._registry.resolve(model.name)
-            return await self._pool.acquire(now, keep_alive, kind, wanted=wanted, work=ONE_ANSWER)
+        async def acquire(model: InstalledModel) -> Lease[Held]:
+            return await self._pool.acquire(model, keep_alive, kind, wanted=wanted, work=ONE_ANSWER)
 
-        lease = await again_if_replaced(acquire)
+        try:
+            lease = await acquire(model)
+        except ModelReplaced:
+            lease = await again_if_replaced(lambda: acquire(self._registry.resolve(model.name)))
         if watch is not None:
             watch.model = lease.model
             watch.leased(lease.loaded.placement, lease.load_s)

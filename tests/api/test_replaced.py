@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from vmm_adapters.echo import Gate, write_echo_model
+from vmm_adapters.echo_encoder import write_echo_encoder
 from vmm_server.models.store import InstalledModel, Store
 
 ASK = {"model": "live", "prompt": "hello"}
@@ -172,6 +173,29 @@ def test_who_waits_for_a_model_that_is_replaced_gets_the_new_one(
     assert answer.status_code == 200, answer.text
     assert said in answer.text
     assert two.loaded() == {"e", "2"}
+
+
+def test_a_text_is_embedded_by_the_model_of_now(start_server: Any, tmp_path: Path) -> None:
+    loading = Gate()
+    server = start_server(load_gate=loading)
+    store, echo = server.parts.store, server.parts.registry.resolve("echo")
+    for name, dim in (("live", 32), ("next", 48)):
+        write_echo_encoder(tmp_path / name, dim=dim)
+        fields: dict[str, Any] = {"name": f"{name}:latest", "aliases": (), "digest": f"{dim:064}", "weights": ""}
+        fields |= {"folder": tmp_path / name, "capabilities": ("embedding",), "context_length": 64}
+        store.install(replace(echo, **fields))
+    client, arrivals = server.client, server.parts.pool.arrivals
+    with ThreadPoolExecutor() as threads:
+        threads.submit(client.post, "/api/generate", json={"model": "echo"})
+        loading.wait_entered()
+        waiting = threads.submit(client.post, "/v1/embeddings", json={"model": "live", "input": "hello"})
+        while arrivals.count < 2:
+            threading.Event().wait(0.01)
+        client.post("/api/copy", json={"source": "next", "destination": "live"}).raise_for_status()
+        loading.open()
+        answer = waiting.result()
+    assert len(answer.json()["data"][0]["embedding"]) == 48
+    assert answer.headers["x-vmm-model-digest"] == f"{48:064}"
 
 
 def test_who_waits_for_a_model_that_is_deleted_is_told(start_server: Any) -> None:
