@@ -125,6 +125,7 @@ def test_a_load_is_not_waited_for_past_the_deadline(start_server: StartServer) -
 
 def test_a_stream_ends_at_its_deadline_with_an_error(start_server: StartServer, gate: Gate) -> None:
     server = start_server(gate=gate)
+    server.client.post("/api/generate", json={"model": "echo"}).raise_for_status()  # loads it
     gate.release(3)
     events = []
     headers = {"x-vmm-timeout-ms": "1500"}
