@@ -69,7 +69,7 @@ class Command:
         return done.stdout.strip()
 
     @contextmanager
-    def serving(self, *flags: str, **variables: str) -> Iterator[str]:
+    def serving(self, *flags: str, start_timeout_s: float = START_TIMEOUT_S, **variables: str) -> Iterator[str]:
         """The base URL of a server. Its end is a test too: SIGTERM must leave with 0."""
         log_path = self._home / "compat_tests.log"
         with log_path.open("w") as log:
@@ -82,7 +82,7 @@ class Command:
                 text=True,
             )
         assert server.stdout is not None
-        watchdog = threading.Timer(START_TIMEOUT_S, server.kill)
+        watchdog = threading.Timer(start_timeout_s, server.kill)
         watchdog.start()
         try:
             first_line = server.stdout.readline()

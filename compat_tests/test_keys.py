@@ -43,7 +43,7 @@ def keyed(vmm_in: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactor
     secret = vmm.run("keys", "create", "clients")
     once = vmm.run("keys", "create", "once", "--requests-per-minute", "1")
     figures = vmm.run("keys", "create", "figures", "--scope", "metrics")
-    with vmm.serving("--default-model", MODEL) as url:
+    with vmm.serving("--default-model", MODEL, start_timeout_s=60) as url:
         yield Keyed(url, secret, once, figures)
 
 

@@ -145,6 +145,20 @@ def test_a_name_that_comes_back_keeps_its_model(start_server: Any) -> None:
     assert not loaded.is_replaced
 
 
+def answer_after(server: Any, loading: Gate, path: str, body: dict[str, Any], change: Callable[[], object]) -> Any:
+    """To a request for `live`, whose model is changed while it waits for another one's load."""
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(server.client.post, "/api/generate", json={"model": "echo"})
+        loading.wait_entered()
+        waiting = threads.submit(server.client.post, path, json={"model": "live", **body})
+        while server.parts.pool.arrivals.count < 2:
+            threading.Event().wait(0.01)
+        change()
+        loading.open()
+        assert first.result().status_code == 200
+        return waiting.result()
+
+
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [
@@ -159,17 +173,12 @@ def test_who_waits_for_a_model_that_is_replaced_gets_the_new_one(
 ) -> None:
     loading = Gate()
     two = Two(start_server(load_gate=loading))
-    client, arrivals = two.server.client, two.server.parts.pool.arrivals
-    with ThreadPoolExecutor() as threads:
-        first = threads.submit(client.post, "/api/generate", json={"model": "echo"})
-        loading.wait_entered()
-        waiting = threads.submit(client.post, path, json={"model": "live", **body})
-        two.wait_for(lambda: arrivals.count == 2)
+
+    def replace_it() -> None:
         by_copy(two)
         assert not two.folders["live"].exists()
-        loading.open()
-        assert first.result().status_code == 200
-        answer = waiting.result()
+
+    answer = answer_after(two.server, loading, path, body, replace_it)
     assert answer.status_code == 200, answer.text
     assert said in answer.text
     assert two.loaded() == {"e", "2"}
@@ -184,33 +193,23 @@ def test_a_text_is_embedded_by_the_model_of_now(start_server: Any, tmp_path: Pat
         fields: dict[str, Any] = {"name": f"{name}:latest", "aliases": (), "digest": f"{dim:064}", "weights": ""}
         fields |= {"folder": tmp_path / name, "capabilities": ("embedding",), "context_length": 64}
         store.install(replace(echo, **fields))
-    client, arrivals = server.client, server.parts.pool.arrivals
-    with ThreadPoolExecutor() as threads:
-        threads.submit(client.post, "/api/generate", json={"model": "echo"})
-        loading.wait_entered()
-        waiting = threads.submit(client.post, "/v1/embeddings", json={"model": "live", "input": "hello"})
-        while arrivals.count < 2:
-            threading.Event().wait(0.01)
-        client.post("/api/copy", json={"source": "next", "destination": "live"}).raise_for_status()
-        loading.open()
-        answer = waiting.result()
+
+    def replace_it() -> None:
+        server.client.post("/api/copy", json={"source": "next", "destination": "live"}).raise_for_status()
+
+    answer = answer_after(server, loading, "/v1/embeddings", {"input": "hello"}, replace_it)
     assert len(answer.json()["data"][0]["embedding"]) == 48
     assert answer.headers["x-vmm-model-digest"] == f"{48:064}"
 
 
 def test_who_waits_for_a_model_that_is_deleted_is_told(start_server: Any) -> None:
     loading = Gate()
-    two = Two(start_server(load_gate=loading))
-    client, arrivals = two.server.client, two.server.parts.pool.arrivals
-    with ThreadPoolExecutor() as threads:
-        first = threads.submit(client.post, "/api/generate", json={"model": "echo"})
-        loading.wait_entered()
-        waiting = threads.submit(client.post, "/api/generate", json=ASK)
-        two.wait_for(lambda: arrivals.count == 2)
-        client.request("DELETE", "/api/delete", json={"model": "live"}).raise_for_status()
-        loading.open()
-        assert first.result().status_code == 200
-        assert waiting.result().status_code == 404
+    server = Two(start_server(load_gate=loading)).server
+
+    def delete_it() -> None:
+        server.client.request("DELETE", "/api/delete", json={"model": "live"}).raise_for_status()
+
+    assert answer_after(server, loading, "/api/generate", {"prompt": "hello"}, delete_it).status_code == 404
 
 
 def test_nothing_is_dropped_while_models_are_swapped_and_released(start_server: Any) -> None:

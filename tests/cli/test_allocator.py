@@ -1,10 +1,13 @@
 """What is left in memory of what was freed."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+of_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is set where the C library is glibc")
 
 PICTURES = """
 import re, sys
@@ -54,7 +57,7 @@ print(path.read_text().count("<heap "))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's alone")
+@of_glibc
 def test_threads_share_their_heaps(tmp_path: Path) -> None:
     num = {
         argument: int(subprocess.check_output([sys.executable, "-c", HEAPS, argument, str(tmp_path / "info")]))
@@ -63,7 +66,7 @@ def test_threads_share_their_heaps(tmp_path: Path) -> None:
     assert num["set"] == 2 < num["left alone"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's alone")
+@of_glibc
 def test_memory_of_large_pictures_is_given_back() -> None:
     left = {
         argument: int(subprocess.check_output([sys.executable, "-c", PICTURES, argument], text=True))
