@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 Post = Callable[[bytes], Awaitable[bytes]]
-"""Sends a request that `request` made; the answer's body."""
+"""Sends a request that `request` made; the answer, head and body."""
 
 
 def request(port: int, path: str, body: bytes, content_type: str = "application/json") -> bytes:
@@ -35,7 +35,7 @@ async def connected(port: int) -> AsyncIterator[Post]:
         body = await reader.readexactly(int(length.partition(b":")[2]))
         if b" 200 " not in head.partition(b"\r\n")[0]:
             raise RuntimeError(body.decode())
-        return body
+        return head + body
 
     try:
         yield post

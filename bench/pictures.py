@@ -9,10 +9,12 @@ import argparse
 import asyncio
 import io
 import os
+import re
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -56,11 +58,11 @@ def main(arguments: Sequence[str]) -> None:
         (home / "models").symlink_to(settings.store_dir.resolve())
         with vmm_server(home, model.name, 0, settings=said) as server:
             speeds: dict[str, list[float]] = {"plain loop": [], "http, 1 client": [], "http, 16 clients": []}
-            latencies: list[float] = []
+            requests: list[_Request] = []
             for turn in range(chosen.rounds + 1):
                 seconds = {
                     "plain loop": _timed(lambda: [plain.answer(jpeg) for _ in range(_NUM_REQUESTS)]),
-                    "http, 1 client": _timed(lambda: latencies.extend(_ask(server.port, model, jpeg, 1))),
+                    "http, 1 client": _timed(lambda: requests.extend(_ask(server.port, model, jpeg, 1))),
                     "http, 16 clients": _timed(lambda: _ask(server.port, model, jpeg, 16)),
                 }
                 if turn:  # the first round is not measured
@@ -72,13 +74,23 @@ def main(arguments: Sequence[str]) -> None:
         [name, f"{(middle := statistics.median(found)):.1f}", f"{middle / base:.2f}"] for name, found in speeds.items()
     ]
     show(f"{model.name}, JPEG of {_SIDE} pixels, {len(jpeg) >> 10} KB", ["who", "pictures/s", "ratio"], rows)
-    request = statistics.median(latencies)
-    figures = [f"{1000 * value:.2f}" for value in (request, alone, request - alone)]
+    whole = statistics.median(one.whole_s for one in requests)
+    within = statistics.median(one.model_s for one in requests)
+    rest = statistics.median(one.whole_s - one.model_s for one in requests)
+    figures = [f"{1000 * value:.2f}" for value in (whole, within, rest, alone, whole - alone)]
     show(
-        f"one request at a time, {chosen.precision}, median",
-        ["", "over HTTP, ms", f"{chosen.backend} alone", "rest"],
+        f"one request at a time, {chosen.precision}, medians in ms",
+        ["", "over HTTP", "of it the model", "rest", f"{chosen.backend} in a loop", "over HTTP less that"],
         [["", *figures]],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What one took, as its client sees it, and of that the model, as the answer says (`Server-Timing`)."""
+
+    whole_s: float
+    model_s: float
 
 
 class _Plain:
@@ -150,24 +162,31 @@ def _jpeg() -> bytes:
     return buffer.getvalue()
 
 
-def _ask(port: int, model: InstalledModel, jpeg: bytes, num_clients: int) -> list[float]:
-    """Seconds of each request."""
+def _ask(port: int, model: InstalledModel, jpeg: bytes, num_clients: int) -> list[_Request]:
     route = "detect" if "detection" in model.capabilities else "embed"
     whole = request(port, f"/v1/vision/{route}", *form({"model": model.name}, "coffee.jpg", jpeg))
 
-    async def client() -> list[float]:
+    async def client() -> list[_Request]:
         found = []
         async with connected(port) as post:
             for _ in range(_NUM_REQUESTS // num_clients):
                 started = time.perf_counter()
-                await post(whole)
-                found.append(time.perf_counter() - started)
+                answer = await post(whole)
+                ended = time.perf_counter()
+                found.append(_Request(ended - started, _model_ms(answer) / 1000))
         return found
 
-    async def together() -> list[float]:
+    async def together() -> list[_Request]:
         return list(chain.from_iterable(await asyncio.gather(*(client() for _ in range(num_clients)))))
 
     return asyncio.run(together())
+
+
+def _model_ms(answer: bytes) -> float:
+    timing = re.search(rb"\r\nserver-timing:[^\r\n]*\bmodel;dur=([0-9.]+)", answer)
+    if timing is None:
+        raise RuntimeError("the answer does not say what the model took")
+    return float(timing[1])
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vmm_adapters.types import EncoderInput
 from vmm_server.cl100k import Cl100k
 from vmm_server.encoder_inputs import Inputs, embedding_inputs, pair_inputs, text_inputs
+from vmm_server.engine.batcher import Computed
 from vmm_server.errors import InvalidRequest
 from vmm_server.models.encoders import ReadyEncoder
 from vmm_server.models.leases import Lease
@@ -26,6 +27,7 @@ from vmm_server.requests import EmbeddingRequest, RerankRequest
 
 logger = logging.getLogger(__name__)
 
+Row = NDArray[np.float32]
 Told = TypeVar("Told")
 _NO_NUMBER = "try another text; if none works, the model's weights are damaged: pull it again"
 _NO_TABLE = (
@@ -86,8 +88,8 @@ class Embeddings:
         table = await self._table_for(request)
 
         async def embed(lease: Lease[ReadyEncoder]) -> Embedded:
-            vectors, inputs, queued_s = await text_vectors(request, lease.ready, table)
-            return Embedded(*_told(lease, inputs, queued_s), vectors)
+            vectors, inputs, computed = await text_vectors(request, lease.ready, table)
+            return Embedded(*_told(lease, inputs, computed), vectors)
 
         return await self._on_encoder(model, request, embed, "embeddings")
 
@@ -100,9 +102,9 @@ class Embeddings:
             ready, scores_pairs = lease.ready, "rerank" in lease.model.capabilities
             write = pair_inputs if scores_pairs else text_inputs
             inputs = await _prepare(lambda: write(request, ready), ready)
-            rows, queued_s = await _rows(inputs.items, ready, "documents")
+            rows, computed = await _rows(inputs.items, ready, "documents")
             scores = _sigmoid(rows[:, 0]) if scores_pairs else unit(rows[1:]) @ unit(rows[:1])[0]
-            return Reranked(*_told(lease, inputs, queued_s), tuple(scores.tolist()))
+            return Reranked(*_told(lease, inputs, computed), tuple(scores.tolist()))
 
         return await self._on_encoder(model, request, rerank, "rerank")
 
@@ -132,17 +134,17 @@ class Embeddings:
 
 async def text_vectors(
     request: EmbeddingRequest, ready: ReadyEncoder, table: Cl100k | None = None
-) -> tuple[NDArray[np.float32], Inputs, float]:
-    """`[texts, dimensions]`, the tokens they are made of, and the seconds that those waited. Raises as `embed` does."""
+) -> tuple[NDArray[np.float32], Inputs, Computed[Row]]:
+    """`[texts, dimensions]`, the tokens they are made of, and what became of those. Raises as `embed` does."""
     check_dimensions(request.dimensions, ready.dim)
     inputs = await _prepare(lambda: embedding_inputs(request, ready, table), ready)
-    vectors, queued_s = await _rows(inputs.items, ready, "input")
+    vectors, computed = await _rows(inputs.items, ready, "input")
     cut = request.dimensions is not None and request.dimensions < ready.dim
     if cut:
         vectors = vectors[:, : request.dimensions]
     if cut or (ready.recipe.normalize if request.normalize is None else request.normalize):
         vectors = unit(vectors)
-    return vectors, inputs, queued_s
+    return vectors, inputs, computed
 
 
 async def _prepare(write: Callable[[], Inputs], ready: ReadyEncoder) -> Inputs:
@@ -150,14 +152,16 @@ async def _prepare(write: Callable[[], Inputs], ready: ReadyEncoder) -> Inputs:
         return await asyncio.to_thread(write)
 
 
-async def _rows(inputs: Sequence[EncoderInput], ready: ReadyEncoder, param: str) -> tuple[NDArray[np.float32], float]:
-    """The encoder's rows, and the seconds they were waited for. Raises `InvalidRequest` for inputs of which it makes
-    what is no number."""
+async def _rows(
+    inputs: Sequence[EncoderInput], ready: ReadyEncoder, param: str
+) -> tuple[NDArray[np.float32], Computed[Row]]:
+    """The encoder's rows, stacked and as they came. Raises `InvalidRequest` for inputs of which it makes what is no
+    number."""
     computed = await ready.batcher.timed_call(inputs)
     rows = np.stack(computed.results)
     if not np.isfinite(rows).all():
         raise InvalidRequest("embedding contains NaN or Inf values", param=param, hint=_NO_NUMBER)
-    return rows, computed.queued_s
+    return rows, computed
 
 
 def check_dimensions(asked: int | None, dim: int) -> None:
@@ -178,10 +182,10 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _told(
-    lease: Lease[ReadyEncoder], inputs: Inputs, queued_s: float
+    lease: Lease[ReadyEncoder], inputs: Inputs, computed: Computed[Row]
 ) -> tuple[InstalledModel, Placement, float, float, int, int]:
     """The fields of `Encoded`. What was cut off is said in the log as well."""
     model = lease.model
     if inputs.num_dropped_tokens:
         logger.warning("cut off %d tokens of texts that are too long for %s", inputs.num_dropped_tokens, model.name)
-    return model, lease.ready.placement, lease.load_s, queued_s, inputs.num_tokens, inputs.num_dropped_tokens
+    return model, lease.ready.placement, lease.load_s, computed.queued_s, inputs.num_tokens, inputs.num_dropped_tokens

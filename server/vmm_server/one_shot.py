@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TypeVar
 
@@ -26,6 +26,18 @@ Told = TypeVar("Told")
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds, of which none is counted twice; there are more between them."""
+
+    decode_s: float
+    """Until the first pictures were the model's numbers; the others become it while those are computed."""
+    queue_s: float
+    """Until the model took up the first of them."""
+    model_s: float
+    """That the runtime computed for the request, for what shared its batches too."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """Who answered, and what it took."""
 
@@ -34,6 +46,8 @@ class Answered:
     load_s: float
     queued_s: float | None
     """How long its input waited for that of other requests; `None`: not known yet."""
+    timing: Timing | None = field(default=None, kw_only=True)
+    """Where pictures were looked at."""
 
     @property
     def num_input_tokens(self) -> int | None:

@@ -7,11 +7,12 @@ Pixels are made last, and become the model's numbers at once. A call returns who
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from vmm_server.embedding import Embedded, Encoded, check_dimensions, text_vectors, unit
+from vmm_server.engine.batcher import Computed
 from vmm_server.errors import GenerationFailed, InvalidRequest, UnsupportedCapability
 from vmm_server.media.reading import ImageReader, OpenedImage
 from vmm_server.models.leases import Lease
@@ -19,7 +20,7 @@ from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.models.vision import Picture, ReadyClassifier, ReadyClip, ReadyDetector
 from vmm_server.observed import Operation
-from vmm_server.one_shot import Answered, OneShot
+from vmm_server.one_shot import Answered, OneShot, Timing
 from vmm_server.requests import EmbeddingRequest, GivenImage
 from vmm_server.vision.drawing import draw
 from vmm_server.vision.remembered import Remembered
@@ -111,7 +112,8 @@ class Vision:
             computed = await ready.detect(opened, params)
             found = tuple(computed.results)
             drawn = await _drawn(opened, found, ready.labels) if request.draw else None
-            return Detected(*_told(lease, computed.queued_s), ready.labels, found, drawn)
+            timing = _timing(computed)
+            return Detected(*_told(lease, computed.queued_s), ready.labels, found, drawn, timing=timing)
 
         return await self._run(model, ReadyDetector, request, detect, "detection")  # type: ignore[type-abstract]
 
@@ -123,7 +125,8 @@ class Vision:
         async def classify(lease: Lease[ReadyClassifier]) -> Classified:
             computed = await lease.ready.classify(opened)
             scores = _finite(np.stack(computed.results))
-            return Classified(*_told(lease, computed.queued_s), lease.ready.labels, scores)
+            timing = _timing(computed)
+            return Classified(*_told(lease, computed.queued_s), lease.ready.labels, scores, timing=timing)
 
         return await self._run(model, ReadyClassifier, request, classify, "classification")  # type: ignore[type-abstract]
 
@@ -137,7 +140,7 @@ class Vision:
             check_dimensions(request.dimensions, lease.ready.dim)
             made = await _vectors(request, request.items, opened, lease.ready, request.truncate, request.dimensions)
             counts = made.num_tokens, made.num_dropped_tokens
-            return Embedded(*_told(lease, made.queued_s), *counts, made.vectors)
+            return Embedded(*_told(lease, made.timing.queue_s), *counts, made.vectors, timing=made.timing)
 
         return await self._run(model, ReadyClip, request, embed, "image_embedding")
 
@@ -161,15 +164,16 @@ class Vision:
         opened = await self._reader.open(request.images)
 
         async def zero_shot(lease: Lease[ReadyClip]) -> Classified:
-            sentences = await self._sentence_vectors(request, texts, lease)
+            sentences, sentences_s = await self._sentence_vectors(request, texts, lease)
             made = await _vectors(request, request.images, opened, lease.ready)
+            timing = replace(made.timing, model_s=made.timing.model_s + sentences_s)
             labels = unit(sentences.reshape(len(request.labels), len(templates), -1).mean(axis=1))
             recipe = lease.model.vision
             scale = recipe.logit_scale if recipe and recipe.logit_scale is not None else LOGIT_SCALE
             logits = scale * (unit(made.vectors) @ labels.T)
             bias = recipe.logit_bias if recipe else None
             scores = softmax(logits) if bias is None else sigmoid(logits + bias)
-            return Classified(*_told(lease, made.queued_s), request.labels, scores)
+            return Classified(*_told(lease, timing.queue_s), request.labels, scores, timing=timing)
 
         return await self._run(model, ReadyClip, request, zero_shot, "classification")
 
@@ -184,23 +188,27 @@ class Vision:
             made = await _vectors(request, items, opened, lease.ready, request.truncate)
             vectors = unit(made.vectors)
             counts = made.num_tokens, made.num_dropped_tokens
-            return Ranked(*_told(lease, made.queued_s), *counts, tuple((vectors[1:] @ vectors[0]).tolist()))
+            scores = tuple((vectors[1:] @ vectors[0]).tolist())
+            return Ranked(*_told(lease, made.timing.queue_s), *counts, scores, timing=made.timing)
 
         return await self._run(model, ReadyClip, request, search, "image_embedding")
 
     async def _sentence_vectors(
         self, request: ZeroShotRequest, texts: Sequence[GivenText], lease: Lease[ReadyClip]
-    ) -> Rows:
-        """`[texts, dim]`, of length 1. Only those that were not asked for lately are computed."""
+    ) -> tuple[Rows, float]:
+        """`[texts, dim]`, of length 1, and the model's seconds. Only those that were not asked for lately are
+        computed."""
         where = lease.model.digest, str(lease.loaded.placement), request.truncate
         found = self._remembered.find({(*where, text.text) for text in texts})
         missing = {text.text: text for text in texts if (*where, text.text) not in found}
+        model_s = 0.0
         if missing:
             made = await _vectors(request, [*missing.values()], (), lease.ready, request.truncate)
             new = {(*where, text): row for text, row in zip(missing, unit(made.vectors), strict=True)}
             self._remembered.keep(new)
             found |= new
-        return np.stack([found[*where, text.text] for text in texts])
+            model_s = made.timing.model_s
+        return np.stack([found[*where, text.text] for text in texts]), model_s
 
     async def _open(self, items: Sequence[Item]) -> tuple[OpenedImage, ...]:
         return await self._reader.open([item for item in items if isinstance(item, GivenImage)])
@@ -226,7 +234,7 @@ class _Made:
     """`[items, dim]`, in the order of the items."""
     num_tokens: int
     num_dropped_tokens: int
-    queued_s: float
+    timing: Timing
 
 
 async def _vectors(
@@ -241,9 +249,9 @@ async def _vectors(
     dim = min(dimensions or ready.dim, ready.dim)
     vectors = np.empty((len(items), dim), np.float32)
     texts = {index: item for index, item in enumerate(items) if isinstance(item, GivenText)}
-    num_tokens, num_dropped, queued_s = 0, 0, 0.0
+    num_tokens, num_dropped, timing = 0, 0, Timing(0.0, 0.0, 0.0)
     if texts:
-        rows, inputs, queued_s = await text_vectors(
+        rows, inputs, of_texts = await text_vectors(
             EmbeddingRequest(
                 model=request.model,
                 inputs=tuple(item.text for item in texts.values()),
@@ -255,13 +263,19 @@ async def _vectors(
         )
         vectors[[*texts]] = rows
         num_tokens, num_dropped = inputs.num_tokens, inputs.num_dropped_tokens
+        timing = _timing(of_texts)
     if opened:
         computed = await ready.embed_pictures(opened)
         rows = _finite(np.stack(computed.results))
         is_text = np.isin(np.arange(len(items)), [*texts])
         vectors[~is_text] = rows if dim == ready.dim else unit(rows[:, :dim])
-        queued_s = max(queued_s, computed.queued_s)
-    return _Made(vectors, num_tokens, num_dropped, queued_s)
+        queue_s, model_s = max(timing.queue_s, computed.queued_s), timing.model_s + computed.computed_s
+        timing = Timing(computed.prepared_s, queue_s, model_s)
+    return _Made(vectors, num_tokens, num_dropped, timing)
+
+
+def _timing(computed: Computed[Any]) -> Timing:
+    return Timing(computed.prepared_s, computed.queued_s, computed.computed_s)
 
 
 async def _drawn(pictures: Sequence[Picture], found: Sequence[Detections], labels: Sequence[str]) -> tuple[bytes, ...]:

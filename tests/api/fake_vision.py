@@ -121,7 +121,7 @@ class FakeDetector(FakeSeer):
         self._shapes = shapes
 
     async def detect(self, pictures: Sequence[Picture], params: DetectionParams) -> Computed[Detections]:
-        return Computed([self._found(pixels, params) for pixels in await self.seen(pictures)], 0.0)
+        return Computed([self._found(pixels, params) for pixels in await self.seen(pictures)], 0.0005, 0.25, 0.0125)
 
     def _found(self, picture: Pixels, params: DetectionParams) -> Detections:
         dark, size = (picture != 255).any(axis=2), (picture.shape[1], picture.shape[0])

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 import struct
 import zlib
 from typing import Any
@@ -76,6 +77,19 @@ def test_a_detection_has_its_place_in_pixels_and_in_parts_of_the_picture(vision_
     assert response.headers["x-vmm-model"] == "detector:latest"
     assert response.headers["x-vmm-device"] == "CPU"
     assert response.headers["x-vmm-queue-ms"] == "0"
+    assert response.headers["server-timing"] == "decode;dur=12.50, queue;dur=0.50, model;dur=250.00"
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_answer_says_what_took_how_long(vision_server: Any, route: str) -> None:
+    """The syntax is https://www.w3.org/TR/server-timing/#the-server-timing-header-field's."""
+    timing = see(vision_server, route, image=plain("red")).headers["server-timing"]
+    assert re.fullmatch(r"decode;dur=\d+\.\d\d, queue;dur=\d+\.\d\d, model;dur=\d+\.\d\d", timing)
+
+
+def test_texts_are_computed_as_well(vision_server: Any) -> None:
+    timing = see(vision_server, "embed", text="red").headers["server-timing"]
+    assert re.fullmatch(r"decode;dur=0\.00, queue;dur=\d+\.\d\d, model;dur=\d+\.\d\d", timing)
 
 
 def test_masks_points_and_corners_come_with_the_models_that_have_them(vision_server: Any) -> None:

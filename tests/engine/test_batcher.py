@@ -116,12 +116,31 @@ def test_a_call_knows_how_long_it_waited_and_the_batcher_who_does() -> None:
         runtime.permits.release(1)
         await runtime.is_computing()
         assert batcher.stats == BatcherStats(num_waiting=0, num_running=1, computed_size=5 + 20 + 21)
+        entered_at = time.perf_counter()
+        while time.perf_counter() < entered_at + 0.01:
+            pass
         runtime.permits.release(1)
         assert (await second).results == [40, 42]
         assert (await second).queued_s > (await first).queued_s
+        assert (await second).computed_s >= 0.01
         assert batcher.stats == BatcherStats(num_waiting=0, num_running=0, computed_size=5 + 20 + 21)
 
     run(body, held=True, gather_s=0.0)
+
+
+def test_a_call_in_several_batches_took_what_all_of_them_did() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        call = asyncio.create_task(batcher.timed_call([20, 21]))
+        for _ in range(2):
+            await runtime.is_computing()
+            entered_at = time.perf_counter()
+            while time.perf_counter() < entered_at + 0.01:
+                pass
+            runtime.permits.release(1)
+        assert (await call).computed_s >= 0.02
+        assert runtime.batches == [[20], [21]]
+
+    run(body, held=True, batch=BatchLimits(max_items=1))
 
 
 def test_an_idle_batcher_waits_for_a_call_in_the_making() -> None:

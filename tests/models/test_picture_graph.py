@@ -249,11 +249,12 @@ def test_only_the_first_pictures_of_a_request_are_waited_for() -> None:
 
         async def timed_call(self, items: Sequence[Any]) -> Computed[Any]:
             events.append(f"{len(items)} sent")
-            return Computed([{"brightest": np.ones(1)}] * len(items), 0.5)
+            return Computed([{"brightest": np.ones(1)}] * len(items), 0.5, 0.25)
 
     watching = Watching(cast(Any, Recorder()), RECIPE, numbers(0), batch_size=4, memory_bytes=1)
     computed = asyncio.run(watching.look([Shown(grey(1))] * 10, brightest))
-    assert (len(computed.results), computed.queued_s) == (10, 0.5)
+    assert (len(computed.results), computed.queued_s, computed.computed_s) == (10, 0.5, 0.75)
+    assert computed.prepared_s > 0
     assert events == ["announced", "prepared", "4 sent", "4 sent", "2 sent"]
 
 

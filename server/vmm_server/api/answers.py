@@ -16,7 +16,8 @@ from vmm_server.requests import GenerateRequest
 def provenance(answered: Completion | Answered, *others: Completion) -> dict[str, str]:
     """Response headers: the model that answered, by its full name and digest, the runtime and the device it runs on,
     how much of a prompt that was too long it did not see, and how long the request waited for others, the longest of
-    several answers. A stream asks once it has begun: until then it may move to another device.
+    several answers. A stream asks once it has begun: until then it may move to another device. Where pictures were
+    looked at, also what took how long, as browsers show it (https://www.w3.org/TR/server-timing/).
     """
     headers = {
         "x-vmm-model": answered.model.name,
@@ -34,6 +35,9 @@ def provenance(answered: Completion | Answered, *others: Completion) -> dict[str
     known = [queued_s for queued_s in waited_s if queued_s is not None]
     if len(known) == len(waited_s):
         headers["x-vmm-queue-ms"] = str(round(1000 * max(known)))
+    if isinstance(answered, Answered) and (timing := answered.timing) is not None:
+        taken = {"decode": timing.decode_s, "queue": timing.queue_s, "model": timing.model_s}
+        headers["server-timing"] = ", ".join(f"{name};dur={1000 * spent_s:.2f}" for name, spent_s in taken.items())
     return headers
 
 

@@ -59,6 +59,7 @@ HEADERS: Mapping[str, str] = {
     "x-vmm-cached-tokens": "Prompt tokens that were not computed again; of a whole answer.",
     "x-vmm-ignored": "Options that were asked for and have no effect here.",
     "x-vmm-warning": "What is missing in the answer, because a file is damaged.",
+    "server-timing": "Milliseconds: `decode`, `queue` and `model`.",
 }
 PROVENANCE = tuple(name for name in HEADERS if name.startswith("x-vmm-"))
 """Of what a model answered; left out where one was only loaded."""
@@ -121,6 +122,8 @@ class Description:
     """Beside the form."""
     runs: bool = False
     """A model's answer: its headers say which one it was, and where it ran."""
+    headers: tuple[str, ...] = ()
+    """That its answers have besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +153,10 @@ def described(
     files: Mapping[str, str] | None = None,
     takes_json: bool = False,
     runs: bool = False,
+    headers: tuple[str, ...] = (),
 ) -> dict[str, Description]:
     """For a route handler's `opt`: what is sent to it and what comes back."""
-    return {"openapi": Description(examples, body, query or {}, upload, files or {}, takes_json, runs)}
+    return {"openapi": Description(examples, body, query or {}, upload, files or {}, takes_json, runs, headers)}
 
 
 def operations(routes: Iterable[BaseRoute]) -> list[Operation]:
@@ -243,7 +247,7 @@ def _parameters(path: str, description: Description) -> Iterator[Schema]:
 
 def _answers(description: Description) -> Schema:
     answers: Schema = {}
-    headers = _headers("x-request-id", *(PROVENANCE if description.runs else ()))
+    headers = _headers("x-request-id", *(PROVENANCE if description.runs else ()), *description.headers)
     for example in description.examples:
         answer = answers.setdefault(
             str(example.status), {"description": "The answer", "headers": headers, "content": {}}

@@ -67,6 +67,8 @@ class _Call(Generic[Item, Result]):
     """On `time.monotonic`'s clock."""
     started_at: float | None = None
     """When the batch with its first item was."""
+    computed_s: float = 0.0
+    """Of all batches with items of it, so far."""
     results: dict[int, Result] = field(default_factory=dict)
     context: Context = field(default_factory=copy_context)
     """Of the task that asked."""
@@ -80,6 +82,10 @@ class Computed(Generic[Result]):
     """In the order of its items."""
     queued_s: float
     """Seconds until the first of its items was taken up."""
+    computed_s: float = 0.0
+    """Seconds that the batches with its items took, whatever else was in them."""
+    prepared_s: float = 0.0
+    """Seconds until its first items were there to be sent; 0 where they came as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +188,7 @@ class Batcher(Generic[Item, Result]):
             self._changed.notify()
         try:
             results = await call.done
-            return Computed(results, (call.started_at or call.submitted_at) - call.submitted_at)
+            return Computed(results, (call.started_at or call.submitted_at) - call.submitted_at, call.computed_s)
         finally:
             with self._changed:
                 self._calls.discard(call)
@@ -243,9 +249,10 @@ class Batcher(Generic[Item, Result]):
 
     def _process(self, batch: list[Waiting[_Call[Item, Result]]]) -> None:
         started = time.perf_counter()
+        calls = {waiting.call for waiting in batch}
         with self._changed:
             self._computed_size += sum(waiting.size for waiting in batch)
-            for call in {waiting.call for waiting in batch}:
+            for call in calls:
                 if call.started_at is None:
                     call.started_at = started
                     self._histograms.queue_s.add(started - call.submitted_at)
@@ -256,9 +263,9 @@ class Batcher(Generic[Item, Result]):
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
         except Exception as error:  # noqa: BLE001 - told in the log
-            tell(logger, "a batch failed", {waiting.call: waiting.call.context for waiting in batch}.values())
+            tell(logger, "a batch failed", [call.context for call in calls])
             failed = self._failed(error)
-            says = [(call, failed) for call in {waiting.call for waiting in batch}]
+            says = [(call, failed) for call in calls]
             with self._changed:
                 for call, _ in says:
                     self._queue.discard(call)
@@ -266,9 +273,11 @@ class Batcher(Generic[Item, Result]):
             self._num_failed = 0
             for waiting, result in zip(batch, results, strict=True):
                 waiting.call.results[waiting.index] = result
-            says = [(call, None) for call in {w.call for w in batch} if len(call.results) == len(call.items)]
-        spent = (time.perf_counter() - started) / sum(waiting.size for waiting in batch)
-        self._seconds_per_size += 0.2 * (spent - self._seconds_per_size)
+            says = [(call, None) for call in calls if len(call.results) == len(call.items)]
+        spent_s = time.perf_counter() - started
+        for call in calls:
+            call.computed_s += spent_s
+        self._seconds_per_size += 0.2 * (spent_s / sum(waiting.size for waiting in batch) - self._seconds_per_size)
         self._deliver(says)
 
     def _failed(self, error: Exception) -> GenerationFailed:

@@ -142,18 +142,20 @@ class Watching:
         """
         step = max(self.batch_size, _MIN_PREPARED)
         told: list[Told] = []
-        queued_s = None
+        queued_s, computed_s, started = None, 0.0, time.perf_counter()
         with self.batcher.preparing():
             prepared = await self._prepared(pictures[:step])
+        prepared_s = time.perf_counter() - started
         for start in range(step, len(pictures) + step, step):
             computing = self.batcher.timed_call([numbers for numbers, _ in prepared])
             following = pictures[start : start + step]  # unannounced: what they follow is not to wait for them
             computed, prepared_next = await asyncio.gather(computing, self._prepared(following))
             queued_s = computed.queued_s if queued_s is None else queued_s
+            computed_s += computed.computed_s
             each = partial(_each, finish, computed.results, [framing for _, framing in prepared])
             told += each() if is_quick else await asyncio.to_thread(each)
             prepared = prepared_next
-        return Computed(told, queued_s or 0.0)
+        return Computed(told, queued_s or 0.0, computed_s, prepared_s)
 
     async def try_once(self) -> None:
         """See `Sampled`."""

@@ -62,7 +62,7 @@ _FILES = {
 
 def _described(shown: Sequence[Example], body: type[ImagesBody], *more_files: str) -> dict[str, Description]:
     files = {name: _FILES[name] for name in ("file", *more_files)}
-    return described(*shown, body=body, files=files, takes_json=True, runs=True)
+    return described(*shown, body=body, files=files, takes_json=True, runs=True, headers=("server-timing",))
 
 
 class VisionController(Controller):
