@@ -10,7 +10,8 @@ import pytest
 
 from vmm_adapters import echo
 from vmm_adapters.base import CausalLMRunner
-from vmm_adapters.cpu.isa import InstructionSet, supported
+from vmm_adapters.cpu.codegen.target import supported
+from vmm_adapters.cpu.isa import InstructionSet
 from vmm_adapters.types import RunnerOptions
 
 from . import cpu_kernels

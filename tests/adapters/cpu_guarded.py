@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vmm_adapters.cpu.floats import WIDTH, Element
+from vmm_adapters.cpu.codegen.kernels import SIZES
+from vmm_adapters.cpu.codegen.numerics import NUM_SOURCES
+from vmm_adapters.cpu.formats import FORMS, WIDTH, Element
 from vmm_adapters.cpu.isa import InstructionSet
-from vmm_adapters.cpu.kernels import SIZES
-from vmm_adapters.cpu.numerics import NUM_SOURCES
-from vmm_adapters.cpu.panels import FORMS
 
 from . import cpu_kernels
 from .cpu_kernels import Array, Subject, cap, copy, make_panel, multiply_floats, quantize, sum_of_squares

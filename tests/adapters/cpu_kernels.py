@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from llvmlite import binding
 from numpy.typing import NDArray
 
-from vmm_adapters.cpu.floats import WIDTH, Element
-from vmm_adapters.cpu.isa import InstructionSet, Target
-from vmm_adapters.cpu.kernels import (
+from vmm_adapters.cpu.codegen.kernels import (
     CAP,
     COPY,
     FLOATS,
@@ -23,12 +20,13 @@ from vmm_adapters.cpu.kernels import (
     QUANTIZE,
     SIZES,
     SUM_OF_SQUARES,
-    Kernels,
     compile_object,
-    symbol,
 )
-from vmm_adapters.cpu.numerics import GATED, NORMALIZED, PLAIN
-from vmm_adapters.cpu.panels import BLOCK, FORMS, PANEL, Form
+from vmm_adapters.cpu.codegen.numerics import GATED, NORMALIZED, PLAIN
+from vmm_adapters.cpu.formats import BLOCK, FORMS, KERNEL, PANEL, WIDTH, Element, Form
+from vmm_adapters.cpu.isa import InstructionSet, Target
+from vmm_adapters.cpu.kernels import Kernels
+from vmm_adapters.cpu.objects import Code
 from vmm_adapters.cpu.plan import Activation
 
 from . import cpu_reference
@@ -73,13 +71,10 @@ def subject(isa: InstructionSet, folder: Path) -> Subject:
 
 def link(isa: InstructionSet, target: Target, places: Sequence[int]) -> Subject:
     """Some kernels that were compiled for a processor that this one can stand in for."""
-    library = binding.JITLibraryBuilder().add_object_img(compile_object(isa, target, places))
-    for place in places:
-        library.export_symbol(symbol(place))
-    linked = library.link(binding.create_lljit_compiler(use_jit_link=False), "kernels")
+    code = Code(compile_object(isa, target, places))
     table = np.zeros(NUM_KERNELS, np.int64)
-    table[places] = [linked[symbol(place)] for place in places]
-    return Subject(isa, table, linked)
+    table[places] = [code.addresses[KERNEL.format(place)] for place in places]
+    return Subject(isa, table, code)
 
 
 def size_index(rows: int) -> int:

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vmm_adapters.cpu.floats import WIDTH
-from vmm_adapters.cpu.kernels import FOLD, SIZES, SPANS
-from vmm_adapters.cpu.spans import TILE
+from vmm_adapters.cpu.codegen.kernels import FOLD, SIZES, SPANS
+from vmm_adapters.cpu.formats import TILE, WIDTH
 
 from .cpu_kernels import EPSILON, UNTOUCHED, Array, Subject, size_index
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llvmlite import binding, ir
+from llvmlite import ir
 
-from vmm_adapters.cpu.emitter import F32, I16, I64, Emitter
-from vmm_adapters.cpu.halves import floats_to_halves, halves_to_floats
-from vmm_adapters.cpu.isa import InstructionSet, host
+from vmm_adapters.cpu.codegen.emitter import F32, I16, I64, Emitter
+from vmm_adapters.cpu.codegen.halves import floats_to_halves, halves_to_floats
+from vmm_adapters.cpu.codegen.target import emit_object, host, initialize
+from vmm_adapters.cpu.isa import InstructionSet
+from vmm_adapters.cpu.objects import Code
 
 from .cpu_kernels import Array
 
@@ -34,11 +36,11 @@ def converted(convert: Callable[..., Any], source: Array, target: Array, *, has_
 
     emit.loop(count, [], body)
     builder.ret_void()
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    library = binding.JITLibraryBuilder().add_ir(str(module)).export_symbol("run")
-    linked = library.link(binding.create_lljit_compiler(use_jit_link=False), "halves")
-    CFUNCTYPE(None, c_int64, c_int64, c_int64)(linked["run"])(source.ctypes.data, target.ctypes.data, source.size)
+    initialize()
+    code = Code(emit_object(str(module), host(), {"run": "run"}))
+    CFUNCTYPE(None, c_int64, c_int64, c_int64)(code.addresses["run"])(
+        source.ctypes.data, target.ctypes.data, source.size
+    )
     return target
 
 

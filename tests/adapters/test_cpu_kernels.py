@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmm_adapters.cpu.floats import WIDTH, Element
-from vmm_adapters.cpu.numerics import NUM_SOURCES, PLAIN
+from vmm_adapters.cpu.codegen.numerics import NUM_SOURCES, PLAIN
+from vmm_adapters.cpu.formats import WIDTH, Element
 
 from . import cpu_kernels
 from .cpu_kernels import EPSILON, TINY, Array, Subject, check_quantised, expected_copy

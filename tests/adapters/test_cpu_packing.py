@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmm_adapters.cpu.floats import WIDTH, Element
-from vmm_adapters.cpu.kernels import PANELS, SIZES
+from vmm_adapters.cpu.codegen.kernels import PANELS, SIZES
+from vmm_adapters.cpu.formats import BLOCK, FORMS, PANEL, WIDTH, Element, Form
 from vmm_adapters.cpu.packing import PackedMatrix, pack_matrix
-from vmm_adapters.cpu.panels import BLOCK, FORMS, PANEL, Form
 from vmm_adapters.cpu.plan import DenseMatrix, QuantizedMatrix
 from vmm_adapters.errors import UnsupportedModel
 

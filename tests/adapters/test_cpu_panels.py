@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmm_adapters.cpu.kernels import SIZES
-from vmm_adapters.cpu.panels import FORMS, PANEL, Form
+from vmm_adapters.cpu.codegen.kernels import SIZES
+from vmm_adapters.cpu.formats import FORMS, PANEL, Form
 
 from .cpu_kernels import Panel, Subject, make_panel
 

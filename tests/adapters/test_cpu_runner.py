@@ -15,11 +15,13 @@ import pytest
 from numpy.typing import NDArray
 
 from vmm_adapters.catalog import load_causal_lm
-from vmm_adapters.cpu.compiled import compile_kept, compiled, writable
-from vmm_adapters.cpu.isa import InstructionSet, supported
+from vmm_adapters.cpu.codegen.kernels import SIZES
+from vmm_adapters.cpu.codegen.target import supported
+from vmm_adapters.cpu.isa import InstructionSet
+from vmm_adapters.cpu.kernels import compile_kept, writable
+from vmm_adapters.cpu.objects import Code
 from vmm_adapters.cpu.runner import CPURunner, load_runner
-from vmm_adapters.cpu.team import COUNTER
-from vmm_adapters.cpu.threads import take_part
+from vmm_adapters.cpu.share import COUNTER
 from vmm_adapters.errors import OutOfMemory, RuntimeFailed, UnsupportedModel
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 
@@ -64,13 +66,6 @@ def test_a_float_model_says_what_onnx_runtime_says(load: Load, tmp_path: Path) -
     write_decoder(tmp_path / "reference", decoder)
     expected = dense_logits(tmp_path / "reference", decoder, TOKENS)
     assert np.abs(logits_of(load(decoder)) - expected).max() < 3e-3 * np.abs(expected).max()
-
-
-def test_one_compilation_serves_all_models_threads_and_types(load: Load) -> None:
-    load(TinyDecoder(weight_bits=8, num_layers=1), num_threads=1)
-    load(TinyDecoder(half=True, num_layers=3, packed_qkv=True, qkv_bias=True), num_threads=3, kv_cache_type="u8")
-    load(TinyDecoder(weight_bits=4, embedding="gather_block_quantized_4", tied=True), max_sequences=3)
-    assert len(take_part.signatures) == 1
 
 
 @pytest.mark.skipif(len(supported()) < 3, reason="this machine has one set of vector instructions at most")
@@ -169,21 +164,24 @@ def test_what_is_not_for_it_is_refused(load: Load, tmp_path: Path) -> None:
         load_causal_lm("cpu", folder, RunnerOptions())
 
 
-def _increase(number: int) -> int:
-    return number + 1
-
-
 def test_what_is_compiled_is_said_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "vmm_adapters.cpu")
-    compile_kept(compiled(_increase), (1,), tmp_path)
+    (compiled,) = compile_kept(InstructionSet.PORTABLE, ["1"], tmp_path)
     before, after = (record.getMessage() for record in caplog.records)
-    assert before == "compiling the steps of decoders for this machine, once"
-    assert re.fullmatch(r"compiled the steps of decoders in \d+\.\d s", after)
+    assert before == "compiling kernels for this machine, once (1)"
+    assert re.fullmatch(r"compiled kernels in \d+\.\d s", after)
     caplog.clear()
-    again = compiled(_increase)
-    compile_kept(again, (1,), tmp_path)
-    assert again(1) == 2
+    assert compile_kept(InstructionSet.PORTABLE, ["1"], tmp_path) == [compiled]
     assert not caplog.records
+    assert len(Code(compiled).addresses) == len(SIZES)
+
+
+def test_what_the_machine_cannot_run_is_not_compiled(tmp_path: Path) -> None:
+    (lacking, *_) = set(InstructionSet) - set(supported())
+    with pytest.raises(RuntimeFailed, match=f"cannot be compiled here: this machine has no {lacking.name}") as failed:
+        compile_kept(lacking, ["1"], tmp_path)
+    assert "VMM_BACKEND=openvino" in str(failed.value.hint)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmm_adapters.cpu.floats import WIDTH
-from vmm_adapters.cpu.spans import BLOCK_SIZE, NOTHING
+from vmm_adapters.cpu.codegen.spans import NOTHING
+from vmm_adapters.cpu.formats import BLOCK_SIZE, WIDTH
 
 from .cpu_kernels import EPSILON, Subject
 from .cpu_spans import EXPONENTIAL, NO_LIMIT, Cache, Result, Span, make_span

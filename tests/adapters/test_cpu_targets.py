@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from llvmlite import binding
 
-from vmm_adapters.cpu.floats import WIDTH, Element
-from vmm_adapters.cpu.isa import InstructionSet, Target, host, supported
-from vmm_adapters.cpu.kernels import FLOATS, NUM_KERNELS, SIZES, compile_object
-from vmm_adapters.cpu.numerics import NUM_SOURCES
-from vmm_adapters.cpu.panels import FORMS, Form
+from vmm_adapters.cpu.codegen.kernels import FLOATS, NUM_KERNELS, SIZES, compile_object
+from vmm_adapters.cpu.codegen.numerics import NUM_SOURCES
+from vmm_adapters.cpu.codegen.target import host, supported
+from vmm_adapters.cpu.formats import FORMS, WIDTH, Element, Form
+from vmm_adapters.cpu.isa import InstructionSet, Target
 
 from . import cpu_kernels
 from .cpu_kernels import Subject, check_quantised, expected_copy, make_panel

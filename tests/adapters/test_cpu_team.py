@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from vmm_adapters.cpu.compiled import compiled
-from vmm_adapters.cpu.team import COUNTER, DONE, LOCKS, end_step, finish, take_task
+from vmm_adapters.cpu.codegen.compiled import compiled
+from vmm_adapters.cpu.codegen.team import end_step, finish, take_task
+from vmm_adapters.cpu.share import COUNTER, DONE, LOCKS
 
 pytestmark = pytest.mark.runtime
 

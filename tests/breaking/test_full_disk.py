@@ -12,7 +12,7 @@ import pytest
 from tests.breaking.full_disk import NAMES
 
 SCRIPT = Path(__file__).with_name("full_disk.py")
-CACHES = {"machine": 1, "kernels": 1, "steps": 1, "history": 0}
+CACHES = {"machine": 1, "kernels": 1, "history": 0}
 """What works all the same, and how many lines in the log tell of it; of the history the terminal does."""
 MAY_MOUNT = ("unshare", "--map-root-user", "--mount")
 

@@ -4,11 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmm_adapters.batching import IntArray
-from vmm_adapters.cpu.attention import SPAN, TILE_COLUMNS, result_floats, work_floats
+from vmm_adapters.cpu.formats import BLOCK, BLOCK_SIZE, PANEL, SPAN, TILE, TILE_COLUMNS, result_floats, work_floats
 from vmm_adapters.cpu.layout import Decoder, round_up
-from vmm_adapters.cpu.panels import BLOCK, PANEL
 from vmm_adapters.cpu.share import STEP, TASKS_A_THREAD
-from vmm_adapters.cpu.spans import BLOCK_SIZE, TILE
 from vmm_adapters.errors import RuntimeFailed
 from vmm_adapters.types import RunnerOptions
 

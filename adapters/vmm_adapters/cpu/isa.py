@@ -1,12 +1,12 @@
 """Instruction sets that the kernels are written for, and which of them a machine has."""
 
-import ctypes
+import platform
 import sys
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-
-from llvmlite import binding
+from hashlib import sha256
+from pathlib import Path
 
 
 class InstructionSet(Enum):
@@ -78,30 +78,17 @@ class Target:
 
 
 @cache
-def host() -> Target:
-    """This machine. LLVM lists what of x86 the system lets programs use; ARM's products it does not list everywhere."""
-    features = binding.get_host_cpu_features().flatten()
-    target = Target(binding.get_default_triple(), binding.get_host_cpu_name(), features)
-    if target.is_arm and _has_arm_dot():
-        return Target(target.triple, target.cpu, ",".join(filter(None, (features, "+neon", "+dotprod"))))
-    return target
-
-
-def supported() -> tuple[InstructionSet, ...]:
-    """What this machine can run, the fastest first."""
-    return host().instruction_sets
-
-
-def _has_arm_dot() -> bool:
-    """Ask the system: Linux's hwcap.h, Apple's sysctl names, Windows' winnt.h."""
-    hwcap, asimd_dot, windows_dot = 16, 1 << 20, 43
+def machine_name() -> str:
+    """Of what this machine's processor can do: 8 hexadecimal digits. Only a compiler could say it in words."""
     if sys.platform == "linux":
-        return bool(ctypes.CDLL(None).getauxval(hwcap) & asimd_dot)
-    if sys.platform == "darwin":
-        value, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
-        name = b"hw.optional.arm.FEAT_DotProd"
-        failed = ctypes.CDLL(None).sysctlbyname(name, ctypes.byref(value), ctypes.byref(size), None, 0)
-        return not failed and value.value == 1
-    if sys.platform == "win32":
-        return bool(ctypes.windll.kernel32.IsProcessorFeaturePresent(windows_dot))
-    return False
+        described = _processor(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    else:  # Darwin's version names the chip
+        described = f"{platform.processor()} {platform.version()}"
+    return sha256(f"{sys.platform} {platform.machine()} {described}".encode()).hexdigest()[:8]
+
+
+def _processor(listed: str) -> str:
+    """The first one's lines that are the same whenever one looks."""
+    first, *_ = listed.split("\n\n")
+    named = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU implementer", "CPU variant", "CPU part")
+    return "\n".join(line for line in first.splitlines() if line.split(":")[0].strip() in named)

@@ -1,200 +1,129 @@
-"""The kernels of one instruction set, compiled for this machine by LLVM: addresses of functions.
+"""Compiled code: read from disk, or compiled there first, by a process of its own.
 
-Each takes 64-bit words and one float32 at the end, and returns nothing. What is compiled is kept on disk, for a machine
-and a version of this code, and read from there the next time.
+Compilers keep 100 MB of memory, and the interpreter's lock: this process never loads one. What is compiled is kept, for
+a machine and a version of the code, and read from there the next time.
 """
 
 import logging
-from collections.abc import Callable, Iterable
-from functools import partial
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from hashlib import sha256
-from itertools import product
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from threading import get_ident
+from time import perf_counter
 
 import numpy as np
-from llvmlite import binding, ir
 from numpy.typing import NDArray
 
-from vmm_adapters.cpu import numerics, panels, spans
-from vmm_adapters.cpu.compiled import announced, fingerprint
-from vmm_adapters.cpu.emitter import F32, I64, Emitter, Value
-from vmm_adapters.cpu.floats import Element, emit_floats
-from vmm_adapters.cpu.isa import InstructionSet, Target, host
-from vmm_adapters.cpu.numerics import NUM_SOURCES
-from vmm_adapters.cpu.panels import FORMS, emit_panel
+from vmm_adapters.cpu import cores
+from vmm_adapters.cpu.formats import COMMON, KERNEL, STEPS, TAKE_PART
+from vmm_adapters.cpu.isa import InstructionSet, machine_name
+from vmm_adapters.cpu.objects import Code
 from vmm_adapters.errors import RuntimeFailed
 
 logger = logging.getLogger(__name__)
 
-SIZES = (1, 2, 4, 8)
-"""Rows that a kernel computes at a time; what lies between takes the next greater one."""
-SUM_OF_SQUARES, CAP, FOLD, QUANTIZE = 0, 1, 2, 3
-COPY = QUANTIZE + NUM_SOURCES
-FLOATS = COPY + NUM_SOURCES
-SPANS = FLOATS + len(Element) * len(SIZES)
-PANELS = SPANS + 4 * len(SIZES)
-"""Places in the table: of one kernel, or of the first of several, by source, by element and size, by KV type, cap and
-size, by form and size."""
-NUM_KERNELS = PANELS + len(FORMS) * len(SIZES)
-
-
-_EmitBySource = Callable[[Emitter, int, list[Value], Value], None]
-
-
-class _Kernel(NamedTuple):
-    num_words: int
-    emit: Callable[[Emitter, list[Value], Value], None]
-    form: int | None = None
-    """What it multiplies by; `None`: anything."""
-
-
-def _plain(emit: Callable[[Emitter, list[Value]], None]) -> Callable[[Emitter, list[Value], Value], None]:
-    return lambda emitter, words, _: emit(emitter, words)
-
-
-def _kernels() -> dict[int, _Kernel]:
-    """By place."""
-    found = {
-        SUM_OF_SQUARES: _Kernel(3, _plain(numerics.emit_sum_of_squares)),
-        CAP: _Kernel(2, numerics.emit_cap),
-        FOLD: _Kernel(8, _plain(spans.emit_fold)),
-    }
-    for source in range(NUM_SOURCES):
-        found[QUANTIZE + source] = _Kernel(8, partial(_by_source, numerics.emit_quantize, source))
-        found[COPY + source] = _Kernel(5, partial(_by_source, numerics.emit_copy, source))
-    for number, size in enumerate(SIZES):
-        for element in Element:
-            found[FLOATS + len(SIZES) * element + number] = _Kernel(7, partial(_floats, element, size))
-        for kind, (element, is_capped) in enumerate(product((Element.F16, Element.U8), (False, True))):
-            emit = partial(_span, element, size, is_capped)
-            found[SPANS + len(SIZES) * kind + number] = _Kernel(spans.NUM_WORDS, emit)
-        for form_number, form in enumerate(FORMS):
-            found[PANELS + len(SIZES) * form_number + number] = _Kernel(11, partial(_panel, form, size))
-    return found
-
-
-def _by_source(
-    emit: Callable[[Emitter, int, list[Value], Value], None],
-    source: int,
-    emitter: Emitter,
-    words: list[Value],
-    x: Value,
-) -> None:
-    emit(emitter, source, words, x)
-
-
-def _floats(element: Element, size: int, emitter: Emitter, words: list[Value], _: Value) -> None:
-    emit_floats(emitter, element, size, words)
-
-
-def _span(element: Element, size: int, is_capped: bool, emitter: Emitter, words: list[Value], x: Value) -> None:
-    spans.emit_span(emitter, element, size, words, x, is_capped=is_capped)
-
-
-def _panel(form: panels.Form, size: int, emitter: Emitter, words: list[Value], x: Value) -> None:
-    emit_panel(emitter, form, size, words, x)
+_ELSEWHERE = "choose another runtime: VMM_BACKEND=openvino"
 
 
 class Kernels:
-    """Compiled kernels; they live as long as this does."""
+    """What the steps of a decoder call, and they themselves; it all lives as long as this does."""
 
-    def __init__(
-        self, isa: InstructionSet, forms: Iterable[int], cache_dir: Path | None, target: Target | None = None
-    ) -> None:
-        """Those of `forms`, indices of `FORMS`, and all that are not of a form. Raises `RuntimeFailed`.
+    def __init__(self, isa: InstructionSet | None, forms: Iterable[int], cache_dir: Path | None) -> None:
+        """The kernels of `forms`, indices of `FORMS`, and all that are not of a form.
 
-        `target`: this machine, or what it can stand in for.
+        `isa`: instead of the best one that the machine has. Raises `RuntimeFailed`, `BadObject` and `OSError`.
         """
-        target = target or host()
-        if isa not in target.instruction_sets:
-            names = ", ".join(each.name for each in target.instruction_sets)
-            raise RuntimeFailed(f"this machine has no {isa.name}", hint=f"it has {names}")
-        kernels = _kernels()
-        forms = frozenset(forms)
-        chosen = [place for place, kernel in kernels.items() if kernel.form is None or kernel.form in forms]
-        binding.initialize_native_target()
-        binding.initialize_native_asmprinter()
-        self._engine = binding.create_lljit_compiler(_machine(target), use_jit_link=False)
-        self.table: NDArray[np.int64] = np.zeros(NUM_KERNELS, np.int64)
-        """Addresses, by place; 0 for what was not compiled."""
-        self._libraries = []
-        # one object a form: another model adds what it lacks, and nothing is compiled twice
-        for form in {kernels[place].form for place in chosen}:
-            places = [place for place in chosen if kernels[place].form == form]
-            compiled = _read_or_compile(isa, target, f"form{form}", places, cache_dir)
-            library = binding.JITLibraryBuilder().add_object_img(compiled).add_current_process()
-            for place in places:
-                library.export_symbol(symbol(place))
-            linked = library.link(self._engine, f"{isa.name}-{form}")
-            self._libraries.append(linked)
-            for place in places:
-                self.table[place] = linked[symbol(place)]
+        names = [STEPS, COMMON, *(str(number) for number in sorted({int(form) for form in forms}))]
+        self._codes = [Code(compiled) for compiled in compile_kept(isa, names, cache_dir)]
+        steps, *kernels = (code.addresses for code in self._codes)
+        self.take_part = steps[TAKE_PART]
+        """The address of the function that threads run: see `codegen.parts`."""
+        places = {int(name.removeprefix(KERNEL.format(""))): at for found in kernels for name, at in found.items()}
+        self.table: NDArray[np.int64] = np.zeros(max(places) + 1, np.int64)
+        """Addresses of kernels, by place; 0 for what was not compiled."""
+        self.table[list(places)] = list(places.values())
 
 
-def symbol(place: int) -> str:
-    """What a place's function is called in an object file."""
-    return f"kernel_{place}"
+def compile_kept(isa: InstructionSet | None, names: list[str], cache_dir: Path | None) -> list[bytes]:
+    """Object files, in the order of their names; of those that are not kept as many are compiled at a time as there are
+    cores. Raises `RuntimeFailed`.
+    """
+    folder = None if cache_dir is None else cache_dir / _fingerprint()
+    paths = {name: _path(folder, isa, name) for name in names}
+    found = {name: path.read_bytes() for name, path in paths.items() if path is not None and path.is_file()}
+    missing = [name for name in names if name not in found]
+    if missing:
+        logger.info("compiling kernels for this machine, once (%s)", ", ".join(missing))
+        started = perf_counter()
+        with ThreadPoolExecutor(cores.num_threads()) as pool:
+            for name, compiled in zip(missing, pool.map(partial(_compile, isa), missing), strict=True):
+                found[name] = compiled
+                keep(compiled, paths[name])
+        logger.info("compiled kernels in %.1f s", perf_counter() - started)
+    return [found[name] for name in names]
 
 
-def _machine(target: Target) -> binding.TargetMachine:
-    described = binding.Target.from_triple(target.triple)
-    return described.create_target_machine(cpu=target.cpu, features=target.features, opt=3, jit=True)
+def _path(folder: Path | None, isa: InstructionSet | None, name: str) -> Path | None:
+    if folder is None:
+        return None
+    kind = "" if name == STEPS else f"-{isa.name if isa else 'best'}".lower()
+    return folder / f"{machine_name()}{kind}-{name}.o"
 
 
-def _read_or_compile(
-    isa: InstructionSet, target: Target, name: str, places: list[int], cache_dir: Path | None
-) -> bytes:
-    if cache_dir is None:
-        return _compile(isa, target, places)
-    path = cache_dir / fingerprint() / f"{machine_name(target)}-{isa.name}-{name}.o".lower()
-    if path.is_file():
-        return path.read_bytes()
-    compiled = _compile(isa, target, places)
+def _compile(isa: InstructionSet | None, name: str) -> bytes:
+    # a bundled application is no interpreter that could be asked
+    if getattr(sys, "frozen", False):
+        raise RuntimeFailed("kernels are compiled by a Python interpreter, and there is none", hint=_ELSEWHERE)
+    command = [sys.executable, "-m", "vmm_adapters.cpu.codegen", name, *([isa.name] if isa and name != STEPS else [])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode == 0:
+        return done.stdout
+    said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
+    raise RuntimeFailed(f"kernels cannot be compiled here: {said[-1]}", hint=_ELSEWHERE)
+
+
+def keep(compiled: bytes, path: Path | None) -> None:
+    """For later starts, whole or not at all. A full disk is a warning: what is compiled is of use all the same."""
+    if path is None:
+        return
+    part = path.with_suffix(f".{os.getpid()}-{get_ident()}.part")
     try:
-        _keep(compiled, path)
-    except OSError as error:  # a full disk: what is compiled is of use all the same
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(compiled)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
         logger.warning("compiled kernels are not kept: %s", error)
-    return compiled
 
 
-def _keep(compiled: bytes, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{np.random.default_rng().integers(1 << 62)}.part")
+def writable(folder: Path | None) -> Path | None:
+    """The folder, made if need be; `None`, and a warning, where nothing can be kept in it."""
+    if folder is None:
+        return None
     try:
-        part.write_bytes(compiled)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("compiled kernels are not kept: %s", error)
+        return None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        logger.warning("compiled kernels are not kept: nothing can be written to %s", folder)
+        return None
+    return folder
 
 
-def machine_name(target: Target | None = None) -> str:
-    """Of LLVM, and of what the machine can do."""
-    return sha256(repr((binding.llvm_version_info, target or host())).encode()).hexdigest()[:8]
-
-
-def _compile(isa: InstructionSet, target: Target, places: list[int]) -> bytes:
-    with announced(f"{len(places)} kernels with {isa.name}"):
-        return compile_object(isa, target, places)
-
-
-def compile_object(isa: InstructionSet, target: Target, places: Iterable[int]) -> bytes:
-    """An object file with a function for each place of the table. LLVM has to be initialised for such targets."""
-    module = ir.Module("kernels")
-    module.triple = target.triple
-    kernels = _kernels()
-    for place in places:
-        kind = ir.FunctionType(ir.VoidType(), [*[I64] * kernels[place].num_words, F32])
-        function = ir.Function(module, kind, symbol(place))
-        builder = ir.IRBuilder(function.append_basic_block("entry"))
-        *words, number = function.args
-        emitter = Emitter(builder, isa, has_float_instructions=target.has_float_instructions)
-        kernels[place].emit(emitter, words, number)
-        builder.ret_void()
-    machine = _machine(target)
-    parsed = binding.parse_assembly(str(module))
-    parsed.verify()
-    options = binding.create_pipeline_tuning_options(speed_level=3)
-    passes = binding.create_pass_builder(machine, options)
-    passes.getModulePassManager().run(parsed, passes)
-    return bytes(machine.emit_object(parsed))
+@cache
+def _fingerprint() -> str:
+    """Of this package's code and of what compiles it."""
+    digest = sha256(f"{version('numba')} {version('llvmlite')}".encode())
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vmm_adapters.cpu.formats import BLOCK, FORMS
 from vmm_adapters.cpu.packing import PackedMatrix, pack_matrix, release_pages
-from vmm_adapters.cpu.panels import BLOCK, FORMS
 from vmm_adapters.cpu.plan import DecoderPlan, Layer, Linear, Matrix, slice_rows
 
 MATRIX = np.dtype(

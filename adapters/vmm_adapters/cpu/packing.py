@@ -1,20 +1,20 @@
-"""Matrices as the kernels read them: see `panels` for blocks; of floats, panels of 32 rows, `[columns, 32]`."""
+"""Matrices as the kernels read them: see `formats`."""
 
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmm_adapters.cpu.compiled import compiled
-from vmm_adapters.cpu.floats import WIDTH, Element
-from vmm_adapters.cpu.panels import BLOCK, FORMS, PANEL, Form
+from vmm_adapters.cpu.formats import BLOCK, FORMS, PANEL, WIDTH, Element, Form
 from vmm_adapters.cpu.plan import DenseMatrix, Matrix, QuantizedMatrix
 from vmm_adapters.errors import UnsupportedModel
 
 _ROUNDING = 2.0**-21
 """A float32 quotient times its divisor is that near to the dividend."""
 _ALIGNMENT = 64
+_CACHED_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,33 +164,32 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.
     return raw[start : start + num_bytes].view(dtype).reshape(shape)
 
 
-@compiled  # type: ignore[untyped-decorator]
-def _pack_nibbles(source: NDArray[np.uint8], packed: NDArray[np.uint8]) -> None:
+def _pack_nibbles(source: NDArray[np.uint8], packed: NDArray[np.generic]) -> None:
     """uint8 `[rows, bytes]`, the even column low → `[panels, blocks, 4, 16, 4]`, the even group low."""
-    rows, num_bytes = source.shape
-    for panel in range(packed.shape[0]):
-        for block in range(packed.shape[1]):
-            for row in range(PANEL):
-                n = panel * PANEL + row
-                for pair in range(4):
-                    at = 16 * block + 4 * pair  # bytes of 8 columns: groups 2 · pair and 2 · pair + 1
-                    for j in range(4):
-                        low, high = 0, 0
-                        if n < rows and at < num_bytes:
-                            shift = 4 * (j & 1)
-                            low = (source[n, at + (j >> 1)] >> shift) & 15
-                            high = (source[n, at + 2 + (j >> 1)] >> shift) & 15
-                        packed[panel, block, pair, row, j] = low | high << 4
+    for part, target in _parts(source, packed, 16):
+        low, high = part[..., :2], part[..., 2:]
+        target[..., 0::2] = low & 15 | high << 4
+        target[..., 1::2] = low >> 4 | high & 0xF0
 
 
-@compiled  # type: ignore[untyped-decorator]
-def _pack_bytes(source: NDArray[np.uint8], packed: NDArray[np.uint8]) -> None:
+def _pack_bytes(source: NDArray[np.uint8], packed: NDArray[np.generic]) -> None:
     """uint8 `[rows, columns]` → `[panels, blocks, 8, 16, 4]`."""
-    rows, columns = source.shape
-    for panel in range(packed.shape[0]):
-        for block in range(packed.shape[1]):
-            for group in range(8):
-                for row in range(PANEL):
-                    n, at = panel * PANEL + row, BLOCK * block + 4 * group
-                    for j in range(4):
-                        packed[panel, block, group, row, j] = source[n, at + j] if n < rows and at < columns else 0
+    for part, target in _parts(source, packed, 32):
+        target[...] = part
+
+
+def _parts(
+    source: NDArray[np.uint8], packed: NDArray[np.generic], block_bytes: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.generic]]]:
+    """Some panels of each, `[panels, blocks, 4 or 8, 16, 4]`: few enough for a core's cache.
+
+    What is missing is 0; what is beyond the last block, because the file's are longer, is left out.
+    """
+    num_panels, num_blocks = packed.shape[:2]
+    at_a_time = max(1, _CACHED_BYTES // (PANEL * num_blocks * block_bytes))
+    for first in range(0, num_panels, at_a_time):
+        target = packed[first : first + at_a_time]
+        part = np.zeros((len(target) * PANEL, num_blocks * block_bytes), np.uint8)
+        given = source[first * PANEL : first * PANEL + len(part), : part.shape[1]]
+        part[: given.shape[0], : given.shape[1]] = given
+        yield part.reshape(len(target), PANEL, num_blocks, block_bytes // 4, 4).transpose(0, 2, 3, 1, 4), target

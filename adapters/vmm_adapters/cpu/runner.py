@@ -4,26 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numba.core.errors import NumbaError
 from numpy.typing import NDArray
 
 from vmm_adapters.batching import pack
 from vmm_adapters.cpu import cores
-from vmm_adapters.cpu.attention import block_bytes
 from vmm_adapters.cpu.buffers import StepBuffers
-from vmm_adapters.cpu.compiled import writable
-from vmm_adapters.cpu.isa import InstructionSet, supported
-from vmm_adapters.cpu.kernels import Kernels
+from vmm_adapters.cpu.formats import BLOCK_SIZE, block_bytes
+from vmm_adapters.cpu.isa import InstructionSet
+from vmm_adapters.cpu.kernels import Kernels, writable
 from vmm_adapters.cpu.layout import Decoder, round_up
 from vmm_adapters.cpu.matching import read_plan
 from vmm_adapters.cpu.plan import DecoderPlan
-from vmm_adapters.cpu.precompile import compile_apart
 from vmm_adapters.cpu.share import MODEL
-from vmm_adapters.cpu.spans import BLOCK_SIZE
 from vmm_adapters.cpu.threads import Team
 from vmm_adapters.decoder_folder import read_model_folder
 from vmm_adapters.errors import OutOfMemory, RuntimeFailed, UnsupportedModel, runtime_errors
-from vmm_adapters.heap import let_go, trim_heap
+from vmm_adapters.heap import trim_heap
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 
 DEVICE = "CPU"
@@ -36,7 +32,7 @@ class CPURunner:
     device = DEVICE
 
     def __init__(self, plan: DecoderPlan, options: RunnerOptions, *, isa: InstructionSet | None = None) -> None:
-        """Raises `OutOfMemory`, and `RuntimeFailed` for what Numba and LLVM cannot do here."""
+        """Raises `OutOfMemory`, and `RuntimeFailed` where nothing can be compiled."""
         self.vocab_size, self.context_length = plan.vocab_size, plan.context_length
         num_sequences = min(options.max_sequences, options.max_batched_tokens)
         self._max_entries = num_sequences * -(-plan.context_length // BLOCK_SIZE)
@@ -57,13 +53,10 @@ class CPURunner:
         forms = matrices["form"][matrices["is_dense"] == 0]
         num_threads = options.num_threads or cores.num_threads()
         self._buffers = StepBuffers(self._decoder, options, plan.context_length, num_threads)
-        cache_dir = writable(options.shared_cache_dir)
-        with runtime_errors("compiling kernels", RuntimeError, NumbaError, OSError):
-            compile_apart(isa or supported()[0], forms, cache_dir)
-            kernels = Kernels(isa or supported()[0], forms, cache_dir)
-            self._team: Team | None = Team(
-                kernels, num_threads, cache_dir, model, layers, matrices, self._buffers.record
-            )
+        with runtime_errors("loading kernels", OSError, ValueError):
+            kernels = Kernels(isa, forms, writable(options.shared_cache_dir))
+        record = self._buffers.record
+        self._team: Team | None = Team(kernels, num_threads, model, layers, matrices, record)
         blocks = sum(each.nbytes for pair in self._blocks for each in pair)
         self.memory_bytes = self._decoder.num_bytes + self._buffers.num_bytes + blocks
 
@@ -98,10 +91,11 @@ class CPURunner:
                     blocks[target] = blocks[source]
 
     def warm_up(self) -> None:
-        """See `CausalLMRunner.warm_up`. Everything was compiled when it was loaded; what that took is given back."""
+        """See `CausalLMRunner.warm_up`. What packing took is given back."""
         self.execute(Batch((Chunk([0], 0, [0]),)))
         trim_heap()
-        let_go("libllvmlite.so")
+        from vmm_adapters.heap import let_go
+        let_go('')
 
     def close(self) -> None:
         """See `CausalLMRunner.close`."""

@@ -70,6 +70,10 @@ STEP = _record(
 )
 """One step, and the buffers for it."""
 
+COUNTER, DONE, STOP, STEP_NUMBER, NUM_THREADS, ACQUIRE, RELEASE, YIELD, LOCKS = 0, 8, 16, 24, 32, 33, 34, 35, 40
+"""Places in a team's state, int64: phase and next task, tasks done, whether to end, the step, the number of threads;
+addresses of the system's functions that take a lock, release one and let others run; locks."""
+
 
 class Share(NamedTuple):
     """One thread's share of a step, as every phase takes it."""

@@ -2,7 +2,8 @@
 
 import numba
 
-from vmm_adapters.cpu.isa import InstructionSet, supported
+from vmm_adapters.cpu.codegen.target import supported
+from vmm_adapters.cpu.isa import InstructionSet
 from vmm_adapters.probes.answering import answer
 from vmm_adapters.probing.findings import KernelCompiler
 

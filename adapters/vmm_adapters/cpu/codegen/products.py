@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from vmm_adapters.cpu.attention import size_class
-from vmm_adapters.cpu.compiled import compiled
-from vmm_adapters.cpu.floats import WIDTH, Element
-from vmm_adapters.cpu.kernels import COPY, FLOATS, PANELS, QUANTIZE, SIZES, SUM_OF_SQUARES
-from vmm_adapters.cpu.memory import call_kernel, read_f32, read_i64, write_f32
-from vmm_adapters.cpu.numerics import LANES, NORMALIZED
-from vmm_adapters.cpu.panels import BLOCK, PANEL
+from vmm_adapters.cpu.codegen.attention import size_class
+from vmm_adapters.cpu.codegen.compiled import compiled
+from vmm_adapters.cpu.codegen.kernels import COPY, FLOATS, PANELS, QUANTIZE, SIZES, SUM_OF_SQUARES
+from vmm_adapters.cpu.codegen.memory import call_kernel, read_f32, read_i64, write_f32
+from vmm_adapters.cpu.codegen.numerics import LANES, NORMALIZED
+from vmm_adapters.cpu.codegen.team import finish, take_task
+from vmm_adapters.cpu.formats import BLOCK, PANEL, WIDTH, Element
 from vmm_adapters.cpu.share import TASKS_A_THREAD
-from vmm_adapters.cpu.team import finish, take_task
 
 MANY_TOKENS = 32
 """From here on rows are shared out too."""

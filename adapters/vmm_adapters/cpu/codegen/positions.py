@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from vmm_adapters.cpu.attention import FACTORS, block_bytes
-from vmm_adapters.cpu.compiled import compiled
-from vmm_adapters.cpu.floats import WIDTH
-from vmm_adapters.cpu.memory import read_f32, read_i32, read_i64, to_half, write_f32, write_u8, write_u16
-from vmm_adapters.cpu.spans import BLOCK_SIZE
-from vmm_adapters.cpu.team import finish, take_task
+from vmm_adapters.cpu.codegen.attention import kv_block_bytes
+from vmm_adapters.cpu.codegen.compiled import compiled
+from vmm_adapters.cpu.codegen.memory import read_f32, read_i32, read_i64, to_half, write_f32, write_u8, write_u16
+from vmm_adapters.cpu.codegen.team import finish, take_task
+from vmm_adapters.cpu.formats import BLOCK_SIZE, FACTORS, WIDTH
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -21,7 +20,10 @@ def rotate_and_store(share: Any, phase: int, layer: Any) -> None:
     num_tokens, heads, head = step.num_tokens, layer.num_kv_heads, layer.head_size
     group = layer.num_heads // heads
     padded = (head + WIDTH - 1) // WIDTH * WIDTH
-    key_bytes, value_bytes = block_bytes(heads, head, model.is_narrow), block_bytes(heads, padded, model.is_narrow)
+    key_bytes, value_bytes = (
+        kv_block_bytes(heads, head, model.is_narrow),
+        kv_block_bytes(heads, padded, model.is_narrow),
+    )
     # a norm over all heads needs all of them as they were
     is_whole = layer.query_norm_size > head or layer.key_norm_size > head
     pieces = 1 if is_whole else heads

@@ -5,27 +5,11 @@
 for 1 to 8 rows at a time, which share what is read of b.
 """
 
-from enum import IntEnum
+from vmm_adapters.cpu.codegen.emitter import F32, I8, I16, I32, Emitter, Value, vector
+from vmm_adapters.cpu.formats import WIDTH, Element
 
-from vmm_adapters.cpu.emitter import F32, I8, I16, I32, Emitter, Value, vector
-
-WIDTH = 32
 LANES = 16
 _PARTS = range(WIDTH // LANES)
-
-
-class Element(IntEnum):
-    """What `b` consists of."""
-
-    F32 = 0
-    F16 = 1
-    BF16 = 2
-    U8 = 3
-
-    @property
-    def num_bytes(self) -> int:
-        """Of one."""
-        return (4, 2, 2, 1)[self]
 
 
 def rows_at_a_time(emit: Emitter, num_rows: int) -> list[range]:

@@ -8,22 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from vmm_adapters.cpu.attention import attend, fold_spans
-from vmm_adapters.cpu.compiled import compiled
-from vmm_adapters.cpu.embedding import embed
-from vmm_adapters.cpu.kernels import CAP
+from vmm_adapters.cpu.codegen.attention import attend, fold_spans
+from vmm_adapters.cpu.codegen.compiled import compiled
+from vmm_adapters.cpu.codegen.embedding import embed
+from vmm_adapters.cpu.codegen.kernels import CAP
+from vmm_adapters.cpu.codegen.memory import call_kernel
+from vmm_adapters.cpu.codegen.numerics import GATED, LANES, NORMALIZED, PLAIN
+from vmm_adapters.cpu.codegen.positions import rotate_and_store
+from vmm_adapters.cpu.codegen.products import add_product, multiply, prepare
+from vmm_adapters.cpu.codegen.team import finish, take_task
+from vmm_adapters.cpu.formats import PHASES_A_LAYER
 from vmm_adapters.cpu.layout import DOWN, GATE, MATRICES_A_LAYER, OUTPUT, QUERY
-from vmm_adapters.cpu.memory import call_kernel
-from vmm_adapters.cpu.numerics import GATED, LANES, NORMALIZED, PLAIN
-from vmm_adapters.cpu.positions import rotate_and_store
-from vmm_adapters.cpu.products import add_product, multiply, prepare
-from vmm_adapters.cpu.team import finish, take_task
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-
-
-PHASES_A_LAYER = 16
-"""Numbers that a layer's phases have; not all are used, and those before the layers and after them have as many."""
 
 
 @compiled  # type: ignore[untyped-decorator]

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from vmm_adapters.cpu.emitter import F32, I8, I32, Emitter, Value, vector
-from vmm_adapters.cpu.panels import BLOCK, PANEL
+from vmm_adapters.cpu.codegen.emitter import F32, I8, I32, Emitter, Value, vector
+from vmm_adapters.cpu.formats import BLOCK, PANEL
 from vmm_adapters.cpu.plan import Activation
 
 LANES = 16

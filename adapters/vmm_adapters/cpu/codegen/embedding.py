@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from vmm_adapters.cpu.compiled import compiled
-from vmm_adapters.cpu.floats import WIDTH, Element
-from vmm_adapters.cpu.memory import from_bfloat16, from_half, read_f32, read_i64, read_u8, read_u16, write_f32
-from vmm_adapters.cpu.panels import BLOCK, FORMS, PANEL
-from vmm_adapters.cpu.team import finish, take_task
+from vmm_adapters.cpu.codegen.compiled import compiled
+from vmm_adapters.cpu.codegen.memory import from_bfloat16, from_half, read_f32, read_i64, read_u8, read_u16, write_f32
+from vmm_adapters.cpu.codegen.team import finish, take_task
+from vmm_adapters.cpu.formats import BLOCK, FORMS, PANEL, WIDTH, Element
 
 _BITS, _FACTORS = (np.array(numbers) for numbers in zip(*((f.bits, f.num_factors) for f in FORMS), strict=True))
 _IS_WIDE = np.array([form.has_wide_factors for form in FORMS])

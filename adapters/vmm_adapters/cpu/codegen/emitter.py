@@ -8,7 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from vmm_adapters.cpu.halves import halves_to_floats
+from vmm_adapters.cpu.codegen.halves import halves_to_floats
 from vmm_adapters.cpu.isa import InstructionSet
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))

@@ -10,46 +10,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vmm_adapters.cpu.compiled import compiled
-from vmm_adapters.cpu.floats import WIDTH
-from vmm_adapters.cpu.kernels import FOLD, SIZES, SPANS
-from vmm_adapters.cpu.memory import call_kernel, read_f32, read_i32, write_f32, write_i32
+from vmm_adapters.cpu.codegen.compiled import compiled
+from vmm_adapters.cpu.codegen.kernels import FOLD, SIZES, SPANS
+from vmm_adapters.cpu.codegen.memory import call_kernel, read_f32, read_i32, write_f32, write_i32
+from vmm_adapters.cpu.codegen.team import finish, take_task
+from vmm_adapters.cpu.formats import BLOCK_SIZE, FACTORS, SPAN, TILE, TILE_COLUMNS, WIDTH, block_bytes
 from vmm_adapters.cpu.share import TASKS_A_THREAD
-from vmm_adapters.cpu.spans import BLOCK_SIZE, TILE
-from vmm_adapters.cpu.team import finish, take_task
 
-TILE_COLUMNS = 5
-"""What is listed of a tile: the chunk, its first row and the number of them, the head, the first partial result."""
-SPAN = 512
-"""Positions that are summed up by themselves."""
 _ZERO = np.float32(0)
 _NO_LIMIT = -1
-FACTORS = 8 * WIDTH
-"""Bytes of the scales and lowest numbers of a head's keys, or values, in a block."""
-
-
-def result_floats(padded_head: int) -> int:
-    """Numbers of a span's result: sums `[8, padded head]`, peaks `[8]`, totals `[8]`."""
-    return TILE * (padded_head + 2)
-
-
-def work_floats(padded_head: int) -> int:
-    """Numbers that a thread works with: a span's result and a fold's, queries, limits, and the kernel's scratch."""
-    return 2 * result_floats(padded_head) + TILE * (padded_head + 2 + WIDTH + 3)
+kv_block_bytes = compiled(block_bytes)
+"""See `formats`."""
 
 
 @compiled  # type: ignore[untyped-decorator]
 def size_class(count: int) -> int:
     """Which of the kernels' `SIZES` holds so many rows."""
     return (count > 1) + (count > 2) + (count > 4)
-
-
-@compiled  # type: ignore[untyped-decorator]
-def block_bytes(num_heads: int, head: int, is_narrow: bool) -> int:
-    """Of one block of keys, or of values with `head` in whole 32s: numbers, then the factors of uint8."""
-    if is_narrow:
-        return num_heads * (head * WIDTH + FACTORS)
-    return num_heads * head * WIDTH * 2
 
 
 class _Tile(NamedTuple):
@@ -220,8 +197,8 @@ def _attend_span(share: Any, layer: Any, tile: _Tile, span: int, work: int, padd
     blocks = (
         layer.keys + tile.head * head * WIDTH * size,
         layer.values + tile.head * padded * WIDTH * size,
-        block_bytes(heads, head, is_narrow),
-        block_bytes(heads, padded, is_narrow),
+        kv_block_bytes(heads, head, is_narrow),
+        kv_block_bytes(heads, padded, is_narrow),
         layer.keys + heads * head * WIDTH + tile.head * FACTORS,
         layer.values + heads * padded * WIDTH + tile.head * FACTORS,
         tile.table + 4 * (first // BLOCK_SIZE),

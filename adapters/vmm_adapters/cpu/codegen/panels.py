@@ -8,21 +8,16 @@ inputs quantised in the same blocks, x = d · q, a block adds
 to a sum: integers, exact, up to the last step. Every input meets the same operations in the same
 order however many there are, so a row of the result never depends on its neighbours.
 
-A panel's levels, uint8: for each block 8 groups of 4 columns; a group is `[16 rows, 4 columns]`, 64 bytes. Of 4 bits
-two groups share bytes, the even one in the low halves. Factors and biases: `[blocks, 16 rows]`, or `[blocks, 2, 16
-rows]` where each half of a block has its own. A tile of inputs: int8 `[blocks, 16 inputs, 32 columns]`, with scales d
-and sums d · Σ q, float32 `[blocks, 16 inputs]`.
+How a panel lies in memory: see `formats`. A tile of inputs: int8 `[blocks, 16 inputs, 32 columns]`, with scales d and
+sums d · Σ q, float32 `[blocks, 16 inputs]`.
 """
 
 from typing import NamedTuple
 
-from vmm_adapters.cpu.emitter import F32, I8, I32, Emitter, Value, vector
+from vmm_adapters.cpu.codegen.emitter import F32, I8, I32, Emitter, Value, vector
+from vmm_adapters.cpu.formats import BLOCK, PANEL, Form
 from vmm_adapters.cpu.isa import InstructionSet
 
-PANEL = 16
-"""Rows of a panel, and inputs of a tile."""
-BLOCK = 32
-"""Columns that share an input's scale."""
 MAX_INPUTS = 8
 """Inputs that are multiplied at a time."""
 _NUM_GROUPS = 8
@@ -30,42 +25,6 @@ _PREFETCH = 2048
 """Bytes ahead. Measured on a model of 1.07 B: one input 12 % faster, four 20 %; half or twice as far gave less."""
 _MAX_COPIES = 2
 """Of the code for a part of a panel; more would be slow to compile."""
-
-
-class Form(NamedTuple):
-    """How a matrix is packed."""
-
-    bits: int
-    has_wide_factors: bool
-    """float32 instead of float16."""
-    has_biases: bool
-    has_halves: bool = False
-    """Two factors a block, for 16 columns each."""
-
-    @property
-    def factor_bytes(self) -> int:
-        """Of one factor or bias."""
-        return 4 if self.has_wide_factors else 2
-
-    @property
-    def num_factors(self) -> int:
-        """A block and row."""
-        return 2 if self.has_halves else 1
-
-
-FORMS = (
-    Form(4, False, False),
-    Form(4, False, True),
-    Form(4, True, False),
-    Form(4, True, True),
-    Form(8, False, False),
-    Form(8, True, False),
-    Form(8, True, True),
-    Form(4, True, True, True),
-    Form(8, True, False, True),
-    Form(8, True, True, True),
-)
-"""By the number that compiled code knows them by; others are packed as the next wider one."""
 
 
 class _Places(NamedTuple):

@@ -1,8 +1,6 @@
 """Attention of a tile of rows over some blocks of a sequence: scores, online softmax and weighted sums in one pass.
 
-A row is a query of one head. Rows of a tile share what is read. A block of keys is `[head size, 32 positions]`, one of
-values `[32 positions, head size in whole 32s]`: both are read along the lanes. They are float16, or uint8 with a scale
-and a lowest number for each position, float32 `[2, 32]`.
+A row is a query of one head. Rows of a tile share what is read. How blocks lie in memory: see `formats`.
 
 Online softmax: Milakov and Gimelshein, arXiv 1805.02867.
 """
@@ -11,14 +9,11 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-from vmm_adapters.cpu.emitter import F32, I32, I64, Emitter, Value, vector
-from vmm_adapters.cpu.floats import LANES, WIDTH, Element, read_vector, rows_at_a_time
-from vmm_adapters.cpu.numerics import ROW, exponential, hyperbolic_tangent
+from vmm_adapters.cpu.codegen.emitter import F32, I32, I64, Emitter, Value, vector
+from vmm_adapters.cpu.codegen.floats import LANES, read_vector, rows_at_a_time
+from vmm_adapters.cpu.codegen.numerics import ROW, exponential, hyperbolic_tangent
+from vmm_adapters.cpu.formats import BLOCK_SIZE, TILE, WIDTH, Element
 
-BLOCK_SIZE = WIDTH
-"""Positions in a KV block."""
-TILE = 8
-"""Rows of a tile at most."""
 NOTHING = -1e30
 """The score of a position that a row does not see, and the peak before the first."""
 _HALVES = range(WIDTH // LANES)

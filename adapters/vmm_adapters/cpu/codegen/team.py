@@ -13,25 +13,22 @@ The state is one int64 array; numbers that are written often have a cache line e
 next task in one number, the phase in the upper bits, an odd one once it is over; compared is how far it is ahead.
 """
 
-import sys
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from vmm_adapters.cpu.compiled import compiled
-from vmm_adapters.cpu.emitter import I32, I64
+from vmm_adapters.cpu.codegen.compiled import compiled
+from vmm_adapters.cpu.codegen.emitter import I32, I64
+from vmm_adapters.cpu.share import ACQUIRE, COUNTER, DONE, RELEASE, YIELD
 
-COUNTER, DONE, STOP, STEP_NUMBER, NUM_THREADS, LOCKS = 0, 8, 16, 24, 32, 40
-"""Places in the state: phase and next task, tasks done, whether to end, the step, the number of threads, locks."""
 SPINS = 4000
 """Looks before a waiting thread lets others run: longer than a task takes while all threads have a core."""
 _PHASE = 1 << 20
 """More tasks than a phase has."""
 
 _POINTER = ir.IntType(8).as_pointer()
-_YIELD = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
 
 
 def _address(context: Any, builder: Any, array: Any, index: Any) -> Any:
@@ -71,9 +68,16 @@ def store_atomic(typingctx: Any, state: Any, index: Any, number: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-def _function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+def _function(builder: Any, name: str, *arguments: Any) -> Any:
     module = builder.module
-    return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
+    return module.globals.get(name) or ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
+
+
+def _call(context: Any, builder: Any, state: Any, place: int, *arguments: Any) -> None:
+    """A function of the system's, whose address is in the state: compiled code knows no names."""
+    at = _address(context, builder, state, ir.Constant(I64, place))
+    kind = ir.FunctionType(I32, [argument.type for argument in arguments])
+    builder.call(builder.inttoptr(builder.load(at), kind.as_pointer()), arguments)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -83,47 +87,46 @@ def relax(typingctx: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         triple = builder.module.triple or ""
         if "86" in triple:
-            builder.call(_function(builder, "llvm.x86.sse2.pause", ir.VoidType()), [])
+            builder.call(_function(builder, "llvm.x86.sse2.pause"), [])
         elif "aarch64" in triple or "arm64" in triple:
-            builder.call(_function(builder, "llvm.aarch64.hint", ir.VoidType(), I32), [ir.Constant(I32, 1)])
+            builder.call(_function(builder, "llvm.aarch64.hint", I32), [ir.Constant(I32, 1)])
         return context.get_dummy_value()
 
     return types.void(), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def let_others_run(typingctx: Any) -> Any:
+def let_others_run(typingctx: Any, state: Any) -> Any:
     """Give the core away for a moment."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.call(_function(builder, _YIELD, I32), [])
+        _call(context, builder, arguments[0], YIELD)
         return context.get_dummy_value()
 
-    return types.void(), generate
+    return types.void(types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def release_lock(typingctx: Any, lock: Any) -> Any:
+def release_lock(typingctx: Any, state: Any, lock: Any) -> Any:
     """Wake the thread that sleeps on it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        release = _function(builder, "PyThread_release_lock", ir.VoidType(), _POINTER)
-        builder.call(release, [builder.inttoptr(arguments[0], _POINTER)])
+        _call(context, builder, arguments[0], RELEASE, builder.inttoptr(arguments[1], _POINTER))
         return context.get_dummy_value()
 
-    return types.void(types.int64), generate
+    return types.void(types.int64, types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def acquire_lock(typingctx: Any, lock: Any) -> Any:
+def acquire_lock(typingctx: Any, state: Any, lock: Any) -> Any:
     """Sleep until it is released."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        acquire = _function(builder, "PyThread_acquire_lock", I32, _POINTER, I32)
-        builder.call(acquire, [builder.inttoptr(arguments[0], _POINTER), ir.Constant(I32, 1)])
+        lock = builder.inttoptr(arguments[1], _POINTER)
+        _call(context, builder, arguments[0], ACQUIRE, lock, ir.Constant(I32, 1))
         return context.get_dummy_value()
 
-    return types.void(types.int64), generate
+    return types.void(types.int64, types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -168,7 +171,7 @@ def finish(share: Any, phase: int, total: int, num_done: int) -> None:
         relax()
         spins += 1
         if spins >= SPINS:
-            let_others_run()
+            let_others_run(share.state)
             spins = 0
 
 

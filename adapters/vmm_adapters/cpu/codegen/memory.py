@@ -6,9 +6,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from vmm_adapters.cpu.emitter import F32, I8, I16, I32, I64
-from vmm_adapters.cpu.halves import floats_to_halves, halves_to_floats
-from vmm_adapters.cpu.isa import host
+from vmm_adapters.cpu.codegen.emitter import F32, I8, I16, I32, I64
+from vmm_adapters.cpu.codegen.halves import floats_to_halves, halves_to_floats
+from vmm_adapters.cpu.codegen.target import host
 
 
 def _reader(kind: Any, result: Any) -> Any:
