@@ -2,8 +2,11 @@
 
 import ctypes
 import mmap
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 
 def trim_heap() -> None:
@@ -14,17 +17,49 @@ def trim_heap() -> None:
             trim(0)
 
 
-def let_go(library: str) -> None:
-    """Let go of a shared library's code until it is needed again: a compiler's is 50 MB, for a second of work.
+def give_back() -> None:
+    """What loading a model took: freed memory, and the code of libraries that was run to start and to load.
 
-    Linux alone. Code is as it is in the file, and is read from there again; what was written to stays.
+    Code is as it is in the file, and comes from the system's cache again when it is run: 20 MB of a server's 60 never
+    are. Linux alone.
     """
+    trim_heap()
     if sys.platform != "linux":
         return
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
-        addresses, permissions, *_ = line.split(maxsplit=2)
-        if permissions == "r-xp" and line.endswith(f"/{library}"):
-            start, end = (int(part, 16) for part in addresses.split("-"))
-            advise(start, end - start, mmap.MADV_DONTNEED)
+    for mapped in library_code(Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")):
+        advise(mapped.start, mapped.end - mapped.start, mmap.MADV_DONTNEED)
+
+
+class Mapping(NamedTuple):
+    """Addresses that a file is mapped to."""
+
+    start: int
+    end: int
+    permissions: str
+    path: str
+    written_kb: int
+    """Of pages that are no longer as in the file."""
+
+
+def library_code(smaps: str) -> Iterator[Mapping]:
+    """Code and constants of shared libraries that nobody wrote to (proc(5), /proc/pid/smaps)."""
+    found = list(_mappings(smaps))
+    libraries = {each.path for each in found if each.permissions == "r-xp" and each.path.startswith("/")}
+    for each in found:
+        if each.path in libraries and each.permissions in ("r-xp", "r--p") and not each.written_kb:
+            yield each
+
+
+_HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \S+ *(.*)")
+
+
+def _mappings(smaps: str) -> Iterator[Mapping]:
+    head = None
+    for line in smaps.splitlines():
+        if found := _HEAD.fullmatch(line):
+            head = found
+        elif head is not None and line.startswith("Anonymous:"):
+            start, end, permissions, path = head.groups()
+            yield Mapping(int(start, 16), int(end, 16), permissions, path, int(line.split()[1]))

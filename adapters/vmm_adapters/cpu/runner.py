@@ -19,7 +19,7 @@ from vmm_adapters.cpu.share import MODEL
 from vmm_adapters.cpu.threads import Team
 from vmm_adapters.decoder_folder import read_model_folder
 from vmm_adapters.errors import OutOfMemory, RuntimeFailed, UnsupportedModel, runtime_errors
-from vmm_adapters.heap import trim_heap
+from vmm_adapters.heap import give_back, trim_heap
 from vmm_adapters.types import Batch, Chunk, RunnerOptions
 
 DEVICE = "CPU"
@@ -93,9 +93,7 @@ class CPURunner:
     def warm_up(self) -> None:
         """See `CausalLMRunner.warm_up`. What packing took is given back."""
         self.execute(Batch((Chunk([0], 0, [0]),)))
-        trim_heap()
-        from vmm_adapters.heap import let_go
-        let_go('')
+        give_back()
 
     def close(self) -> None:
         """See `CausalLMRunner.close`."""

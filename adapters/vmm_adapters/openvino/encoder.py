@@ -16,7 +16,7 @@ from openvino import opset13 as op
 
 from vmm_adapters.encoding import INPUTS, WARM_LENGTHS, find_graph, pack_inputs, read_pad_id
 from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
-from vmm_adapters.heap import trim_heap
+from vmm_adapters.heap import give_back, trim_heap
 from vmm_adapters.openvino.devices import check_device
 from vmm_adapters.types import EncoderInput, EncoderOptions, Pooling
 
@@ -53,7 +53,7 @@ class OpenVINOEncoder:
         """See `Encoder.warm_up`."""
         for count, length in enumerate(WARM_LENGTHS, 1):
             self.encode([EncoderInput([self._pad_id] * min(length, self.max_length))] * count)
-        trim_heap()
+        give_back()
 
     def close(self) -> None:
         """See `Encoder.close`."""

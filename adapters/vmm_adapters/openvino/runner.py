@@ -12,7 +12,7 @@ from openvino.properties import hint as hints
 from vmm_adapters.batching import pack
 from vmm_adapters.decoder_folder import read_model_folder
 from vmm_adapters.errors import RuntimeFailed, UnsupportedModel, runtime_errors
-from vmm_adapters.heap import trim_heap
+from vmm_adapters.heap import give_back, trim_heap
 from vmm_adapters.openvino.devices import HETERO, check_device
 from vmm_adapters.openvino.graph import PagedModel, read_paged_model
 from vmm_adapters.openvino.kv_cache import KVCache, count_blocks, read_layout
@@ -88,7 +88,7 @@ class OpenVINORunner:
         self.execute(Batch((Chunk([0] * length, 0, [0]),)))
         if self._weights is not None:
             self._weights.release()
-        trim_heap()
+        give_back()
 
     def close(self) -> None:
         """See `CausalLMRunner.close`."""

@@ -6,9 +6,9 @@ expect it: ffmpeg's own muxers do the same where they cannot seek.
 
 import struct
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, get_args
+from importlib import import_module
+from typing import Literal, Protocol, get_args
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,18 +26,6 @@ MEDIA_TYPES: Mapping[AudioFormat, str] = {
 }
 _UNKNOWN = 0xFFFFFFFF
 """A length in a RIFF header that is not known."""
-_CONTAINERS: Mapping[AudioFormat, tuple[str, str, str, Mapping[str, str]]] = {
-    "mp3": (
-        "mp3",
-        "libmp3lame",
-        "s16p",
-        {"write_xing": "0", "id3v2_version": "0"},
-    ),  # a Xing header would count the frames
-    "opus": ("ogg", "libopus", "s16", {"page_duration": "200000"}),  # microseconds; a page is sent when it is full
-    "aac": ("adts", "aac", "fltp", {}),
-    "flac": ("flac", "flac", "s16", {}),
-}
-"""ffmpeg's muxer, encoder, sample format and the muxer's options."""
 
 
 class Encoder(Protocol):
@@ -57,9 +45,11 @@ def open_encoder(format: AudioFormat, sample_rate: int) -> Encoder:
 
     `pcm` is little-endian signed 16-bit samples and nothing else; `wav` the same behind a header.
     """
-    if format in _CONTAINERS:
-        return _ContainerEncoder(format, sample_rate)
-    return _PcmEncoder(_wav_header(sample_rate) if format == "wav" else b"")
+    if format in ("wav", "pcm"):
+        return _PcmEncoder(_wav_header(sample_rate) if format == "wav" else b"")
+    # 16 MB of memory, of which a server that does not speak has no need
+    encoder: Encoder = import_module("vmm_server.audio.ffmpeg").FFmpegEncoder(format, sample_rate)
+    return encoder
 
 
 def to_pcm16(samples: Samples) -> NDArray[np.int16]:
@@ -78,48 +68,6 @@ class _PcmEncoder:
     def finish(self) -> bytes:
         header, self._header = self._header, b""
         return header
-
-
-class _Sink:
-    """What ffmpeg writes to: bytes that are taken away as they come. It has no `seek`, and so is never gone back in."""
-
-    def __init__(self) -> None:
-        self._written = bytearray()
-
-    def write(self, data: bytes) -> int:
-        self._written += data
-        return len(data)
-
-    def take(self) -> bytes:
-        taken = bytes(self._written)
-        self._written.clear()
-        return taken
-
-
-class _ContainerEncoder:
-    """Formats that ffmpeg encodes."""
-
-    def __init__(self, format: AudioFormat, sample_rate: int) -> None:
-        muxer, codec, sample_format, options = _CONTAINERS[format]
-        self._sample_rate = sample_rate
-        self._sink = _Sink()
-        self._container = av.open(self._sink, "w", format=muxer, options=dict(options))
-        self._stream: Any = self._container.add_stream(codec, rate=sample_rate, layout="mono", format=sample_format)
-        self._num_fed = 0
-
-    def feed(self, samples: Samples) -> bytes:
-        if len(samples):
-            frame = av.AudioFrame.from_ndarray(to_pcm16(samples)[None], format="s16", layout="mono")
-            frame.sample_rate = self._sample_rate
-            frame.pts = self._num_fed
-            self._num_fed += len(samples)
-            self._container.mux(self._stream.encode(frame))
-        return self._sink.take()
-
-    def finish(self) -> bytes:
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-        return self._sink.take()
 
 
 def _wav_header(sample_rate: int) -> bytes:

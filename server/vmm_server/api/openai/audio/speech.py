@@ -120,7 +120,7 @@ async def _open(
 
 async def _encoded(spoken: Spoken, format: AudioFormat) -> AsyncGenerator[bytes]:
     """The file, in a piece a sentence; none of them empty."""
-    encoder = open_encoder(format, spoken.sample_rate)
+    encoder = await asyncio.to_thread(open_encoder, format, spoken.sample_rate)
     async for samples in spoken.sentences:
         if piece := await asyncio.to_thread(encoder.feed, samples):
             yield piece
