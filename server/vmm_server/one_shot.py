@@ -95,6 +95,10 @@ class OneShot:
             raise UnsupportedCapability(name, capabilities[0])
         return model
 
+    def is_loaded(self, model: InstalledModel, wanted: Wanted) -> bool:
+        """Whether a request would find a model in memory."""
+        return self._pool.is_loaded(model, wanted)
+
     async def run(
         self,
         model: InstalledModel,

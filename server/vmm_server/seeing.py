@@ -99,12 +99,10 @@ class Vision:
         """Raises `InvalidRequest` and its kinds, `ModelNotFound`, `ModelLoadFailed`, `Overloaded`, `ShuttingDown`,
         `GenerationFailed`."""
         model = self._one_shot.resolve(request.model, "detection")
-        opened = await self._reader.open(request.images)
-        if request.draw and sum(image.num_pixels for image in opened) > MAX_DRAWN_PIXELS:
-            raise InvalidRequest(
-                f"draw: the images have more than {MAX_DRAWN_PIXELS} pixels together, which is what can be drawn",
-                param="draw",
-            )
+        if request.draw:
+            opened: Sequence[Picture] = _drawable(await self._reader.open(request.images))
+        else:
+            opened = await self._open(model, request, request.images, is_all=request.classes is None)
 
         async def detect(lease: Lease[ReadyDetector]) -> Detected:
             ready = lease.ready
@@ -120,7 +118,7 @@ class Vision:
     async def classify(self, request: ClassifyRequest) -> Classified:
         """Raises as `detect` does."""
         model = self._one_shot.resolve(request.model, "classification")
-        opened = await self._reader.open(request.images)
+        opened = await self._open(model, request, request.images, is_all=True)
 
         async def classify(lease: Lease[ReadyClassifier]) -> Classified:
             computed = await lease.ready.classify(opened)
@@ -134,7 +132,8 @@ class Vision:
         """One vector an item, in their order. Raises as `detect` does."""
         model = self._one_shot.resolve(request.model, "image-embedding")
         _check_texts(model, request.items)
-        opened = await self._open(request.items)
+        is_all = len(request.items) == 1 and request.dimensions is None
+        opened = await self._open(model, request, request.items, is_all=is_all)
 
         async def embed(lease: Lease[ReadyClip]) -> Embedded:
             check_dimensions(request.dimensions, lease.ready.dim)
@@ -182,7 +181,7 @@ class Vision:
         model = self._one_shot.resolve(request.model, "image-embedding")
         items = (request.query, *request.items)
         _check_texts(model, items)
-        opened = await self._open(items)
+        opened = await self._open(model, request, items, is_all=False)
 
         async def search(lease: Lease[ReadyClip]) -> Ranked:
             made = await _vectors(request, items, opened, lease.ready, request.truncate)
@@ -210,8 +209,15 @@ class Vision:
             model_s = made.timing.model_s
         return np.stack([found[*where, text.text] for text in texts]), model_s
 
-    async def _open(self, items: Sequence[Item]) -> tuple[OpenedImage, ...]:
-        return await self._reader.open([item for item in items if isinstance(item, GivenImage)])
+    async def _open(
+        self, model: InstalledModel, request: VisionRequest, items: Sequence[Item], *, is_all: bool
+    ) -> Sequence[Picture]:
+        """The images among them. What their headers say comes before a model is loaded and before what else is checked
+        once it is there; one image of a model that is, where that `is_all`, need not be opened now."""
+        images = [item for item in items if isinstance(item, GivenImage)]
+        if is_all and len(images) == 1 and self._one_shot.is_loaded(model, request.wanted):
+            return (self._reader.unopened(images[0]),)
+        return await self._reader.open(images)
 
     async def _run(
         self,
@@ -276,6 +282,15 @@ async def _vectors(
 
 def _timing(computed: Computed[Any]) -> Timing:
     return Timing(computed.prepared_s, computed.queued_s, computed.computed_s)
+
+
+def _drawable(opened: Sequence[OpenedImage]) -> Sequence[OpenedImage]:
+    if sum(image.num_pixels for image in opened) > MAX_DRAWN_PIXELS:
+        raise InvalidRequest(
+            f"draw: the images have more than {MAX_DRAWN_PIXELS} pixels together, which is what can be drawn",
+            param="draw",
+        )
+    return opened
 
 
 async def _drawn(pictures: Sequence[Picture], found: Sequence[Detections], labels: Sequence[str]) -> tuple[bytes, ...]:

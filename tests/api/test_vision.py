@@ -419,6 +419,32 @@ def test_a_wrong_field_is_a_bad_request_that_names_it(
     assert (found, words in message) == (param, True), message
 
 
+@pytest.mark.parametrize(
+    ("route", "fields", "param"),
+    [
+        ("detect", {}, "image"),
+        ("detect", {"classes": ["cow"]}, "image"),
+        ("detect", {"draw": True}, "image"),
+        ("classify", {}, "image"),
+        ("embed", {}, "image"),
+        ("embed", {"dimensions": DIM + 1}, "image"),
+        ("zero-shot", {"labels": ["x" * 100]}, "image"),
+    ],
+)
+def test_what_is_no_picture_is_told_before_all_else_and_no_model_is_loaded_for_it(
+    start_server: StartServer, route: str, fields: dict[str, Any], param: str
+) -> None:
+    server = start_server()
+    install_fakes(server.parts.store, server.parts.registry.resolve("echo"))
+    for _ in range(2):
+        found, message = refused(server, route, image=uri(b"hello"), **fields)
+        assert (found, "no image" in message) == (param, True), message
+        assert server.parts.pool.loaded() == []
+    see(server, route, image=plain("red"))
+    assert len(server.parts.pool.loaded()) == 1
+    assert refused(server, route, image=uri(b"hello"), **fields) == (found, message)
+
+
 def huge_png() -> bytes:
     """A header of 30,000 by 30,000 pixels, and none behind it."""
     chunks = [struct.pack(">4sIIBBBBB", b"IHDR", 30_000, 30_000, 8, 2, 0, 0, 0), b"IDAT", b"IEND"]

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import math
 import struct
 import threading
 import zlib
@@ -17,7 +18,7 @@ from PIL import Image
 from vmm_server.errors import InvalidRequest, Overloaded, UnsupportedParameter
 from vmm_server.media.fetching import Fetcher
 from vmm_server.media.images import ImageLimits
-from vmm_server.media.reading import ImageReader
+from vmm_server.media.reading import AT_ONCE_PIXELS, ImageReader
 from vmm_server.requests import GivenImage
 
 Result = TypeVar("Result")
@@ -85,6 +86,58 @@ def test_headers_are_believed_before_anything_is_decoded() -> None:
         assert caught.value.param == "file"
 
     with_reader(work)
+
+
+def test_an_unopened_picture_is_read_and_decoded_in_one_go() -> None:
+    async def work(reader: ImageReader) -> None:
+        picture = reader.unopened(square(4))
+        for _ in range(2):  # a request whose device fails begins anew on another
+            assert (await picture.made(pixels_of)).shape == (4, 4, 3)
+        text = base64.b64encode(file_of(Image.new("RGB", (3, 2), "blue"))).decode()
+        assert (await reader.unopened(GivenImage(text, "image")).made(pixels_of)).shape == (2, 3, 3)
+
+    with_reader(work)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda: square(11), "the limit is 100 pixels"),
+        (lambda: GivenImage(io.BytesIO(bytes(10_001)), "file11"), "the limit is 10000"),
+        (lambda: GivenImage(io.BytesIO(b"hello"), "file11"), "no image"),
+        (lambda: GivenImage("https://example.com/a.png", "file11"), "not fetched"),
+    ],
+)
+def test_an_unopened_picture_is_refused_as_an_opened_one_is(given: Callable[[], GivenImage], words: str) -> None:
+    async def work(reader: ImageReader) -> None:
+        for read in (
+            lambda: reader.open([given()]),
+            lambda: reader.unopened(given()).made(lambda image: pytest.fail("it was decoded")),
+        ):
+            with pytest.raises(InvalidRequest, match=words) as caught:
+                await read()
+            assert caught.value.param == "file11"
+
+    with_reader(work, limits=ImageLimits(max_pixels=100, max_bytes=10_000))
+
+
+def test_a_large_picture_waits_for_room_once_its_header_is_read() -> None:
+    side = math.isqrt(AT_ONCE_PIXELS) + 1
+    lock, inside, most = threading.Lock(), 0, 0
+
+    def make(image: Image.Image) -> None:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        with lock:
+            inside -= 1
+
+    async def work(reader: ImageReader) -> None:
+        await asyncio.gather(*(reader.unopened(square(side)).made(make) for _ in range(6)))
+
+    with_reader(work, max_pixels_in_memory=side**2 + 1)
+    assert most == 1
 
 
 def test_what_a_header_promises_beyond_the_limit_is_refused_at_once() -> None:

@@ -50,6 +50,8 @@ class FakeSession:
         self.is_lost = False
         self.seconds: Callable[[int], float] = lambda batch: 0.0
         self.now = 0.0
+        self.num_numbers = 0
+        """Of each picture besides."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self.feeds.append(feeds)
@@ -62,7 +64,9 @@ class FakeSession:
         self.entered.release()
         if self.permits is not None:
             assert self.permits.acquire(timeout=TIMEOUT_S)
-        return {"brightest": pictures.reshape(len(pictures), -1).max(1, keepdims=True).astype(np.float32)}
+        brightest = pictures.reshape(len(pictures), -1).max(1, keepdims=True).astype(np.float32)
+        more = {"more": np.zeros((len(pictures), self.num_numbers), np.float32)} if self.num_numbers else {}
+        return {"brightest": brightest} | more
 
     def close(self) -> None:
         self.is_closed = True
@@ -292,6 +296,30 @@ def test_a_failure_is_the_callers() -> None:
         assert (await watching.look([Shown(grey(200))], brightest)).results == [(200, 9)]
 
     looking(session, body)
+
+
+def test_what_is_quick_is_made_on_the_event_loop() -> None:
+    def thread_of(outputs: Outputs, framing: Framing) -> int:
+        return threading.get_ident()
+
+    def told(*quickly: Callable[[Outputs, Framing], int | None]) -> bool:
+        """Whether that was in the thread of the event loop."""
+        made: list[bool] = []
+
+        async def body(watching: Watching) -> None:
+            computed = await watching.look([Shown(grey(1)), Shown(grey(2))], thread_of, *quickly)
+            made.append(set(computed.results) == {threading.get_ident()})
+
+        looking(session, body)
+        return made[0]
+
+    session = FakeSession()
+    assert not told()
+    assert told(thread_of)
+    decided = iter([1, None])
+    assert not told(lambda outputs, framing: next(decided))
+    session.num_numbers = 400_000
+    assert not told(thread_of)
 
 
 @pytest.mark.parametrize("half", ["texts", "pictures"])

@@ -23,7 +23,7 @@ from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.prompt.spelling import Spelling
 from vmm_server.prompt.token_bytes import TokenBytes
-from vmm_server.requests import KeepAlive
+from vmm_server.requests import ANYWHERE, KeepAlive, Wanted
 from vmm_server.settings import Settings
 
 MB = 1 << 20
@@ -127,6 +127,21 @@ def test_two_requests_for_a_cold_model_load_it_once(
         assert first.loaded is second.loaded
         assert first.loaded.num_leases == 2
         assert len(machine.loads) == 1
+
+    with_pool(body)
+
+
+def test_the_pool_knows_whether_a_request_would_have_to_wait_for_a_load(
+    machine: Machine, model: Callable[..., InstalledModel], with_pool: Any
+) -> None:
+    async def body(pool: ModelPool) -> None:
+        assert not pool.is_loaded(model("a"), ANYWHERE)
+        (await pool.acquire(model("a"), None)).release()
+        assert pool.is_loaded(model("a"), ANYWHERE)
+        assert not pool.is_loaded(model("b"), ANYWHERE)
+        assert not pool.is_loaded(model("a"), Wanted(device="GPU"))
+        await pool.unload(model("a"))
+        assert not pool.is_loaded(model("a"), ANYWHERE)
 
     with_pool(body)
 

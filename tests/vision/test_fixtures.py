@@ -18,6 +18,7 @@ from tests.fixtures.shapes import COLOURS, KINDS, LOOKS, Shape, held_out, paint,
 from vmm_adapters import catalog
 from vmm_adapters.types import SessionOptions
 from vmm_server.models.importers.vision_folder import import_onnx_file
+from vmm_server.vision.heads.candidates import decode
 from vmm_server.vision.heads.finding import find_head
 from vmm_server.vision.preprocess import prepare
 from vmm_server.vision.results import DetectionParams
@@ -148,7 +149,7 @@ def test_the_server_finds_shapes_in_pictures_of_any_size(
         numbers, framing = prepare(Image.fromarray(picture), recipe.image)
         outputs = {"output0": detector.run(None, {"images": numbers[None]})[0][0]}
         head = find_head(outputs, recipe, width=recipe.image.width, height=recipe.image.height)
-        detections = head.decode(outputs, DetectionParams(threshold=0.05), framing)
+        detections = decode(head, outputs, DetectionParams(threshold=0.05), framing)
         found.append(Boxes(detections.boxes, detections.class_ids, detections.scores))
         truth.append(true_boxes(shapes))
     assert mean_average_precision(found, truth) >= least

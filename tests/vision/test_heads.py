@@ -16,7 +16,7 @@ from vmm_adapters.card import ImageRecipe, VisionRecipe
 from vmm_adapters.errors import UnsupportedModel
 from vmm_server.errors import GenerationFailed, InvalidRequest
 from vmm_server.vision.framing import Framing
-from vmm_server.vision.heads.candidates import corners_of
+from vmm_server.vision.heads.candidates import corners_of, decode
 from vmm_server.vision.heads.finding import find_head
 from vmm_server.vision.preprocess import prepare
 from vmm_server.vision.results import DetectionParams, Detections
@@ -152,7 +152,7 @@ UNFRAMED = Framing(SIZE, SIZE, SIZE, SIZE, 1.0, 1.0)
 
 def read(written: Written, params: DetectionParams = PARAMS, framing: Framing = UNFRAMED) -> Detections:
     outputs, told = written
-    return find_head(outputs, told, width=SIZE, height=SIZE).decode(outputs, params, framing)
+    return decode(find_head(outputs, told, width=SIZE, height=SIZE), outputs, params, framing)
 
 
 def edges(thing: Thing) -> list[float]:
@@ -187,7 +187,7 @@ def test_what_is_no_number_is_an_error(write: Callable[[list[Thing]], Written], 
     head = find_head(outputs, told, width=SIZE, height=SIZE)
     broken = {name: array if array.dtype == np.int64 else np.full_like(array, wrong) for name, array in outputs.items()}
     with pytest.raises(GenerationFailed):
-        head.decode(broken, PARAMS, UNFRAMED)
+        decode(head, broken, PARAMS, UNFRAMED)
 
 
 @pytest.mark.parametrize("write", [as_yolov8, as_yolov5, as_yolox, as_decoded_yolox])
@@ -385,5 +385,5 @@ def test_a_small_picture_may_have_fewer_cells_than_classes() -> None:
     values = np.zeros((4 + len(labels), 16 + 4 + 1), np.float32)
     values[:4, 5], values[4 + 33, 5] = (16, 16, 8, 8), 0.9
     head = find_head({"output0": values}, recipe("yolov8", labels=labels), width=32, height=32)
-    found = head.decode({"output0": values}, PARAMS, Framing(32, 32, 32, 32, 1.0, 1.0))
+    found = decode(head, {"output0": values}, PARAMS, Framing(32, 32, 32, 32, 1.0, 1.0))
     assert found.class_ids.tolist() == [33]

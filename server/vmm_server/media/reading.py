@@ -1,7 +1,8 @@
 """The images of a request → pixels, off the event loop, and bounded together with those of all other requests.
 
 In two steps, for a model is loaded in between: `open` fetches, and believes each file's header; `made` decodes one once
-there is room, and makes what is wanted of its pixels at once: these are never handed about.
+there is room, and makes what is wanted of its pixels at once: these are never handed about. Where there is nothing in
+between, a small picture goes through both in one go: each trip to a thread takes longer than reading a header.
 """
 
 import asyncio
@@ -23,6 +24,9 @@ MAX_PIXELS_IN_MEMORY = 100_000_000
 MIN_THREADS = 2
 """One a core on larger machines. They are the images' own: a text's tokens do not wait behind a hundred photographs."""
 
+AT_ONCE_PIXELS = 1 << 20
+"""Of a picture that is decoded as soon as its header is read: room is held for so many before that."""
+
 Made = TypeVar("Made")
 
 
@@ -42,6 +46,18 @@ class OpenedImage:
         Raises `InvalidRequest` for a damaged one, `Overloaded` when too many wait for room, and as `make` does.
         """
         return await self._reader.made(self._file, self._param, self.num_pixels, make)
+
+
+@dataclass(frozen=True, slots=True)
+class UnopenedImage:
+    """An image of which nothing is known yet."""
+
+    _given: GivenImage
+    _reader: "ImageReader"
+
+    async def made(self, make: Callable[[Image.Image], Made]) -> Made:
+        """Raises as `ImageReader.open` and `OpenedImage.made` do."""
+        return await self._reader.made_at_once(self._given, make)
 
 
 class ImageReader:
@@ -74,6 +90,26 @@ class ImageReader:
             OpenedImage(file, image.param, count, self) for image, (file, count) in zip(given, files, strict=True)
         )
 
+    def unopened(self, given: GivenImage) -> UnopenedImage:
+        """The one image of a request, to be opened when it is decoded."""
+        return UnopenedImage(given, self)
+
+    async def made_at_once(self, given: GivenImage, make: Callable[[Image.Image], Made]) -> Made:
+        """See `UnopenedImage`."""
+        if is_url(given):
+            (opened,) = await self.open([given])
+            return await opened.made(make)
+
+        def work() -> Made | _Large:
+            ((file, num_pixels),) = _opened([given], self._limits)
+            if num_pixels > AT_ONCE_PIXELS:
+                return _Large(file, num_pixels)
+            return make(decode(file, given.param, self._limits))
+
+        async with self._budget.hold(AT_ONCE_PIXELS):
+            done = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return await self.made(done.file, given.param, done.num_pixels, make) if isinstance(done, _Large) else done
+
     async def made(self, file: IO[bytes], param: str, num_pixels: int, make: Callable[[Image.Image], Made]) -> Made:
         """See `OpenedImage`. The pixels count until `make` is done with them."""
 
@@ -87,6 +123,14 @@ class ImageReader:
         """Close what is open. Idempotent."""
         await self._fetcher.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Large:
+    """A file of more than `AT_ONCE_PIXELS`: there has to be room for them first."""
+
+    file: IO[bytes]
+    num_pixels: int
 
 
 def _opened(given: Sequence[GivenImage], limits: ImageLimits) -> list[tuple[IO[bytes], int]]:

@@ -46,6 +46,7 @@ class LoadedModel:
     """The name it was loaded under: figures keep it, whoever shares what is loaded."""
     is_unwanted: bool = False
     """Somebody asked for it to be unloaded."""
+    _kinds: dict[type, bool] = field(default_factory=dict, init=False, repr=False)
     is_replaced: bool = False
     """Nothing is installed any more that needs it: it leaves when its last lease ends."""
 
@@ -66,6 +67,12 @@ class LoadedModel:
     def size_bytes(self) -> int:
         """Weights and KV blocks."""
         return self.ready.memory_bytes
+
+    def is_kind(self, kind: type) -> bool:
+        """Whether requests of this kind can be sent to it. Asked once: of a protocol it takes a look at each member."""
+        if kind not in self._kinds:
+            self._kinds[kind] = isinstance(self.ready, kind)
+        return self._kinds[kind]
 
     def lend(self, num_leases: int = 1) -> None:
         """Count leases on it."""

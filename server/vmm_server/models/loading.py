@@ -92,9 +92,9 @@ def load_key(model: InstalledModel) -> LoadKey:
 
     What a request brings along with its model (system message, template, defaults, `num_ctx`) is not part of it.
     """
-    recipe = tuple(None if each is None else each.model_dump_json() for each in (model.embedding, model.vision))
-    words = (model.tool_format, model.reasoning_format)
-    return (model.weights, model.adapter, model.folder, model.generates, model.context_length, recipe, *words)
+    embedding = None if model.embedding is None else model.embedding.model_dump_json()  # it holds what has no hash
+    recipes = (embedding, model.vision, model.tool_format, model.reasoning_format)
+    return (model.weights, model.adapter, model.folder, model.generates, model.context_length, *recipes)
 
 
 ModelLoader = Callable[[InstalledModel, Placement, int], Ready]

@@ -45,6 +45,8 @@ _GATHER_S = 0.004
 """How long an idle graph waits for pictures that are being prepared, where a batch has room for them."""
 _MAX_WAITING_BYTES = 512 * 1024**2
 """Of prepared pictures that wait."""
+_FEW_NUMBERS = 400_000
+"""Of outputs that are looked through on the event loop, in a few tenths of a millisecond: 80 classes at 416 pixels."""
 _MIN_PREPARED = 4
 """Pictures of a request that are prepared while others of it are computed, where a batch has fewer."""
 _SIZE_INPUT = "orig_target_sizes"
@@ -133,10 +135,15 @@ class Watching:
         return self.batcher.stats
 
     async def look(
-        self, pictures: Sequence[Picture], finish: Callable[[Outputs, Framing], Told], *, is_quick: bool = False
+        self,
+        pictures: Sequence[Picture],
+        finish: Callable[[Outputs, Framing], Told],
+        quickly: Callable[[Outputs, Framing], Told | None] = lambda outputs, framing: None,
     ) -> Computed[Told]:
-        """What `finish` makes of the outputs for each picture, in their order; it is called in threads, unless it
-        `is_quick`: a handful of operations on few numbers.
+        """What `finish` makes of the outputs for each picture, in their order.
+
+        It is called in a thread, unless the outputs are few and `quickly` makes the same of them with a handful of
+        operations on the event loop; for what takes longer that gives `None`.
 
         Raises as `Batcher.timed_call` and `Picture.made` do, and what `finish` raises.
         """
@@ -149,11 +156,14 @@ class Watching:
         for start in range(step, len(pictures) + step, step):
             computing = self.batcher.timed_call([numbers for numbers, _ in prepared])
             following = pictures[start : start + step]  # unannounced: what they follow is not to wait for them
-            computed, prepared_next = await asyncio.gather(computing, self._prepared(following))
+            if following:
+                computed, prepared_next = await asyncio.gather(computing, self._prepared(following))
+            else:
+                computed, prepared_next = await computing, []
             queued_s = computed.queued_s if queued_s is None else queued_s
             computed_s += computed.computed_s
-            each = partial(_each, finish, computed.results, [framing for _, framing in prepared])
-            told += each() if is_quick else await asyncio.to_thread(each)
+            seen = list(zip(computed.results, (framing for _, framing in prepared), strict=True))
+            told += _at_once(quickly, seen) or await asyncio.to_thread(_each, finish, seen)
             prepared = prepared_next
         return Computed(told, queued_s or 0.0, computed_s, prepared_s)
 
@@ -163,6 +173,8 @@ class Watching:
 
     async def _prepared(self, pictures: Sequence[Picture]) -> list[tuple[Floats, Framing]]:
         make = partial(prepare, recipe=self.recipe)
+        if len(pictures) == 1:
+            return [await pictures[0].made(make)]
         done = await asyncio.gather(*(picture.made(make) for picture in pictures), return_exceptions=True)
         for one in done:  # only now: none is in the making any more
             if isinstance(one, BaseException):
@@ -219,10 +231,20 @@ def measured_batch_size(graph: PictureGraph, limit: int, clock: Callable[[], flo
     return best
 
 
-def _each(
-    finish: Callable[[Outputs, Framing], Told], results: Sequence[Outputs], framings: Sequence[Framing]
-) -> list[Told]:
-    return [finish(outputs, framing) for outputs, framing in zip(results, framings, strict=True)]
+def _each(finish: Callable[[Outputs, Framing], Told], seen: Sequence[tuple[Outputs, Framing]]) -> list[Told]:
+    return [finish(outputs, framing) for outputs, framing in seen]
+
+
+def _at_once(quickly: Callable[[Outputs, Framing], Told | None], seen: Sequence[tuple[Outputs, Framing]]) -> list[Told]:
+    """All of it, or nothing."""
+    if sum(array.size for outputs, _ in seen for array in outputs.values()) > _FEW_NUMBERS:
+        return []
+    told: list[Told] = []
+    for outputs, framing in seen:
+        if (one := quickly(outputs, framing)) is None:
+            return []
+        told.append(one)
+    return told
 
 
 def _picture_port(inputs: Sequence[TensorSpec]) -> TensorSpec:

@@ -202,6 +202,8 @@ class Placer:
         """See `Places`. Only a placement that was measured is worth another load, and only of the same variant."""
         model, taken = fitting[0].model, {each.placement for each in fitting}
         profiles = self.profiles(model)
+        if profiles.keys() <= taken:
+            return None
         there = [each.placement for each in self._candidates(model) if each.placement in profiles]
         others = [each for each in there if each not in taken and self._may_join(model, each, fitting, wanted)]
         if not others:

@@ -108,7 +108,7 @@ class ModelPool:
         """
         self.arrivals.add()
         loaded, load_s = await self._lease(model, wanted, work)
-        if not isinstance(loaded.ready, kind):
+        if not loaded.is_kind(kind):
             self._residents.give_back(loaded)
             raise ModelLoadFailed(f"{model.name!r} is not what its manifest says", hint=how_to_mend(model))
         loaded.keep(keep_alive)
@@ -152,6 +152,10 @@ class ModelPool:
     def loaded(self) -> list[LoadedModel]:
         """Models in memory, the one that stays longest first."""
         return self._residents.by_time_left()
+
+    def is_loaded(self, model: InstalledModel, wanted: Wanted) -> bool:
+        """Whether a request would find a model in memory."""
+        return bool(self._serving(load_key(model), self._places.effective(model, wanted)))
 
     def leaving(self) -> list[LoadedModel]:
         """Models that nobody gets any more, and whose memory is still taken."""

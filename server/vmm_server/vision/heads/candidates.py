@@ -29,8 +29,14 @@ class Head(Protocol):
         """Class ids are below it."""
         ...
 
-    def decode(self, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
-        """Raises `GenerationFailed` for what is no number, `InvalidRequest` for more than can be told."""
+    def find(self, outputs: Outputs, params: DetectionParams) -> "Candidates":
+        """What is worth a look; takes longer the more outputs there are. Raises `GenerationFailed` for what is no
+        number."""
+        ...
+
+    def tell(self, found: "Candidates", outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+        """The answer; takes longer the more was found. Raises as `find` does, and `InvalidRequest` for more than can be
+        told."""
         ...
 
 
@@ -41,6 +47,9 @@ class Candidates:
     rows: Indices
     scores: Floats
     class_ids: Indices
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,11 @@ class Extras:
 
 PLAIN = Extras()
 """Boxes alone."""
+
+
+def decode(head: Head, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+    """What a detector's numbers say. Raises as `Head.tell` does."""
+    return head.tell(head.find(outputs, params), outputs, params, framing)
 
 
 def pick(best: Floats, scores: Floats, params: DetectionParams) -> Candidates:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vmm_adapters.card import Activation
 from vmm_server.vision.framing import Framing
-from vmm_server.vision.heads.candidates import Floats, Outputs, edges, pick, tell
+from vmm_server.vision.heads.candidates import Candidates, Floats, Outputs, edges, pick, tell
 from vmm_server.vision.nms import check_numbers
 from vmm_server.vision.results import DetectionParams, Detections
 from vmm_server.vision.scores import sigmoid, softmax
@@ -28,13 +28,16 @@ class Detr:
     num_classes: int
     activation: Activation
 
-    def decode(self, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+    def find(self, outputs: Outputs, params: DetectionParams) -> Candidates:
         """See `Head`."""
         values = outputs[self.logits][:, 4 if self.logits == self.boxes else 0 :]
         logits = values.astype(np.float32, copy=False)
         check_numbers(logits)
         scores = activated(logits, self.activation)[:, : self.num_classes]
-        found = pick(scores.max(1), scores, params)
+        return pick(scores.max(1), scores, params)
+
+    def tell(self, found: Candidates, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+        """See `Head`."""
         size = np.array([framing.input_width, framing.input_height] * 2, np.float32)
         boxes = outputs[self.boxes][found.rows, :4].astype(np.float32, copy=False) * size
         return tell(found, edges(boxes), params, framing, suppressed=False)

@@ -19,18 +19,22 @@ class EndToEnd:
     num_classes: int
     extras: Extras = PLAIN
 
-    def decode(self, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+    def find(self, outputs: Outputs, params: DetectionParams) -> Candidates:
         """See `Head`."""
         rows = outputs[self.output].astype(np.float32, copy=False)
         check_numbers(rows[:, 4:6])
         class_ids = np.rint(rows[:, 5]).astype(np.int64)
         order = strongest(rows[:, 4], class_ids, params)
-        picked = rows[order]
+        return Candidates(order, rows[order, 4], class_ids[order])
+
+    def tell(self, found: Candidates, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+        """See `Head`."""
+        picked = outputs[self.output][found.rows].astype(np.float32, copy=False)
         beside = picked[:, 6 : 6 + self.extras.num]
         boxes = np.concatenate([picked[:, :4], beside], axis=1) if self.extras.is_angle else picked[:, :4]
         prototypes = None if self.extras.prototypes is None else outputs[self.extras.prototypes]
         return tell(
-            Candidates(order, picked[:, 4], class_ids[order]),
+            found,
             boxes,
             params,
             framing,
@@ -48,12 +52,15 @@ class SeparateEndToEnd:
 
     num_classes: int
 
-    def decode(self, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+    def find(self, outputs: Outputs, params: DetectionParams) -> Candidates:
         """See `Head`."""
         scores = outputs["scores"].astype(np.float32, copy=False)
         check_numbers(scores)
         class_ids = outputs["labels"].astype(np.int64)
         order = strongest(scores, class_ids, params)
-        boxes = outputs["boxes"][order].astype(np.float32, copy=False)
-        found = Candidates(order, scores[order], class_ids[order])
+        return Candidates(order, scores[order], class_ids[order])
+
+    def tell(self, found: Candidates, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+        """See `Head`."""
+        boxes = outputs["boxes"][found.rows].astype(np.float32, copy=False)
         return tell(found, boxes, params, framing, suppressed=False)

@@ -25,15 +25,20 @@ class YoloV8:
     extras: Extras = PLAIN
     channels_first: bool = True
 
-    def decode(self, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+    def find(self, outputs: Outputs, params: DetectionParams) -> Candidates:
         """See `Head`."""
-        values = outputs[self.output]
-        rows = values.T if self.channels_first else values
-        scores = rows[:, 4 : 4 + self.num_classes]
+        scores = self._rows(outputs)[:, 4 : 4 + self.num_classes]
         # by channels, which lie together: many times as fast as by rows
         best = scores.T.max(0).astype(np.float32, copy=False)
-        found = pick(best, scores, params)
-        return _told(found, rows, 4 + self.num_classes, self.extras, outputs, params, framing)
+        return pick(best, scores, params)
+
+    def tell(self, found: Candidates, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+        """See `Head`."""
+        return _told(found, self._rows(outputs), 4 + self.num_classes, self.extras, outputs, params, framing)
+
+    def _rows(self, outputs: Outputs) -> Floats:
+        values = outputs[self.output]
+        return values.T if self.channels_first else values
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +49,14 @@ class YoloV5:
     num_classes: int
     extras: Extras = PLAIN
 
-    def decode(self, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+    def find(self, outputs: Outputs, params: DetectionParams) -> Candidates:
         """See `Head`."""
         rows = outputs[self.output]
-        found = pick_certain(rows[:, 4], rows[:, 5 : 5 + self.num_classes], params)
+        return pick_certain(rows[:, 4], rows[:, 5 : 5 + self.num_classes], params)
+
+    def tell(self, found: Candidates, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+        """See `Head`."""
+        rows = outputs[self.output]
         return _told(found, rows, 5 + self.num_classes, self.extras, outputs, params, framing)
 
 

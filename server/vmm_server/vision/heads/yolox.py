@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmm_server.vision.framing import Framing
-from vmm_server.vision.heads.candidates import Floats, Outputs, edges, tell
+from vmm_server.vision.heads.candidates import Candidates, Floats, Outputs, edges, tell
 from vmm_server.vision.heads.yolo import pick_certain
 from vmm_server.vision.results import DetectionParams, Detections
 
@@ -21,10 +21,14 @@ class YoloX:
     cells: Floats | None = field(default=None, repr=False)
     """As `grid` makes them; `None`: the graph has done with them, boxes are in pixels."""
 
-    def decode(self, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+    def find(self, outputs: Outputs, params: DetectionParams) -> Candidates:
         """See `Head`."""
         rows = outputs[self.output]
-        found = pick_certain(rows[:, 4], rows[:, 5 : 5 + self.num_classes], params)
+        return pick_certain(rows[:, 4], rows[:, 5 : 5 + self.num_classes], params)
+
+    def tell(self, found: Candidates, outputs: Outputs, params: DetectionParams, framing: Framing) -> Detections:
+        """See `Head`."""
+        rows = outputs[self.output]
         boxes = rows[found.rows, :4].astype(np.float32, copy=False)
         if self.cells is not None:
             place, stride = self.cells[found.rows, :2], self.cells[found.rows, 2:]
