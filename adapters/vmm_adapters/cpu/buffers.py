@@ -29,6 +29,7 @@ class StepBuffers:
         """For the largest step of these options."""
         self.record = np.zeros(1, STEP)
         self._arrays: dict[str, NDArray[np.generic]] = {}
+        self._num_bytes = 0
         self._logits_width = decoder.widths.logits
         self.logits = np.zeros((0, 0), np.float32)
         self._max_tokens = options.max_batched_tokens
@@ -54,11 +55,13 @@ class StepBuffers:
     def _add_rows(self, decoder: Decoder, tokens: int) -> None:
         widths, matrices = decoder.widths, decoder.matrices
         columns = max(round_up(int(width)) for width in matrices["columns"])
+        self._shared = self._room(decoder, tokens)
+        self._num_bytes += self._shared.nbytes
         self._add("hidden", (tokens, widths.residual), np.float32, "hidden_stride")
         self._add("delta", (tokens, widths.residual), np.float32)
-        self._add("projected", (tokens, widths.projected), np.float32, "projected_stride")
-        self._add("attended", (tokens, widths.attended), np.float32, "attended_stride")
-        self._add("mlp", (tokens, widths.mlp), np.float32, "mlp_stride")
+        self._share("projected", widths.projected, 0)
+        self._share("attended", widths.attended, tokens * widths.projected)
+        self._share("mlp", widths.mlp, self._shared.size - tokens * widths.mlp)
         self._add("floats", (tokens, columns if matrices["is_dense"].any() else 0), np.float32, "floats_stride")
         self._add("quantized", (tokens * columns,), np.int8)
         for name in ("scales", "sums"):
@@ -67,13 +70,31 @@ class StepBuffers:
     @property
     def num_bytes(self) -> int:
         """At most: of pages that no step touches there is no memory."""
-        return sum(array.nbytes for array in self._arrays.values())
+        return self._num_bytes
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: type[np.generic], stride: str | None = None) -> None:
         array = self._arrays[name] = np.zeros(shape, dtype)
+        self._num_bytes += array.nbytes
         self.record[name] = array.ctypes.data
         if stride is not None:
             self.record[stride] = array.strides[0]
+
+    def _room(self, decoder: Decoder, tokens: int) -> NDArray[np.float32]:
+        """For what attention computes, the MLP, and the logits: each is over when the next one's phases begin.
+
+        Products read whole blocks of 32 columns. Where one is not full, zeros lie behind the numbers, and must stay.
+        """
+        layers, widths = decoder.layers, decoder.widths
+        attention = widths.projected + widths.attended
+        is_full = (
+            not (layers["num_heads"] * layers["head_size"] % BLOCK).any() and not (layers["mlp_width"] % BLOCK).any()
+        )
+        self._holds_logits = is_full
+        return np.zeros(tokens * (max(attention, widths.mlp) if is_full else attention + widths.mlp), np.float32)
+
+    def _share(self, name: str, columns: int, first: int) -> None:
+        self.record[name] = self._shared[first:].ctypes.data
+        self.record[f"{name}_stride"] = 4 * columns
 
     def write(self, arrays: dict[str, IntArray], num_logits: int) -> None:
         """Describe a step, as `batching.pack` gives it. Raises `RuntimeFailed` for one that there is no room for."""
@@ -89,7 +110,10 @@ class StepBuffers:
         self._arrays["token_chunks"][:num_tokens] = np.repeat(np.arange(num_chunks), lengths)
         rows = round_up(num_logits, PANEL)
         if rows > len(self.logits):
-            self.logits = np.zeros((rows, self._logits_width), np.float32)
+            size = rows * self._logits_width
+            fits = self._holds_logits and size <= self._shared.size
+            room = self._shared[:size] if fits else np.zeros(size, np.float32)
+            self.logits = room.reshape(rows, self._logits_width)
         record = self.record
         record["num_tokens"], record["num_chunks"], record["num_logits"] = num_tokens, num_chunks, num_logits
         record["logits"], record["logits_stride"] = self.logits.ctypes.data, self.logits.strides[0]

@@ -94,6 +94,7 @@ class Decoder:
         self.layers = np.zeros(len(plan.layers), LAYER)
         self.matrices = np.zeros(MATRICES_A_LAYER * len(plan.layers) + 2, MATRIX)
         self._kept: list[object] = []
+        self._zeros = np.zeros(0, np.float32)
         self._packed: dict[int, tuple[Matrix, PackedMatrix]] = {}
         for index, layer in enumerate(plan.layers):
             self._add_layer(index, layer)
@@ -146,8 +147,11 @@ class Decoder:
             self._kept.append(packed)
             self.num_bytes += packed.num_bytes
             release_pages(matrix)
-        added = np.zeros(packed.num_panels * packed.panel_rows, np.float32)
-        if linear.bias is not None:
+        num_rows = packed.num_panels * packed.panel_rows
+        if linear.bias is None:
+            added = self._zeros = self._zeros if len(self._zeros) >= num_rows else np.zeros(num_rows, np.float32)
+        else:
+            added = np.zeros(num_rows, np.float32)
             added[: len(linear.bias)] = linear.bias
         record["is_dense"] = packed.form is None
         record["form"] = packed.element if packed.form is None else FORMS.index(packed.form)

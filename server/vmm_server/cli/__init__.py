@@ -78,6 +78,8 @@ class CommandTable(click.Group):
             meant = MEANT.get(cmd_name) or next(iter(near), None)
             suggestion = f". Did you mean {meant!r}?" if meant else ""
             raise click.UsageError(f"there is no command {cmd_name!r}{suggestion}")
+        # httpx's own command line: 4 MB of highlighters and tables in every process; it does without, and says so
+        sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
         module, name = COMMANDS[cmd_name][0].split(":")
         command = getattr(import_module(module), name)
         assert isinstance(command, click.Command)

@@ -1,6 +1,7 @@
 """`vmm serve`: listen, fetch the default model, load it, and leave in good order."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import socket
 import sys
 from collections.abc import Coroutine
 from functools import partial
+from importlib import import_module
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -20,7 +22,6 @@ from vmm_server.cli.allocator import give_back_memory
 from vmm_server.cli.connections import limit_unread
 from vmm_server.cli.flags import setting_options
 from vmm_server.cli.listener import HTTPServer, bind, configure_logging, http_server, listen, url_of
-from vmm_server.cli.models import pull_model
 from vmm_server.cli.tls import renew, server_context
 from vmm_server.errors import ModelNotFound, SettingsError
 from vmm_server.lifecycle import stop_serving
@@ -68,6 +69,7 @@ def serve(**flags: str | None) -> None:
 async def _serve(parts: Parts, server: HTTPServer, listener: socket.socket) -> None:
     """Answer from the first moment on: `/health` tells how far the rest is."""
     stop = _take_signals(parts.reloader)
+    gc.freeze()  # to look through all that was made once would hold up every request for a tenth of a second
     listen(listener)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -96,7 +98,8 @@ async def _prepare(parts: Parts) -> str | None:
     except ModelNotFound:
         readiness.waiting_for = f"fetching {name}"
         with parts.registry.arriving(name):
-            await pull_model(parts.puller, name)
+            # its progress bar is 2 MB of memory, of which later starts have no need
+            await import_module("vmm_server.cli.models").pull_model(parts.puller, name)
         model = parts.registry.resolve(name)
     readiness.waiting_for = f"loading {name}"
     await parts.inference.load(model.name, None)
