@@ -104,8 +104,8 @@ class Form:
 
 def is_form(request: Request[Any, Any, Any]) -> bool:
     """Whether a request's body says that it is a form."""
-    kind, _ = parse_options_header(request.headers.get("content-type", ""))
-    return str(kind) == "multipart/form-data"
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    return bool(kind.strip().lower() == "multipart/form-data")
 
 
 async def answer_form(

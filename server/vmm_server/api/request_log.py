@@ -95,6 +95,8 @@ async def noting_route(app: Callable[[Any, Any, Any], Awaitable[None]], scope: A
 
 def _write_line(noted: RequestNote, method: str, path: str, status: int, took_s: float) -> None:
     level = logging.DEBUG if path in _PROBES else logging.INFO
+    if not logger.isEnabledFor(level):
+        return
     path = quote(path[:_MAX_PATH], safe="/:@")  # no line break of a client's gets into the log
     fields: dict[str, object] = {
         "method": method,

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -147,6 +148,12 @@ class UnreadableManifest(Exception):
     """A manifest is damaged; it has been logged."""
 
 
+@lru_cache(1024)
+def _file(folder: Path, name: ModelName) -> Path:
+    """Made once: a path works out its hash and its text when it is first asked for them."""
+    return folder / f"{name.file_stem}.json"
+
+
 class Manifests:
     """The folder `<root>/manifests`. Each file is parsed once for each of its states."""
 
@@ -187,7 +194,7 @@ class Manifests:
 
     def path(self, name: ModelName) -> Path:
         """Where the manifest of this name lies."""
-        return self.folder / f"{name.file_stem}.json"
+        return _file(self.folder, name)
 
     def _read(self, path: Path) -> Manifest | None:
         try:

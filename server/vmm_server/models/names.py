@@ -8,6 +8,7 @@ insist on a content: `name@sha256:<hex>`.
 import hashlib
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from vmm_server.errors import InvalidModelName
 
@@ -17,6 +18,8 @@ DEFAULT_NAMESPACE = "library"
 DEFAULT_TAG = "latest"
 MAX_STEM_LENGTH = 200
 """Of a file's name; file systems stop at 255 bytes."""
+_MAX_KNOWN = 1024
+"""Names that need not be read again: each request brings one."""
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
@@ -40,27 +43,7 @@ class ModelName:
     @classmethod
     def parse(cls, text: str) -> "ModelName":
         """Read a name and fill in what was left out; `https://` before a host is dropped. Raises `InvalidModelName`."""
-        path, at, version = text.partition("@")
-        if at and not is_version(version):
-            raise InvalidModelName(text)
-        tag = DEFAULT_TAG
-        colon = path.rfind(":")
-        if colon > path.rfind("/"):
-            path, tag = path[:colon], path[colon + 1 :]
-        scheme = _SCHEME.match(path)
-        parts = path[scheme.end() if scheme else 0 :].split("/")
-        if len(parts) > 3 or (scheme and len(parts) < 3):
-            raise InvalidModelName(text)
-        model = parts[-1]
-        namespace = parts[-2] if len(parts) > 1 else DEFAULT_NAMESPACE
-        host = parts[-3] if len(parts) > 2 else DEFAULT_HOST
-        rules = ((_HOST, host), (_NAMESPACE, namespace), (_PART, model), (_PART, tag))
-        if not all(rule.fullmatch(part) for rule, part in rules):
-            raise InvalidModelName(text)
-        if host.lower() == DEFAULT_HOST:  # what the short form leaves out has one spelling
-            host = DEFAULT_HOST
-            namespace = DEFAULT_NAMESPACE if namespace.lower() == DEFAULT_NAMESPACE else namespace
-        return cls(host, namespace, model, tag, version)
+        return _parsed(text)
 
     def __str__(self) -> str:
         name = f"{self.model}:{self.tag}{f'@{self.version}' if self.version else ''}"
@@ -94,6 +77,31 @@ class ModelName:
         if len(stem) <= MAX_STEM_LENGTH:
             return stem
         return f"{stem[: MAX_STEM_LENGTH - 50]}@{hashlib.sha256(stem.encode()).hexdigest()}"
+
+
+@lru_cache(_MAX_KNOWN)
+def _parsed(text: str) -> ModelName:
+    path, at, version = text.partition("@")
+    if at and not is_version(version):
+        raise InvalidModelName(text)
+    tag = DEFAULT_TAG
+    colon = path.rfind(":")
+    if colon > path.rfind("/"):
+        path, tag = path[:colon], path[colon + 1 :]
+    scheme = _SCHEME.match(path)
+    parts = path[scheme.end() if scheme else 0 :].split("/")
+    if len(parts) > 3 or (scheme and len(parts) < 3):
+        raise InvalidModelName(text)
+    model = parts[-1]
+    namespace = parts[-2] if len(parts) > 1 else DEFAULT_NAMESPACE
+    host = parts[-3] if len(parts) > 2 else DEFAULT_HOST
+    rules = ((_HOST, host), (_NAMESPACE, namespace), (_PART, model), (_PART, tag))
+    if not all(rule.fullmatch(part) for rule, part in rules):
+        raise InvalidModelName(text)
+    if host.lower() == DEFAULT_HOST:  # what the short form leaves out has one spelling
+        host = DEFAULT_HOST
+        namespace = DEFAULT_NAMESPACE if namespace.lower() == DEFAULT_NAMESPACE else namespace
+    return ModelName(host, namespace, model, tag, version)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,8 @@ def _kept_of_class(left: Indices, columns: Floats, params: DetectionParams, over
     while len(left) and len(kept) < params.max_detections:
         first, left = left[0], left[1:]
         kept.append(int(first))
-        left = left[overlap(columns[:, first], columns[:, left].T) <= params.iou_threshold]
+        if len(left):
+            left = left[overlap(columns[:, first], columns[:, left].T) <= params.iou_threshold]
     return kept
 
 
