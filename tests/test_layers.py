@@ -256,6 +256,18 @@ def test_the_contract_imports_no_runtime_and_no_concrete_adapter() -> None:
     assert not wrong, "\n".join(map(str, wrong))
 
 
+def test_compilers_are_for_processes_of_their_own() -> None:
+    """LLVM is 60 MB that a server would keep."""
+    compilers = ("numba", "llvmlite", "vmm_adapters.cpu.codegen")
+    allowed = ("vmm_adapters.cpu.codegen", "vmm_adapters.probes.kernel_compiler")
+    wrong = [
+        found
+        for found in (*SERVER, *ADAPTERS)
+        if found.target.startswith(compilers) and not found.source.startswith(allowed)
+    ]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
 def test_imports_inside_functions_are_for_optional_runtimes_alone() -> None:
     wrong = [found for found in SERVER if found.local]
     wrong += [found for found in ADAPTERS if found.local and layer(found.source) in CONTRACT - {"catalog"}]
