@@ -85,6 +85,10 @@ class EmbeddingRecipe(_CardPart):
     default_prompt: str | None = None
     """The prompt of requests that name none."""
 
+    def __hash__(self) -> int:
+        """As of other parts of a card, but for the dictionary, which has none."""
+        return hash((self.pooling, self.normalize, *self.prompts.items(), self.default_prompt))
+
 
 Head = Literal["yolov5", "yolov8", "yolox", "detr", "end2end"]
 """How the numbers that leave a detector are read; `yolov8` is YOLO11's too. `end2end`: rows of left, top, right,

@@ -176,6 +176,18 @@ def test_what_is_compiled_is_said_and_kept(tmp_path: Path, caplog: pytest.LogCap
     assert len(Code(compiled).addresses) == len(SIZES)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda kept: kept[:-1], lambda kept: kept[:99] + b"?" + kept[100:], lambda kept: b""]
+)
+def test_what_is_no_longer_as_it_was_kept_is_compiled_again(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    (compiled,) = compile_kept(InstructionSet.PORTABLE, ["1"], tmp_path)
+    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    whole = path.read_bytes()
+    path.write_bytes(change(whole))
+    assert compile_kept(InstructionSet.PORTABLE, ["1"], tmp_path) == [compiled]
+    assert path.read_bytes() == whole
+
+
 def test_what_the_machine_cannot_run_is_not_compiled(tmp_path: Path) -> None:
     (lacking, *_) = set(InstructionSet) - set(supported())
     with pytest.raises(RuntimeFailed, match=f"cannot be compiled here: this machine has no {lacking.name}") as failed:

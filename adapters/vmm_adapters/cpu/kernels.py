@@ -28,6 +28,7 @@ from vmm_adapters.errors import RuntimeFailed
 
 logger = logging.getLogger(__name__)
 
+_DIGEST_BYTES = sha256().digest_size
 _ELSEWHERE = "choose another runtime: VMM_BACKEND=openvino"
 
 
@@ -56,7 +57,7 @@ def compile_kept(isa: InstructionSet | None, names: list[str], cache_dir: Path |
     """
     folder = None if cache_dir is None else cache_dir / _fingerprint()
     paths = {name: _path(folder, isa, name) for name in names}
-    found = {name: path.read_bytes() for name, path in paths.items() if path is not None and path.is_file()}
+    found = {name: kept for name, path in paths.items() if (kept := _read(path)) is not None}
     missing = [name for name in names if name not in found]
     if missing:
         logger.info("compiling kernels for this machine, once (%s)", ", ".join(missing))
@@ -89,6 +90,16 @@ def _compile(isa: InstructionSet | None, name: str) -> bytes:
     raise RuntimeFailed(f"kernels cannot be compiled here: {said[-1]}", hint=_ELSEWHERE)
 
 
+def _read(path: Path | None) -> bytes | None:
+    """What was kept, if it is still that to the last bit: it is going to be run."""
+    try:
+        kept = b"" if path is None else path.read_bytes()
+    except OSError:
+        return None
+    compiled, digest = kept[:-_DIGEST_BYTES], kept[-_DIGEST_BYTES:]
+    return compiled if sha256(compiled).digest() == digest else None
+
+
 def keep(compiled: bytes, path: Path | None) -> None:
     """For later starts, whole or not at all. A full disk is a warning: what is compiled is of use all the same."""
     if path is None:
@@ -97,7 +108,7 @@ def keep(compiled: bytes, path: Path | None) -> None:
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(compiled)
+            part.write_bytes(compiled + sha256(compiled).digest())
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
