@@ -273,8 +273,8 @@ async def _vectors(
     if opened:
         computed = await ready.embed_pictures(opened)
         rows = _finite(np.stack(computed.results))
-        is_text = np.isin(np.arange(len(items)), [*texts])
-        vectors[~is_text] = rows if dim == ready.dim else unit(rows[:, :dim])
+        places = [index for index in range(len(items)) if index not in texts]
+        vectors[places] = rows if dim == ready.dim else unit(rows[:, :dim])
         queue_s, model_s = max(timing.queue_s, computed.queued_s), timing.model_s + computed.computed_s
         timing = Timing(computed.prepared_s, queue_s, model_s)
     return _Made(vectors, num_tokens, num_dropped, timing)

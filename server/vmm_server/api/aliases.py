@@ -7,6 +7,7 @@ UNPREFIXED = (
     *("/chat/completions", "/completions", "/embeddings", "/audio", "/models", "/responses"),
     *("/files", "/batches"),
 )
+_BENEATH = tuple(f"{root}/" for root in UNPREFIXED)
 
 
 async def with_aliases(app: Callable[[Any, Any, Any], Awaitable[None]], scope: Any, receive: Any, send: Any) -> None:
@@ -19,4 +20,4 @@ async def with_aliases(app: Callable[[Any, Any, Any], Awaitable[None]], scope: A
 
 def meant_by(path: str) -> str:
     """The path of the route."""
-    return f"/v1{path}" if any(path == root or path.startswith(f"{root}/") for root in UNPREFIXED) else path
+    return f"/v1{path}" if path in UNPREFIXED or path.startswith(_BENEATH) else path

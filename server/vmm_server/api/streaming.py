@@ -15,7 +15,7 @@ chunk takes longer than `FIRST_CHUNK_GRACE_S` starts without one, to keep proxie
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -160,13 +160,14 @@ def sse_response(
     return reply
 
 
-@asynccontextmanager
-async def _in_time() -> AsyncGenerator[None]:
+def _in_time() -> AbstractAsyncContextManager[None]:
     """Around what has to be over by the caller's deadline. Raises `DeadlineExceeded` in its place."""
     deadline_at = caller.get().deadline_at
-    if deadline_at is None:
-        yield
-        return
+    return nullcontext() if deadline_at is None else _until(deadline_at)
+
+
+@asynccontextmanager
+async def _until(deadline_at: float) -> AsyncGenerator[None]:
     try:
         async with asyncio.timeout(deadline_at - time.monotonic()) as limit:
             yield

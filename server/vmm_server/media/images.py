@@ -123,8 +123,16 @@ def count_pixels(file: IO[bytes], param: str, limits: ImageLimits = LIMITS, left
 def decode(file: IO[bytes], param: str, limits: ImageLimits = LIMITS) -> Image.Image:
     """The picture, RGB and upright, of a file that has been found to be bearable. Raises as `read_image` does."""
     with _opened(file, param, limits) as image:
-        image.load()
-        return _on_white(_upright(image))
+        return _decoded(image)
+
+
+def decode_small(file: IO[bytes], param: str, limits: ImageLimits, most: int) -> Image.Image | int:
+    """`count_pixels` of the one image of a request, and `decode` where there are `most`: the file is opened once. Of
+    more, only how many."""
+    with _opened(file, param, limits) as image:
+        _check_size(*image.size, param, limits, limits.max_total_pixels)
+        num_pixels = image.width * image.height
+        return _decoded(image) if num_pixels <= most else num_pixels
 
 
 @contextmanager
@@ -154,6 +162,11 @@ def _check_size(width: int, height: int, param: str, limits: ImageLimits, left: 
         raise InvalidRequest(
             f"{param}: with this one, the images have more than {limits.max_total_pixels} pixels together", param=param
         )
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    image.load()
+    return _on_white(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

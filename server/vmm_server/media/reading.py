@@ -16,7 +16,7 @@ from PIL import Image
 
 from vmm_server.media.budget import PixelBudget
 from vmm_server.media.fetching import Fetcher
-from vmm_server.media.images import LIMITS, ImageLimits, count_pixels, decode, file_of, is_url
+from vmm_server.media.images import LIMITS, ImageLimits, count_pixels, decode, decode_small, file_of, is_url
 from vmm_server.requests import GivenImage
 
 MAX_PIXELS_IN_MEMORY = 100_000_000
@@ -101,10 +101,9 @@ class ImageReader:
             return await opened.made(make)
 
         def work() -> Made | _Large:
-            ((file, num_pixels),) = _opened([given], self._limits)
-            if num_pixels > AT_ONCE_PIXELS:
-                return _Large(file, num_pixels)
-            return make(decode(file, given.param, self._limits))
+            file = file_of(given, self._limits)
+            found = decode_small(file, given.param, self._limits, AT_ONCE_PIXELS)
+            return _Large(file, found) if isinstance(found, int) else make(found)
 
         async with self._budget.hold(AT_ONCE_PIXELS):
             done = await asyncio.get_running_loop().run_in_executor(self._threads, work)

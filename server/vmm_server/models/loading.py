@@ -92,8 +92,7 @@ def load_key(model: InstalledModel) -> LoadKey:
 
     What a request brings along with its model (system message, template, defaults, `num_ctx`) is not part of it.
     """
-    embedding = None if model.embedding is None else model.embedding.model_dump_json()  # it holds what has no hash
-    recipes = (embedding, model.vision, model.tool_format, model.reasoning_format)
+    recipes = (model.embedding, model.vision, model.tool_format, model.reasoning_format)
     return (model.weights, model.adapter, model.folder, model.generates, model.context_length, *recipes)
 
 
