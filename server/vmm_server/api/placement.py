@@ -49,6 +49,10 @@ class PlacementFields(Wire):
     """Lower goes first, and takes the place of what is higher; no better than the key's own."""
 
 
+_Places = list[tuple[str, PlacementFields]]
+"""What comes before the fields' names, and the fields."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Given:
     where: str
@@ -66,8 +70,9 @@ def wanted_of(headers: Headers, body: Wire) -> Wanted:
     Raises `InvalidRequest` for an empty name, a backend that there is not, a priority that is too good, and places that
     do not say the same.
     """
-    _take_priority(headers, body)
-    found = {name: given for name in HEADERS if (given := _agreed(name, headers, body)) is not None}
+    places = _places(body)
+    _take_priority(headers, places)
+    found = {name: given for name in HEADERS if (given := _agreed(name, headers, places)) is not None}
     device, backend, variant = (found[name].value if name in found else None for name in HEADERS)
     return Wanted(
         device,
@@ -84,9 +89,9 @@ def takes_placement(body: type[BaseModel]) -> bool:
     return any(isinstance(kind, type) and issubclass(kind, PlacementFields) for kind in kinds)
 
 
-def _agreed(name: str, headers: Headers, body: Wire) -> _Given | None:
+def _agreed(name: str, headers: Headers, places: _Places) -> _Given | None:
     """What is given, once and for all; `None`: nothing, or `auto`."""
-    given = list(_given(name, headers, body))
+    given = list(_given(name, headers, places))
     for each in given:
         _check(name, each)
     named = [each for each in given if each.value.lower() != AUTO]
@@ -99,19 +104,18 @@ def _agreed(name: str, headers: Headers, body: Wire) -> _Given | None:
     return named[0] if named else None
 
 
-def _given(name: str, headers: Headers, body: Wire) -> Iterator[_Given]:
+def _given(name: str, headers: Headers, places: _Places) -> Iterator[_Given]:
     for value in headers.getall(HEADERS[name], []):
         yield _Given(HEADERS[name], value.strip())
-    for where, fields in _places(name, body):
+    for before, fields in places:
         if (value := getattr(fields, name)) is not None:
-            yield _Given(where, value.strip())
+            yield _Given(before + name, value.strip())
 
 
-def _places(name: str, body: Wire) -> Iterator[tuple[str, PlacementFields]]:
-    """Where in a body a field may stand."""
-    for where, fields in ((name, body), (f"options.{name}", getattr(body, "options", None))):
-        if isinstance(fields, PlacementFields):
-            yield where, fields
+def _places(body: Wire) -> _Places:
+    """Where in a body the fields may stand."""
+    places = (("", body), ("options.", vars(body).get("options")))
+    return [(before, fields) for before, fields in places if isinstance(fields, PlacementFields)]
 
 
 def _check(name: str, given: _Given) -> None:
@@ -145,10 +149,10 @@ def whole_number(header: str, value: str, least: int, most: int) -> int:
     return number
 
 
-def _take_priority(headers: Headers, body: Wire) -> None:
+def _take_priority(headers: Headers, places: _Places) -> None:
     asking = caller.get()
     best = asking.priority if asking.best_priority is None else asking.best_priority
-    given = [(where, value) for where, fields in _places("priority", body) if (value := fields.priority) is not None]
+    given = [(f"{before}priority", value) for before, fields in places if (value := fields.priority) is not None]
     if (said := given_priority(headers.getall(PRIORITY_HEADER, []), best)) is not None:
         given.insert(0, (PRIORITY_HEADER, said))
     for where, value in given:

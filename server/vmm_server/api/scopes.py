@@ -77,4 +77,4 @@ def rule_for(method: str, path: str) -> Rule:
 
 
 def _is_under(path: str, root: str) -> bool:
-    return path == root or (root != "/" and path.startswith(f"{root}/"))
+    return path.startswith(root) and (len(path) == len(root) or (root != "/" and path[len(root)] == "/"))
