@@ -318,7 +318,7 @@ def test_what_is_quick_is_made_on_the_event_loop() -> None:
     assert told(thread_of)
     decided = iter([1, None])
     assert not told(lambda outputs, framing: next(decided))
-    session.num_numbers = 400_000
+    session.num_numbers = 100_000
     assert not told(thread_of)
 
 

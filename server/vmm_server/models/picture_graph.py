@@ -45,8 +45,8 @@ _GATHER_S = 0.004
 """How long an idle graph waits for pictures that are being prepared, where a batch has room for them."""
 _MAX_WAITING_BYTES = 512 * 1024**2
 """Of prepared pictures that wait."""
-_FEW_NUMBERS = 400_000
-"""Of outputs that are looked through on the event loop, in a few tenths of a millisecond: 80 classes at 416 pixels."""
+_FEW_NUMBERS = 100_000
+"""Of outputs that are looked through on the event loop: in less time than the way to a thread and back takes."""
 _MIN_PREPARED = 4
 """Pictures of a request that are prepared while others of it are computed, where a batch has fewer."""
 _SIZE_INPUT = "orig_target_sizes"
