@@ -12,10 +12,10 @@ from vmm_adapters.types import Batch, Chunk, KVCacheType, RunnerOptions
 
 def kv_bytes(adapter: str, folder: Path, num_tokens: int, kv_cache_type: KVCacheType | None = None) -> int:
     """Bytes of the KV blocks that hold so many tokens, read off a small runner."""
-    small = 8 * 1024**2
-    options = RunnerOptions(kv_cache_bytes=small, kv_cache_type=kv_cache_type, max_sequences=1)
+    room = 256 * 1024**2  # a block's size comes out the more exactly, the more of them there are
+    options = RunnerOptions(kv_cache_bytes=room, kv_cache_type=kv_cache_type)
     runner = catalog.load_causal_lm(adapter, folder, options)
-    size = small // runner.num_blocks * -(-num_tokens // runner.block_size)
+    size = room // runner.num_blocks * -(-num_tokens // runner.block_size)
     runner.close()
     return size
 

@@ -87,7 +87,7 @@ class EmbeddingRecipe(_CardPart):
 
     def __hash__(self) -> int:
         """As of other parts of a card, but for the dictionary, which has none."""
-        return hash((self.pooling, self.normalize, *self.prompts.items(), self.default_prompt))
+        return hash((self.pooling, self.normalize, frozenset(self.prompts.items()), self.default_prompt))
 
 
 Head = Literal["yolov5", "yolov8", "yolox", "detr", "end2end"]

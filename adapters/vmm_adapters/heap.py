@@ -1,6 +1,7 @@
 """Memory that is the process's and no longer needed."""
 
 import ctypes
+import gc
 import mmap
 import re
 import sys
@@ -23,6 +24,7 @@ def give_back() -> None:
     Code is as it is in the file, and comes from the system's cache again when it is run: 20 MB of a server's 60 never
     are. Linux alone.
     """
+    gc.collect()
     trim_heap()
     if sys.platform != "linux":
         return

@@ -69,6 +69,7 @@ def serve(**flags: str | None) -> None:
 async def _serve(parts: Parts, server: HTTPServer, listener: socket.socket) -> None:
     """Answer from the first moment on: `/health` tells how far the rest is."""
     stop = _take_signals(parts.reloader)
+    gc.collect()
     gc.freeze()  # to look through all that was made once would hold up every request for a tenth of a second
     listen(listener)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
