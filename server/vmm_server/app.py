@@ -9,6 +9,7 @@ from typing import Any
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
+from litestar.plugins import PluginProtocol
 from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
 
 from vmm_server.api.aliases import with_aliases
@@ -115,6 +116,12 @@ class App(Litestar):
     async def inside(self, scope: Any, receive: Any, send: Any) -> None:
         """A connection of this server with itself: logged, and past all that stands around the routes."""
         await self._log(partial(noting_route, super().__call__), scope, receive, send)
+
+    @staticmethod
+    def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:
+        """None: routes take requests and return plain data. Litestar's own for pydantic, both versions, and attrs are
+        4 MB."""
+        return plugins
 
 
 def create_app(

@@ -4,15 +4,14 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from llguidance import LLMatcher
-from llguidance.gbnf_to_lark import any_to_lark
 
 from vmm_server.errors import InvalidRequest
 from vmm_server.requests import Choice, Composite, Constraint, Grammar, JsonObject, JsonSchema, Regex
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher
     from llguidance._lib import JsonCompileOptions
 
 MAX_SCHEMA_BYTES = 256 * 1024
@@ -74,23 +73,25 @@ def grammar_source(constraint: Constraint | Composite) -> str:
 
 def _source(constraint: Constraint) -> str:
     param = constraint.param
+    # 2 MB of memory, of which a server whose answers are free has no need
+    matcher: type[LLMatcher] = import_module("llguidance").LLMatcher
     try:
         match constraint:
             case JsonObject():
-                return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=_JSON_OPTIONS)
+                return matcher.grammar_from_json_schema('{"type": "object"}', overrides=_JSON_OPTIONS)
             case JsonSchema(schema, lenient=lenient):
                 _check_schema(schema, param, lenient)
                 options = _LENIENT_OPTIONS if lenient else _JSON_OPTIONS
-                return LLMatcher.grammar_from_json_schema(schema, overrides=options)
+                return matcher.grammar_from_json_schema(schema, overrides=options)
             case Regex(pattern):
-                return LLMatcher.grammar_from_regex(pattern)
+                return matcher.grammar_from_regex(pattern)
             case Choice(choices):
                 strings = (json.dumps(choice, ensure_ascii=False) for choice in choices)
-                return LLMatcher.grammar_from_lark("start: " + " | ".join(strings))
+                return matcher.grammar_from_lark("start: " + " | ".join(strings))
             case Grammar(text):
-                lark = any_to_lark(text)
+                lark = import_module("llguidance.gbnf_to_lark").any_to_lark(text)
                 _check_nodes(lark, param)
-                return LLMatcher.grammar_from_lark(lark)
+                return matcher.grammar_from_lark(lark)
     except InvalidRequest:
         raise
     except Exception as error:  # the reader of GBNF raises bare ones

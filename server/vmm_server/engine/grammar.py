@@ -17,9 +17,10 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -29,6 +30,9 @@ from vmm_server.engine.grammar_trial import MAX_CPU_S, MAX_MEMORY_BYTES, STACK_B
 from vmm_server.engine.guidance import guidance_of
 from vmm_server.errors import GenerationFailed, InvalidRequest, ShuttingDown, UnsupportedParameter
 from vmm_server.requests import Composite, Constraint, JsonSchema
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 MAX_CACHED = 64
 """Compiled grammars kept for each model."""
@@ -40,7 +44,7 @@ _COMPLETE = ("NoExtension", "NoExtensionBias", "EndOfSentence")
 class CompiledGrammar:
     """A grammar at its beginning, for one tokeniser. Never moved on, so any thread may copy it."""
 
-    def __init__(self, matcher: LLMatcher, constraint: Constraint | Composite) -> None:
+    def __init__(self, matcher: "LLMatcher", constraint: Constraint | Composite) -> None:
         self._matcher = matcher
         self.constraint = constraint
         """What it enforces: what was asked for, or what is left of it where it is lenient."""
@@ -50,7 +54,7 @@ class CompiledGrammar:
         """The same, for a runtime that draws tokens itself."""
         return guidance_of(self.constraint)
 
-    def start(self) -> LLMatcher:
+    def start(self) -> "LLMatcher":
         """A matcher of one's own."""
         return self._matcher.deep_copy()
 
@@ -64,7 +68,7 @@ class TokenMatcher:
         """Set when nothing can be allowed any more although the grammar is not fulfilled."""
 
     @cached_property
-    def _matcher(self) -> LLMatcher:
+    def _matcher(self) -> "LLMatcher":
         return self._grammar.start()
 
     @property
@@ -113,7 +117,6 @@ class GrammarCompiler:
         self._cache: OrderedDict[Constraint | Composite, CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
         self._is_closed = False
-        self._limits = parser_limits()
         self._quick = _Threads(1, "vmm-grammar")
         self._costly = _Threads(_NUM_TRIALS, "vmm-grammar-trial")
 
@@ -144,10 +147,13 @@ class GrammarCompiler:
         self._costly.close()
 
     @cached_property
-    def _ll_tokenizer(self) -> LLTokenizer:
+    def _ll_tokenizer(self) -> "LLTokenizer":
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         size = max(self._vocab_size, 1 + max(vocabulary.values(), default=0))
-        return LLTokenizer(self._tokenizer.to_str(), n_vocab=size, eos_token=self._eos_token_ids or None)
+        made: LLTokenizer = import_module("llguidance").LLTokenizer(
+            self._tokenizer.to_str(), n_vocab=size, eos_token=self._eos_token_ids or None
+        )
+        return made
 
     def _cached(self, constraint: Constraint | Composite) -> CompiledGrammar | None:
         with self._lock:
@@ -187,8 +193,11 @@ class GrammarCompiler:
                 self._cache.popitem(last=False)
         return grammar
 
-    def _build(self, constraint: Constraint | Composite, tokenizer: LLTokenizer) -> CompiledGrammar:
-        matcher = LLMatcher(tokenizer, grammar_source(constraint), log_level=0, limits=self._limits)
+    def _build(self, constraint: Constraint | Composite, tokenizer: "LLTokenizer") -> CompiledGrammar:
+        source = grammar_source(constraint)
+        matcher: LLMatcher = import_module("llguidance").LLMatcher(
+            tokenizer, source, log_level=0, limits=parser_limits()
+        )
         if not matcher.is_error():
             matcher.compute_bitmask()  # what the lexer learns here, each copy knows
         if not matcher.is_error():
@@ -200,7 +209,7 @@ class GrammarCompiler:
         param = constraint.param
         raise InvalidRequest(f"{param}: {shortened(matcher.get_error())}", param=param)
 
-    def _enforceable(self, part: Constraint, tokenizer: LLTokenizer) -> Constraint:
+    def _enforceable(self, part: Constraint, tokenizer: "LLTokenizer") -> Constraint:
         """The part, if it is not to blame; else what is left of a lenient one. Raises naming the field of any other."""
         try:
             self._build(part, tokenizer)

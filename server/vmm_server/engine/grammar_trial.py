@@ -11,8 +11,11 @@ This file is the child's program as well, and imports nothing of the server.
 import subprocess
 import sys
 import threading
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits
 
 if sys.platform != "win32":
     import resource
@@ -28,9 +31,12 @@ MAX_LEXER_STATES = 25_000
 _TIMEOUT_S = 30.0  # on the wall's clock, for a machine that is busy
 
 
-def parser_limits() -> LLParserLimits:
+def parser_limits() -> "LLParserLimits":
     """What a lexer and a parser may do."""
-    return LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+    limits: LLParserLimits = import_module("llguidance").LLParserLimits(
+        max_lexer_states=MAX_LEXER_STATES, verbose_errors=False
+    )
+    return limits
 
 
 def is_bearable(source: str, timeout_s: float = _TIMEOUT_S) -> bool:
@@ -56,7 +62,8 @@ def _bound_this_process() -> None:
 
 
 def _compile(source: str) -> None:
-    matcher = LLMatcher(LLTokenizer("byte"), source, log_level=0, limits=parser_limits())
+    llguidance = import_module("llguidance")
+    matcher = llguidance.LLMatcher(llguidance.LLTokenizer("byte"), source, log_level=0, limits=parser_limits())
     if not matcher.is_error():
         matcher.compute_bitmask()
 
