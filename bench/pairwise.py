@@ -187,7 +187,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 def resident_memory(ours: Server, theirs: Server) -> None:
     """After the same requests, which touched all of the KV blocks."""
     sizes = [server.resident_bytes() for server in (ours, theirs)]
-    row = [*(f"{size >> 20}" for size in sizes), f"{sizes[0] / sizes[1]:.2f}"]
+    row = [*(f"{size / 2**20:.1f}" for size in sizes), f"{sizes[0] / sizes[1]:.3f}"]
     show("resident memory", ["", "vmm MB", "llama-server MB", "vmm / llama-server"], [["after these requests", *row]])
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import linecache
 import logging
 import os
 import signal
@@ -69,6 +70,7 @@ def serve(**flags: str | None) -> None:
 async def _serve(parts: Parts, server: HTTPServer, listener: socket.socket) -> None:
     """Answer from the first moment on: `/health` tells how far the rest is."""
     stop = _take_signals(parts.reloader)
+    linecache.clearcache()  # pydantic read our modules for what they say of fields
     gc.collect()
     gc.freeze()  # to look through all that was made once would hold up every request for a tenth of a second
     listen(listener)

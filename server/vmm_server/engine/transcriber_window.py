@@ -63,7 +63,7 @@ class Attempt:
     num_start: int
     """Tokens of the prompt that belong to this window: the last ones."""
     temperature: float
-    random: np.random.Generator
+    random: "np.random.Generator"  # numpy imports it, 2 MB, when somebody draws
     sampled: list[int] = field(default_factory=list)
     logprob: float = 0.0
     """Of all tokens, timestamps and the end included."""
