@@ -121,23 +121,33 @@ def test_an_unopened_picture_is_refused_as_an_opened_one_is(given: Callable[[], 
     with_reader(work, limits=ImageLimits(max_pixels=100, max_bytes=10_000))
 
 
+class Counter:
+    """How many pictures are in somebody's hands at a time, at most."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self.most = 0
+
+    def make(self, image: Image.Image) -> None:
+        """Work for a while, without the interpreter's lock: others would come if they could."""
+        with self._lock:
+            self._inside += 1
+            self.most = max(self.most, self._inside)
+        image.resize((1024, 1024), Image.Resampling.LANCZOS)
+        with self._lock:
+            self._inside -= 1
+
+
 def test_a_large_picture_waits_for_room_once_its_header_is_read() -> None:
     side = math.isqrt(AT_ONCE_PIXELS) + 1
-    lock, inside, most = threading.Lock(), 0, 0
-
-    def make(image: Image.Image) -> None:
-        nonlocal inside, most
-        with lock:
-            inside += 1
-            most = max(most, inside)
-        with lock:
-            inside -= 1
+    counter = Counter()
 
     async def work(reader: ImageReader) -> None:
-        await asyncio.gather(*(reader.unopened(square(side)).made(make) for _ in range(6)))
+        await asyncio.gather(*(reader.unopened(square(side)).made(counter.make) for _ in range(6)))
 
     with_reader(work, max_pixels_in_memory=side**2 + 1)
-    assert most == 1
+    assert counter.most == 1
 
 
 def test_what_a_header_promises_beyond_the_limit_is_refused_at_once() -> None:
@@ -163,22 +173,14 @@ def test_a_url_is_the_fetchers_business() -> None:
 
 
 def test_pixels_of_all_requests_are_bounded_together() -> None:
-    lock, inside, most = threading.Lock(), 0, 0
-
-    def make(image: Image.Image) -> None:
-        nonlocal inside, most
-        with lock:
-            inside += 1
-            most = max(most, inside)
-        with lock:
-            inside -= 1
+    counter = Counter()
 
     async def work(reader: ImageReader) -> None:
         opened = await reader.open([square(10)] * 40)
-        await asyncio.gather(*(image.made(make) for image in opened))
+        await asyncio.gather(*(image.made(counter.make) for image in opened))
 
     with_reader(work, max_pixels_in_memory=150)
-    assert most == 1
+    assert counter.most == 1
 
 
 def test_more_who_wait_than_may_are_told_to_come_again() -> None:
