@@ -43,7 +43,10 @@ def test_code_of_libraries_that_nobody_wrote_to() -> None:
     ]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux says what of a file is in memory")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="reads /proc/self/status: Linux alone says what of files is in memory, and gives it back",
+)
 def test_what_is_given_back_is_there_when_it_is_needed() -> None:
     library = ctypes.CDLL(None)
     give_back()

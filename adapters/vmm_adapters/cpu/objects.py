@@ -46,45 +46,28 @@ class _Symbol(NamedTuple):
     value: int
 
 
-def _write_64(image: memoryview, at: int, value: int, place: int) -> None:
+def _write_64(image: memoryview, at: int, value: int) -> None:
     struct.pack_into("<Q", image, at, value % (1 << 64))
 
 
-def _write_relative_32(image: memoryview, at: int, value: int, place: int) -> None:
-    struct.pack_into("<i", image, at, value - place)
-
-
-def _write_move(shift: int) -> Callable[[memoryview, int, int, int], None]:
+def _write_move(shift: int) -> Callable[[memoryview, int, int], None]:
     """16 bits of an address, into an instruction that moves as many to a register."""
 
-    def write(image: memoryview, at: int, value: int, place: int) -> None:
+    def write(image: memoryview, at: int, value: int) -> None:
         (word,) = struct.unpack_from("<I", image, at)
         struct.pack_into("<I", image, at, word & ~(0xFFFF << 5) | (value >> shift & 0xFFFF) << 5)
 
     return write
 
 
-def _write_branch(image: memoryview, at: int, value: int, place: int) -> None:
-    (word,) = struct.unpack_from("<I", image, at)
-    distance = value - place
-    if not -(1 << 27) <= distance < 1 << 27:
-        raise BadObject(f"a branch of {distance} bytes is too far")
-    struct.pack_into("<I", image, at, word & ~0x3FFFFFF | distance >> 2 & 0x3FFFFFF)
-
-
 _X86_64, _AARCH64 = 62, 183
-_WRITERS: dict[tuple[int, int], Callable[[memoryview, int, int, int], None]] = {
+_Writer = Callable[[memoryview, int, int], None]
+_WRITERS: dict[tuple[int, int], _Writer] = {
     (_X86_64, 1): _write_64,
-    (_X86_64, 2): _write_relative_32,
-    (_X86_64, 4): _write_relative_32,
-    (_AARCH64, 257): _write_64,
-    (_AARCH64, 261): _write_relative_32,
     **{(_AARCH64, 263 + index): _write_move(16 * (index // 2)) for index in range(7)},
-    (_AARCH64, 282): _write_branch,
-    (_AARCH64, 283): _write_branch,
 }
-"""By machine and relocation: R_X86_64_64, PC32 and PLT32 (AMD64 supplement, 4.4.1); R_AARCH64_ABS64, PREL32,
-MOVW_UABS_G0 to G3, JUMP26 and CALL26 (ELF for the Arm 64-bit Architecture, 5.7)."""
+"""By machine and relocation: R_X86_64_64 (AMD64 supplement, 4.4.1); R_AARCH64_MOVW_UABS_G0 to G3 (ELF for the Arm
+64-bit Architecture, 5.7). All that addresses in full take; others are refused."""
 
 
 class Code:
@@ -163,7 +146,7 @@ def _relocate(compiled: bytes, image: memoryview, symbols: list[_Symbol], places
             if (write := _WRITERS.get((machine, kind))) is None:
                 raise BadObject(f"it has relocations of type {kind} for machine {machine}")
             at = places[section.info] + offset
-            write(image, at, base + places[target.section] + target.value + addend, base + at)
+            write(image, at, base + places[target.section] + target.value + addend)
 
 
 def _relocations(compiled: bytes, section: _Section) -> Iterator[tuple[int, int, int, int]]:

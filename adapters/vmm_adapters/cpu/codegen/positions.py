@@ -20,10 +20,8 @@ def rotate_and_store(share: Any, phase: int, layer: Any) -> None:
     num_tokens, heads, head = step.num_tokens, layer.num_kv_heads, layer.head_size
     group = layer.num_heads // heads
     padded = (head + WIDTH - 1) // WIDTH * WIDTH
-    key_bytes, value_bytes = (
-        kv_block_bytes(heads, head, model.is_narrow),
-        kv_block_bytes(heads, padded, model.is_narrow),
-    )
+    key_bytes = kv_block_bytes(heads, head, model.is_narrow)
+    value_bytes = kv_block_bytes(heads, padded, model.is_narrow)
     # a norm over all heads needs all of them as they were
     is_whole = layer.query_norm_size > head or layer.key_norm_size > head
     pieces = 1 if is_whole else heads
