@@ -49,9 +49,13 @@ export_unless_set() { # NAME VALUE
 export_unless_set PIP_CERT "${SSL_CERT_FILE:-}"
 "$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/build.txt
 
-export_unless_set UV_DEFAULT_INDEX "$(pip_setting index-url)"
-export_unless_set UV_INDEX "$(pip_setting extra-index-url)"
-export_unless_set UV_INDEX_STRATEGY unsafe-best-match # as pip does: every index is asked
+# as pip does, every index is asked; but of one version uv takes the files of the first index that has it, and a mirror
+# may have a package without the library that others' files of it contain: so the main index comes first
+index=$(pip_setting index-url)
+[ -n "$index" ] || index=$("$venv/bin/python" -c 'from pip._internal.models.index import PyPI; print(PyPI.simple_url)')
+export_unless_set UV_DEFAULT_INDEX "$index"
+export_unless_set UV_INDEX "$UV_DEFAULT_INDEX $(pip_setting extra-index-url)"
+export_unless_set UV_INDEX_STRATEGY unsafe-best-match
 export_unless_set SSL_CERT_FILE "$(pip_setting cert)"
 export_unless_set UV_SYSTEM_CERTS true
 find_links=
