@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from vmm_adapters import catalog
+from vmm_adapters.base import Resampler
 from vmm_adapters.card import SamplingDefaults
 from vmm_adapters.cpu.plan import Activation, Attention, DecoderPlan, DenseMatrix, Layer, Linear
 from vmm_adapters.cpu.runner import CPURunner
@@ -103,6 +105,15 @@ def kernel_cache() -> Path:
     with FileLock(folder / "compiling.lock"):
         CPURunner(plan, RunnerOptions(kv_cache_bytes=1 << 20, num_threads=1, shared_cache_dir=folder)).close()
     return folder
+
+
+@pytest.fixture(scope="session")
+def resampler() -> Resampler:
+    """What resizes pictures, kept with the CPU adapter's kernels."""
+    folder = shared_compiled_dir(CACHE / "cache")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "pictures.lock"):
+        return catalog.load_resampler("cpu", folder)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The contract a runtime is bound to. Implementations are found through `catalog`, never imported by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from vmm_adapters.types import (
     Batch,
     EncoderInput,
     EncoderOptions,
+    Resize,
     RunnerOptions,
     SessionOptions,
     TensorSpec,
@@ -194,3 +195,26 @@ class Phonemizer(Protocol):
         Raises `RuntimeFailed` for a language that it does not know.
         """
         ...
+
+
+Rows = Callable[[int, int], Iterable[NDArray[np.uint8]]]
+"""Rows `first..end` of a picture, in order and in pieces of some of them: `[rows, width, 4]`, red, green, blue and a
+byte that is nothing."""
+
+
+class Resampler(Protocol):
+    """Resizes pictures to the same bits as Pillow. Safe from any thread; blocks for a millisecond."""
+
+    def takes(self, resize: Resize) -> bool:
+        """Whether it can do that one."""
+        ...
+
+    def __call__(self, rows: Rows, resize: Resize, out: NDArray[np.float32]) -> None:
+        """Write what is wanted to `out`, float32 `[3, rows, columns]`, numbers of a row side by side."""
+        ...
+
+
+class ResamplerFactory(Protocol):
+    """What `catalog` names; the folder keeps what is compiled. May take a second; raises `AdapterError`."""
+
+    def __call__(self, cache_dir: Path | None) -> Resampler: ...

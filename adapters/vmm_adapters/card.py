@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vmm_adapters.errors import AdapterError
-from vmm_adapters.types import Pooling
+from vmm_adapters.types import Interpolation, Pooling
 
 Capability = Literal[
     "completion", "tools", "insert", "vision", "embedding", "thinking", "rerank",
@@ -109,7 +109,7 @@ class ImageRecipe(_CardPart):
     `pad_value` around."""
     shortest_edge: Annotated[int, Field(gt=0)] | None = None
     """Of `shortest`; `None`: the smaller one of height and width."""
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     scale: float = 1 / 255
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)

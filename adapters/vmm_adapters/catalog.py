@@ -10,6 +10,8 @@ from vmm_adapters.base import (
     Encoder,
     EncoderFactory,
     Phonemizer,
+    Resampler,
+    ResamplerFactory,
     RunnerFactory,
     Session,
     SessionFactory,
@@ -49,6 +51,9 @@ SESSIONS: dict[str, str] = {
 
 PHONEMIZERS: dict[str, str] = {"espeak": "vmm_adapters.espeak:load_phonemizer"}
 """Adapters that implement `Phonemizer`, as `module:factory`."""
+
+RESAMPLERS: dict[str, str] = {"cpu": "vmm_adapters.cpu.resampling:load_resampler"}
+"""Adapters that implement `Resampler`, as `module:factory`."""
 
 Form = Literal["onnx", "openvino", "echo"]
 """How a model lies on disk: an ONNX folder (onnxruntime-genai's, or an encoder's), OpenVINO IR, or the test model."""
@@ -124,3 +129,8 @@ def load_session(adapter: str, path: Path, options: SessionOptions) -> Session:
 def load_phonemizer(adapter: str) -> Phonemizer:
     """Load the named phonemizer. Raises `RuntimeMissing` when it is not installed, else other `AdapterError`s."""
     return cast(Phonemizer, _import(adapter, PHONEMIZERS[adapter])())
+
+
+def load_resampler(adapter: str, cache_dir: Path | None) -> Resampler:
+    """Load the named resampler; `cache_dir` serves every model. Raises `AdapterError`."""
+    return cast(ResamplerFactory, _import(adapter, RESAMPLERS[adapter]))(cache_dir)

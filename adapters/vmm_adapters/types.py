@@ -248,3 +248,23 @@ class SessionOptions:
     def computed_in(self) -> Precision:
         """`precision`, or the device's own."""
         return self.precision or ("f32" if self.device.upper().startswith("CPU") else "f16")
+
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+"""How pixels become fewer or more, in Pillow's words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """A picture that becomes part of a model's input: resized, cut out, each byte `byte * factor - shift`."""
+
+    size: tuple[int, int]
+    """The picture's width and height."""
+    full_size: tuple[int, int]
+    """Those it would have, resized whole."""
+    area: tuple[int, int, int, int]
+    """Left, top, right and bottom of what is wanted of that; not empty."""
+    interpolation: Interpolation
+    factors: tuple[float, ...]
+    """Of red, green and blue, as `shifts`."""
+    shifts: tuple[float, ...]

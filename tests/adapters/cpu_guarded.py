@@ -15,8 +15,11 @@ import numpy as np
 
 from vmm_adapters.cpu.codegen.kernels import SIZES
 from vmm_adapters.cpu.codegen.numerics import NUM_SOURCES
+from vmm_adapters.cpu.codegen.pictures import compile_pictures
+from vmm_adapters.cpu.codegen.target import host, initialize
 from vmm_adapters.cpu.formats import FORMS, WIDTH, Element
 from vmm_adapters.cpu.isa import InstructionSet
+from vmm_adapters.cpu.resampling import PictureKernels, Weights, weights
 
 from . import cpu_kernels
 from .cpu_kernels import Array, Subject, cap, copy, make_panel, multiply_floats, quantize, sum_of_squares
@@ -67,12 +70,29 @@ def calls(subject: Subject) -> Iterator[tuple[str, Call]]:
         yield "fold", partial(result.fold, subject, result)
 
 
+def picture_calls(move: Callable[[Array], Array]) -> Iterator[tuple[str, Call]]:
+    """The same, of both passes of resampling, which are of no instruction set."""
+    initialize()
+    kernels = PictureKernels(compile_pictures(host()))
+    for size, full_size in (((4, 1), (4, 1)), ((8, 8), (4, 3)), ((9, 5), (13, 11)), ((640, 7), (97, 4))):
+        pixels = move(np.zeros((size[1], size[0], 4), np.uint8))
+        narrow = move(np.zeros((size[1], full_size[0], 4), np.uint8))
+        out = move(np.zeros((3, *full_size[::-1]), np.float32))
+        across, down = (
+            Weights(*map(move, weights(size[axis], full_size[axis], 0, full_size[axis], "bilinear", unit)))
+            for axis, unit in ((0, 4), (1, 1))
+        )
+        numbers = move(np.ones(3, np.float32))
+        yield f"rows {size} {full_size}", partial(kernels.resample_rows, pixels, across, narrow)
+        yield f"columns {size} {full_size}", partial(kernels.resample_columns, narrow, down, numbers, numbers, out)
+
+
 def main(isa: str, folder: str) -> None:
     """Run them all, right before a page and right after one, naming each before it runs."""
     plain = cpu_kernels.subject(InstructionSet[isa], Path(folder))
     for at_end in (True, False):
         subject = replace(plain, move=partial(guarded, at_end=at_end))
-        for name, call in calls(subject):
+        for name, call in (*calls(subject), *picture_calls(subject.move)):
             print(f"{name}, {at_end=}", flush=True)  # noqa: T201
             call()
     print("done", flush=True)  # noqa: T201

@@ -1,6 +1,7 @@
 """What goes into a graph of pictures and comes out, in which batches, whatever computes it."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,16 +10,20 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
+from tests.conftest import MakeSettings
 from tests.shown_pictures import Shown
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from vmm_adapters.base import Rows
 from vmm_adapters.card import EmbeddingRecipe, ImageRecipe
+from vmm_adapters.cpu.kernels import keep
 from vmm_adapters.errors import DeviceLost, RuntimeFailed, UnsupportedModel
-from vmm_adapters.types import TensorSpec
+from vmm_adapters.types import Resize, TensorSpec
 from vmm_server.engine.batcher import Batcher, Computed
 from vmm_server.errors import GenerationFailed, PlacementFailed
-from vmm_server.models.picture_graph import Outputs, PictureGraph, Watching, measured_batch_size, watch
+from vmm_server.models.compiled import shared_compiled_dir
+from vmm_server.models.picture_graph import Outputs, PictureGraph, Watching, load_resampler, measured_batch_size, watch
 from vmm_server.models.router import Placement
 from vmm_server.models.vision import ReadyClip
 from vmm_server.settings import Settings
@@ -238,6 +243,39 @@ def test_few_pictures_of_a_request_are_prepared_before_they_are_needed() -> None
         assert len((await task).results) == 1000
 
     looking(session, body)
+
+
+def test_pictures_are_resized_by_what_the_graph_was_given(settings: MakeSettings) -> None:
+    class White:
+        def takes(self, resize: Resize) -> bool:
+            return resize.size == (12, 8)
+
+        def __call__(self, rows: Rows, resize: Resize, out: NDArray[np.float32]) -> None:
+            out[...] = 255.0
+
+    watching = watch(PictureGraph(FakeSession(), RECIPE, White()), "test", settings())
+
+    async def look() -> list[float]:
+        pictures = [Shown(np.zeros((height, width, 3), np.uint8)) for width, height in ((12, 8), (6, 4))]
+        try:
+            computed = await watching.look(pictures, lambda outputs, framing: float(outputs["brightest"][0]))
+            return computed.results
+        finally:
+            await watching.batcher.aclose()
+
+    assert asyncio.run(look()) == [255.0, 0.0]
+
+
+def test_where_nothing_can_be_compiled_pillow_resizes(settings: MakeSettings, caplog: pytest.LogCaptureFixture) -> None:
+    configured = settings()
+    assert load_resampler(configured) is not None
+    (kept,) = shared_compiled_dir(configured.cache_dir).rglob("*-pictures.o")
+    keep(b"no object file", kept)
+    assert load_resampler(configured) is None
+    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith(
+        "pictures are resized by Pillow, which takes several times as long: loading the kernels of pictures failed: "
+    )
 
 
 def test_only_the_first_pictures_of_a_request_are_waited_for() -> None:

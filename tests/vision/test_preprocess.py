@@ -1,16 +1,22 @@
 """Pictures become what models were trained on, and what is found comes back to where it was."""
 
+import gc
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vmm_adapters.base import Resampler
 from vmm_adapters.card import ImageRecipe
 from vmm_server.vision.framing import Framing
+from vmm_server.vision.pixels import MAX_AT_ONCE, rows_of
 from vmm_server.vision.preprocess import prepare
 from vmm_server.vision.results import crop_of
 
@@ -38,6 +44,25 @@ def recipes(draw: st.DrawFn) -> ImageRecipe:
         pad_value=0,
         pad_place=draw(st.sampled_from(("center", "top-left"))),
     )
+
+
+@st.composite
+def any_recipes(draw: st.DrawFn) -> ImageRecipe:
+    """With everything that they may say."""
+    channels = st.tuples(*[st.floats(0.125, 1)] * 3)
+    changes = {
+        "interpolation": draw(st.sampled_from(("nearest", "bilinear", "bicubic", "lanczos"))),
+        "channels": draw(st.sampled_from(("rgb", "bgr"))),
+        "scale": draw(st.sampled_from((1.0, 1 / 255))),
+        "mean": draw(channels | st.just((0.0, 0.0, 0.0))),
+        "std": draw(channels),
+        "pad_value": draw(st.integers(0, 255)),
+    }
+    return draw(recipes()).model_copy(update=changes)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width + height).integers(0, 256, (height, width, 3), np.uint8))
 
 
 def picture_of(name: str) -> Image.Image:
@@ -83,6 +108,62 @@ def test_any_picture_becomes_what_the_model_takes(width: int, height: int, recip
     assert numbers.flags.c_contiguous
     assert numbers.max() == pytest.approx(1)
     assert (framing.width, framing.height) == (width, height)
+
+
+@given(sides, sides, any_recipes())
+@example(640, 427, CLIP)
+@example(640, 427, ImageRecipe(height=640, width=640, resize="letterbox"))
+def test_a_resampler_makes_the_same_numbers(resampler: Resampler, width: int, height: int, recipe: ImageRecipe) -> None:
+    image = noise(width, height)
+    numbers, framing = prepare(image, recipe)
+    same_numbers, same_framing = prepare(image, recipe, resampler)
+    np.testing.assert_array_equal(same_numbers, numbers)
+    assert same_framing == framing
+
+
+@pytest.mark.parametrize("size", [(2000, 1500), (1500, 2000), (30_000, 100)])
+@pytest.mark.parametrize("recipe", [CLIP, ImageRecipe(height=320, width=320, resize="letterbox")])
+def test_a_large_picture_is_resampled_in_pieces(
+    resampler: Resampler, size: tuple[int, int], recipe: ImageRecipe
+) -> None:
+    assert size[0] * size[1] > MAX_AT_ONCE
+    image = noise(*size)
+    np.testing.assert_array_equal(prepare(image, recipe, resampler)[0], prepare(image, recipe)[0])
+
+
+def test_pixels_keep_their_picture() -> None:
+    rows = rows_of(noise(1200, 900))
+    (pixels,) = rows(100, 300)
+    del rows
+    gc.collect()
+    expected = np.asarray(noise(1200, 900))[100:300]
+    np.testing.assert_array_equal(pixels[..., :3], expected)
+    assert not pixels.flags.writeable
+
+
+LOOK = """
+import numpy as np
+from PIL import Image
+from vmm_server.vision.pixels import rows_of
+expected = np.random.default_rng(1).integers(0, 256, (300, 200, 3), np.uint8)
+image = Image.fromarray(expected)
+try:
+    image.__arrow_c_array__()
+except ValueError:
+    (pixels,) = rows_of(image)(0, 300)
+    assert np.array_equal(pixels[..., :3], expected)
+    print("the same")
+"""
+
+
+def test_pixels_that_are_not_in_one_piece() -> None:
+    """As Pillow keeps them where it was told to use small blocks."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PILLOW_BLOCK_SIZE": "64k", "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("the same\n", "")
 
 
 @given(sides, sides, recipes(), st.data())

@@ -33,8 +33,17 @@ PHASES_A_LAYER = 16
 """Numbers that a layer's phases have; not all are used, and those before the layers and after them have as many."""
 TAKE_PART, KERNEL = "take_part", "kernel_{}"
 """What functions are called in object files: the step's, and a kernel's with its place in the table."""
-COMMON, STEPS = "common", "steps"
-"""What object files are called: of kernels for any form, and of the step; the others by their form's number."""
+COMMON, STEPS, PICTURES = "common", "steps", "pictures"
+"""What object files are called: of kernels for any form, of the step, and of resampling; the others by their form's
+number."""
+ROWS, COLUMNS = "resample_rows", "resample_columns"
+"""What functions are called in the last of them."""
+PIXEL_BYTES = 4
+"""Of a picture in memory: red, green, blue, and one that is nothing."""
+PIXELS = 4
+"""Taken together by resampling."""
+WEIGHT_BITS = 22
+"""Binary places of its weights: 32 bits less 8 of a byte, and 2 for sums beyond it (Pillow's Resample.c)."""
 
 
 class Form(NamedTuple):

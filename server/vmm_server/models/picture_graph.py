@@ -6,6 +6,7 @@ most is measured when the model is loaded.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,18 +19,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vmm_adapters import catalog
-from vmm_adapters.base import Session
+from vmm_adapters.base import Resampler, Session
 from vmm_adapters.card import ImageRecipe
 from vmm_adapters.errors import AdapterError, RuntimeFailed, UnsupportedModel
 from vmm_adapters.types import SessionOptions, TensorSpec
 from vmm_server.engine.batch_queue import BatchLimits
 from vmm_server.engine.batcher import Batcher, BatcherOptions, BatcherStats, Computed
-from vmm_server.models.compiled import compiled_dir
+from vmm_server.models.compiled import compiled_dir, shared_compiled_dir
 from vmm_server.models.router import Placement
 from vmm_server.models.store import InstalledModel
 from vmm_server.settings import Settings
 from vmm_server.vision.framing import Floats, Framing
 from vmm_server.vision.preprocess import prepare
+
+logger = logging.getLogger(__name__)
 
 Outputs = Mapping[str, NDArray[Any]]
 """Of one picture, by name: without the batch's dimension."""
@@ -73,12 +76,22 @@ def open_session(path: Path, model: InstalledModel, placement: Placement, settin
     return catalog.load_session(placement.adapter, path, options)
 
 
+def load_resampler(settings: Settings) -> Resampler | None:
+    """What resizes pictures faster than Pillow does; `None`, and a warning, where nothing can be compiled."""
+    try:
+        return catalog.load_resampler("cpu", shared_compiled_dir(settings.cache_dir))
+    except AdapterError as error:
+        logger.warning("pictures are resized by Pillow, which takes several times as long: %s", error.message)
+        return None
+
+
 class PictureGraph:
     """A session whose input is pictures. Used from one thread at a time."""
 
-    def __init__(self, session: Session, recipe: ImageRecipe | None) -> None:
+    def __init__(self, session: Session, recipe: ImageRecipe | None, resampler: Resampler | None = None) -> None:
         """Raises `UnsupportedModel` for a graph that takes something else, or a recipe that is not said."""
         self.session = session
+        self.resampler = resampler
         self._port = _picture_port(session.inputs)
         self.recipe = _fitted(recipe, self._port)
         batch = self._port.shape[0]
@@ -128,6 +141,7 @@ class Watching:
     blank: Floats
     batch_size: int
     memory_bytes: int
+    resampler: Resampler | None = None
 
     @property
     def stats(self) -> BatcherStats:
@@ -172,7 +186,7 @@ class Watching:
         await self.batcher.call([self.blank])
 
     async def _prepared(self, pictures: Sequence[Picture]) -> list[tuple[Floats, Framing]]:
-        make = partial(prepare, recipe=self.recipe)
+        make = partial(prepare, recipe=self.recipe, resampler=self.resampler)
         if len(pictures) == 1:
             return [await pictures[0].made(make)]
         done = await asyncio.gather(*(picture.made(make) for picture in pictures), return_exceptions=True)
@@ -201,7 +215,7 @@ def watch(
         ),
         name=f"vmm-pictures {name}",
     )
-    return Watching(batcher, graph.recipe, blank, batch_size, graph.session.memory_bytes)
+    return Watching(batcher, graph.recipe, blank, batch_size, graph.session.memory_bytes, graph.resampler)
 
 
 def measured_batch_size(graph: PictureGraph, limit: int, clock: Callable[[], float]) -> int:

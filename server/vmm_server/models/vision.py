@@ -19,7 +19,15 @@ from vmm_server.models.clip_text import TextGraph, choose_output, find_pad_id
 from vmm_server.models.encoders import MAX_BATCH_TOKENS, MAX_PADDING, ReadyEncoder
 from vmm_server.models.importers.clip_folder import EMBEDS, find_clip_graphs
 from vmm_server.models.importers.vision_folder import find_vision_graph
-from vmm_server.models.picture_graph import Outputs, Picture, PictureGraph, Watching, open_session, watch
+from vmm_server.models.picture_graph import (
+    Outputs,
+    Picture,
+    PictureGraph,
+    Watching,
+    load_resampler,
+    open_session,
+    watch,
+)
 from vmm_server.models.ready import Ready
 from vmm_server.models.router import NO_LOAD, Load, Placement
 from vmm_server.models.store import InstalledModel, how_to_mend
@@ -196,7 +204,7 @@ def load_detector(model: InstalledModel, placement: Placement, settings: Setting
     """Load a detector on a placement, and warm it up. Raises `ModelLoadFailed`, `AdapterError`."""
     recipe = model.vision or VisionRecipe()
     with _opened(_graph_of(model, placement), model, placement, settings) as session:
-        graph = PictureGraph(session, recipe.image)
+        graph = PictureGraph(session, recipe.image, load_resampler(settings))
         (outputs,) = graph.run([graph.blank])
         head = find_head(outputs, recipe, width=graph.recipe.width, height=graph.recipe.height)
         return Detector(watch(graph, model.name, settings), placement, _labels(recipe, head.num_classes), head)
@@ -206,7 +214,7 @@ def load_classifier(model: InstalledModel, placement: Placement, settings: Setti
     """Load a classifier on a placement, and warm it up. Raises `ModelLoadFailed`, `AdapterError`."""
     recipe = model.vision or VisionRecipe()
     with _opened(_graph_of(model, placement), model, placement, settings) as session:
-        graph = PictureGraph(session, recipe.image)
+        graph = PictureGraph(session, recipe.image, load_resampler(settings))
         (outputs,) = graph.run([graph.blank])
         output = session.outputs[0].name
         numbers = outputs[output].reshape(-1)
@@ -245,7 +253,7 @@ def load_clip(model: InstalledModel, placement: Placement, settings: Settings) -
             pad_id=pad_id,
         )
         texts.warm_up()
-        graph = PictureGraph(picture_session, recipe.image)
+        graph = PictureGraph(picture_session, recipe.image, load_resampler(settings))
         output = choose_output(picture_session.outputs, EMBEDS)
         (outputs,) = graph.run([graph.blank])
         if len(outputs[output]) != texts.dim:

@@ -1,15 +1,17 @@
 """A picture → the numbers that a model takes, as its `ImageRecipe` says.
 
-It is resized by Pillow, on bytes, as transformers' and torchvision's preprocessing of training did; what follows is one
-multiplication and one subtraction a number.
+It is resized as Pillow does it, on bytes, as transformers' and torchvision's preprocessing of training did; what
+follows is one multiplication and one subtraction a number. A `Resampler` does both at once, to the same bits.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from vmm_adapters.base import Resampler
 from vmm_adapters.card import ImageRecipe
+from vmm_adapters.types import Resize
 from vmm_server.vision.framing import Floats, Framing
+from vmm_server.vision.pixels import rows_of
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -18,68 +20,83 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _MAX_RESIZED = 1 << 24
-"""Pixels of a picture that is resized whole before its middle is cut out; of a strip 30,000 wide and 1 high they would
-be billions."""
+"""Pixels of a picture that Pillow resizes whole before its middle is cut out; of a strip 30,000 wide and 1 high they
+would be billions."""
+_BLACK = 0
 
 
-def prepare(image: Image.Image, recipe: ImageRecipe) -> tuple[Floats, Framing]:
+def prepare(image: Image.Image, recipe: ImageRecipe, resampler: Resampler | None = None) -> tuple[Floats, Framing]:
     """A picture (RGB, upright) → float32 `[3, recipe.height, recipe.width]`, and how to get back.
 
-    Any size of picture will do, from one pixel on.
+    Any size of picture will do, from one pixel on. `resampler`: does what it takes in Pillow's place.
     """
-    if recipe.resize == "shortest":
-        return _cut_out(image, recipe)
-    width, height = image.size
-    inner_width, inner_height = recipe.width, recipe.height
-    left = top = 0
-    if recipe.resize == "letterbox":
-        scale = min(recipe.width / width, recipe.height / height)
-        inner_width, inner_height = max(1, round(width * scale)), max(1, round(height * scale))
-        if recipe.pad_place == "center":
-            left, top = (recipe.width - inner_width) // 2, (recipe.height - inner_height) // 2
-    pixels = np.asarray(_resized(image, inner_width, inner_height, recipe))
-    framing = Framing(width, height, recipe.width, recipe.height, inner_width / width, inner_height / height, left, top)
-    return _numbers(pixels, recipe, left, top), framing
-
-
-def _cut_out(image: Image.Image, recipe: ImageRecipe) -> tuple[Floats, Framing]:
-    """The shorter side to `shortest_edge`, the longer one cut down to a whole pixel, then the middle, on black where
-    there is less of it (transformers' `resize` with `shortest_edge`, then `center_crop`)."""
-    width, height = image.size
-    edge = recipe.shortest_edge or min(recipe.height, recipe.width)
-    shorter = min(width, height)
-    full_width, full_height = edge * width // shorter, edge * height // shorter
-    left, top = (full_width - recipe.width) // 2, (full_height - recipe.height) // 2
-    area = (left, top, left + recipe.width, top + recipe.height)
-    if full_width * full_height <= _MAX_RESIZED:
-        middle = _resized(image, full_width, full_height, recipe).crop(area)
-    else:  # what is cut away is not made; the same to a rounding
-        x0, y0, x1, y1 = max(0, left), max(0, top), min(full_width, area[2]), min(full_height, area[3])
-        per_x, per_y = width / full_width, height / full_height
-        box = (x0 * per_x, y0 * per_y, x1 * per_x, y1 * per_y)
-        part = image.resize((x1 - x0, y1 - y0), _FILTERS[recipe.interpolation], box=box)
-        middle = Image.new("RGB", (recipe.width, recipe.height))
-        middle.paste(part, (x0 - left, y0 - top))
-    framing = Framing(width, height, recipe.width, recipe.height, full_width / width, full_height / height, -left, -top)
-    return _numbers(np.asarray(middle), recipe, 0, 0), framing
-
-
-def _resized(image: Image.Image, width: int, height: int, recipe: ImageRecipe) -> Image.Image:
-    return image if image.size == (width, height) else image.resize((width, height), _FILTERS[recipe.interpolation])
-
-
-def _numbers(pixels: NDArray[np.uint8], recipe: ImageRecipe, left: int, top: int) -> Floats:
-    """`(pixel * scale - mean) / std` of an input in which `pixels` lie at `left, top` and padding around them."""
-    height, width = pixels.shape[:2]
+    framing, full_size = _framed(image.size, recipe)
+    left, top = framing.left, framing.top
+    right, bottom = min(full_size[0], recipe.width - left), min(full_size[1], recipe.height - top)
+    area = (max(0, -left), max(0, -top), right, bottom)
+    rows, columns = slice(area[1] + top, bottom + top), slice(area[0] + left, right + left)
     numbers = np.empty((3, recipe.height, recipe.width), np.float32)
-    if (height, width) != numbers.shape[1:]:
-        numbers.fill(recipe.pad_value)
-    inside = pixels if recipe.channels == "rgb" else pixels[..., ::-1]
-    numbers[:, top : top + height, left : left + width] = inside.transpose(2, 0, 1)
-    factors = [recipe.scale / std for std in recipe.std]
-    if set(factors) != {1.0}:
-        numbers *= np.array(factors, np.float32)[:, None, None]
-    if any(recipe.mean):
-        shifts = [mean / std for mean, std in zip(recipe.mean, recipe.std, strict=True)]
-        numbers -= np.array(shifts, np.float32)[:, None, None]
-    return numbers
+    factors = tuple(recipe.scale / std for std in recipe.std)
+    shifts = tuple(mean / std for mean, std in zip(recipe.mean, recipe.std, strict=True))
+    inside = numbers[:, rows, columns]
+    if inside.shape != numbers.shape:
+        level = _BLACK if recipe.resize == "shortest" else recipe.pad_value
+        _surround(numbers, rows, columns, np.float32(level) * _column(factors) - _column(shifts))
+    if recipe.channels == "bgr":
+        inside, factors, shifts = inside[::-1], factors[::-1], shifts[::-1]
+    resize = Resize(image.size, full_size, area, recipe.interpolation, factors, shifts)
+    if resampler is not None and resampler.takes(resize):
+        resampler(rows_of(image), resize, inside)
+    else:
+        _resample(image, resize, inside)
+    return numbers, framing
+
+
+def _framed(size: tuple[int, int], recipe: ImageRecipe) -> tuple[Framing, tuple[int, int]]:
+    """Where a picture of this size lies in the input, and the width and height that it has there.
+
+    Of `shortest` the shorter side becomes `shortest_edge`, the longer one is cut down to a whole pixel, and the middle
+    is cut out, with black around it where there is less (transformers' `resize` with `shortest_edge`, `center_crop`).
+    """
+    width, height = size
+    full_width, full_height = recipe.width, recipe.height
+    left = top = 0
+    if recipe.resize == "shortest":
+        edge, shorter = recipe.shortest_edge or min(recipe.height, recipe.width), min(width, height)
+        full_width, full_height = edge * width // shorter, edge * height // shorter
+        left, top = -((full_width - recipe.width) // 2), -((full_height - recipe.height) // 2)
+    elif recipe.resize == "letterbox":
+        scale = min(recipe.width / width, recipe.height / height)
+        full_width, full_height = max(1, round(width * scale)), max(1, round(height * scale))
+        if recipe.pad_place == "center":
+            left, top = (recipe.width - full_width) // 2, (recipe.height - full_height) // 2
+    framing = Framing(width, height, recipe.width, recipe.height, full_width / width, full_height / height, left, top)
+    return framing, (full_width, full_height)
+
+
+def _column(numbers: tuple[float, ...]) -> Floats:
+    return np.array(numbers, np.float32)[:, None, None]
+
+
+def _surround(numbers: Floats, rows: slice, columns: slice, colour: Floats) -> None:
+    """Write `colour` (`[3, 1, 1]`) to what is not of the picture."""
+    numbers[:, : rows.start] = colour
+    numbers[:, rows.stop :] = colour
+    numbers[:, rows, : columns.start] = colour
+    numbers[:, rows, columns.stop :] = colour
+
+
+def _resample(image: Image.Image, resize: Resize, out: Floats) -> None:
+    """By Pillow."""
+    (width, height), (full_width, full_height), (left, top, right, bottom) = resize.size, resize.full_size, resize.area
+    filtered = _FILTERS[resize.interpolation]
+    if full_width * full_height <= _MAX_RESIZED:
+        whole = image if image.size == resize.full_size else image.resize(resize.full_size, filtered)
+        part = whole if resize.area == (0, 0, *resize.full_size) else whole.crop(resize.area)
+    else:  # what is cut away is not made; the same to a rounding
+        per_x, per_y = width / full_width, height / full_height
+        box = (left * per_x, top * per_y, right * per_x, bottom * per_y)
+        part = image.resize((right - left, bottom - top), filtered, box=box)
+    out[...] = np.asarray(part).transpose(2, 0, 1)
+    out *= _column(resize.factors)
+    out -= _column(resize.shifts)

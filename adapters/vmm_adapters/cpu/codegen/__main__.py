@@ -1,14 +1,16 @@
 """`python -m vmm_adapters.cpu.codegen NAME [AVX2]`: an object file for this machine, to standard output.
 
-NAME is `steps`, or `common` or the number of a form, for kernels: of the best instruction set, unless one is named.
+NAME is `steps`, `pictures`, or `common` or the number of a form, for kernels: of the best instruction set, unless one
+is named.
 """
 
 import sys
 
 from vmm_adapters.cpu.codegen.kernels import compile_object, places_of
 from vmm_adapters.cpu.codegen.parts import compile_steps
+from vmm_adapters.cpu.codegen.pictures import compile_pictures
 from vmm_adapters.cpu.codegen.target import host, initialize
-from vmm_adapters.cpu.formats import COMMON, STEPS
+from vmm_adapters.cpu.formats import COMMON, PICTURES, STEPS
 from vmm_adapters.cpu.isa import InstructionSet
 
 
@@ -23,6 +25,8 @@ def main(name: str, *isa: str) -> None:
     initialize()
     if name == STEPS:
         compiled = compile_steps(target)
+    elif name == PICTURES:
+        compiled = compile_pictures(target)
     else:
         compiled = compile_object(chosen, target, places_of(None if name == COMMON else int(name)))
     sys.stdout.buffer.write(compiled)

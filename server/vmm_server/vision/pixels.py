@@ -1,0 +1,71 @@
+"""A picture's pixels where Pillow keeps them, by the interface that it has for that (Arrow's C data interface)."""
+
+import ctypes
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vmm_adapters.base import Rows
+
+MAX_AT_ONCE = 1 << 21
+"""Pixels. Pillow keeps up to 16 MB in one piece, and only there can all of them be looked at."""
+_PIXEL_BYTES = 4
+
+
+def rows_of(image: Image.Image) -> Rows:
+    """Of a picture, RGB. Nothing of a small one is copied, and of a larger one a piece at a time."""
+    return partial(_pieces, image)
+
+
+def _pieces(image: Image.Image, first: int, end: int) -> Iterator[NDArray[np.uint8]]:
+    width, height = image.size
+    if width * height <= MAX_AT_ONCE:
+        yield _pixels(image)[first:end]
+        return
+    num_rows = max(1, MAX_AT_ONCE // width)
+    for top in range(first, end, num_rows):
+        piece = image.crop((0, top, width, min(top + num_rows, end)))
+        yield _pixels(piece)
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """`[height, width, 4]`, which keeps the image."""
+    width, height = image.size
+    try:
+        _, exported = image.__arrow_c_array__()
+    except ValueError:  # not in one piece: PILLOW_BLOCK_SIZE is set to less
+        return np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(height, width, _PIXEL_BYTES)
+    pixels = _ArrowArray.from_address(_pointer(exported, b"arrow_array"))
+    channels = _ArrowArray.from_address(pixels.children[0])
+    return np.asarray(_Lent(image, channels.buffers[1], (height, width, _PIXEL_BYTES)))
+
+
+class _Lent:
+    """An image's memory, for as long as an array looks at it."""
+
+    def __init__(self, image: Image.Image, address: int, shape: tuple[int, ...]) -> None:
+        self._image = image
+        self.__array_interface__ = {"version": 3, "data": (address, True), "shape": shape, "typestr": "|u1"}
+
+
+class _ArrowArray(ctypes.Structure):
+    """The beginning of `struct ArrowArray`. Pixels are lists of four bytes: the only child's second buffer."""
+
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        ("length", ctypes.c_int64),
+        ("null_count", ctypes.c_int64),
+        ("offset", ctypes.c_int64),
+        ("n_buffers", ctypes.c_int64),
+        ("n_children", ctypes.c_int64),
+        ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+        ("children", ctypes.POINTER(ctypes.c_void_p)),
+    ]
+
+
+_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
