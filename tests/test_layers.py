@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "otlp": ("observed", "tracing", "__init__"),
     "prompt": (*BASE, "prompt", "engine"),
     "media": (*BASE, "media"),
-    "vision": (*BASE, "vision"),
+    "vision": (*BASE, "vision", "media"),
     "audio": (*BASE, "audio"),
     "engine": (*BASE, "engine", "audio"),
     "models": (*BASE, "models", "engine", "prompt", "vision", "audio"),

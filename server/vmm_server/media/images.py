@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vmm_server.errors import InvalidRequest, UnsupportedParameter
+from vmm_server.media.jpeg import decode_jpeg
 from vmm_server.requests import GivenImage
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -123,7 +124,7 @@ def count_pixels(file: IO[bytes], param: str, limits: ImageLimits = LIMITS, left
 def decode(file: IO[bytes], param: str, limits: ImageLimits = LIMITS) -> Image.Image:
     """The picture, RGB and upright, of a file that has been found to be bearable. Raises as `read_image` does."""
     with _opened(file, param, limits) as image:
-        return _decoded(image)
+        return _decoded(image, file)
 
 
 def decode_small(file: IO[bytes], param: str, limits: ImageLimits, most: int) -> Image.Image | int:
@@ -132,7 +133,7 @@ def decode_small(file: IO[bytes], param: str, limits: ImageLimits, most: int) ->
     with _opened(file, param, limits) as image:
         _check_size(*image.size, param, limits, limits.max_total_pixels)
         num_pixels = image.width * image.height
-        return _decoded(image) if num_pixels <= most else num_pixels
+        return _decoded(image, file) if num_pixels <= most else num_pixels
 
 
 @contextmanager
@@ -164,15 +165,14 @@ def _check_size(width: int, height: int, param: str, limits: ImageLimits, left: 
         )
 
 
-def _decoded(image: Image.Image) -> Image.Image:
-    image.load()
-    return _on_white(_upright(image))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """As its EXIF data says. (Pillow's `exif_transpose` also writes the rest of that data anew; it may be damaged.)"""
+def _decoded(image: Image.Image, file: IO[bytes]) -> Image.Image:
+    picture = decode_jpeg(image, file)
+    if picture is None:
+        image.load()
+        picture = _on_white(image)
+    # as its EXIF data says; Pillow's `exif_transpose` also writes the rest of that data anew, which may be damaged
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    return image if turn is None else image.transpose(turn)
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

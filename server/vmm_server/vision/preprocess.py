@@ -10,8 +10,8 @@ from PIL import Image
 from vmm_adapters.base import Resampler
 from vmm_adapters.card import ImageRecipe
 from vmm_adapters.types import Resize
+from vmm_server.media.pixels import rows_of
 from vmm_server.vision.framing import Floats, Framing
-from vmm_server.vision.pixels import rows_of
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,

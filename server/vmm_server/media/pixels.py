@@ -21,6 +21,18 @@ def rows_of(image: Image.Image) -> Rows:
     return partial(_pieces, image)
 
 
+def pixels_of(image: Image.Image) -> NDArray[np.uint8] | None:
+    """Those of a picture, RGB, to be written: `[height, width, 4]`. `None`: they are not in one piece."""
+    width, height = image.size
+    try:
+        _, exported = image.__arrow_c_array__()
+    except ValueError:  # it is too large, or PILLOW_BLOCK_SIZE is set to less
+        return None
+    pixels = _ArrowArray.from_address(_pointer(exported, b"arrow_array"))
+    channels = _ArrowArray.from_address(pixels.children[0])
+    return np.asarray(_Lent(image, channels.buffers[1], (height, width, _PIXEL_BYTES)))
+
+
 def _pieces(image: Image.Image, first: int, end: int) -> Iterator[NDArray[np.uint8]]:
     width, height = image.size
     if width * height <= MAX_AT_ONCE:
@@ -28,20 +40,14 @@ def _pieces(image: Image.Image, first: int, end: int) -> Iterator[NDArray[np.uin
         return
     num_rows = max(1, MAX_AT_ONCE // width)
     for top in range(first, end, num_rows):
-        piece = image.crop((0, top, width, min(top + num_rows, end)))
-        yield _pixels(piece)
+        yield _pixels(image.crop((0, top, width, min(top + num_rows, end))))
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """`[height, width, 4]`, which keeps the image."""
+    if (found := pixels_of(image)) is not None:
+        return found
     width, height = image.size
-    try:
-        _, exported = image.__arrow_c_array__()
-    except ValueError:  # not in one piece: PILLOW_BLOCK_SIZE is set to less
-        return np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(height, width, _PIXEL_BYTES)
-    pixels = _ArrowArray.from_address(_pointer(exported, b"arrow_array"))
-    channels = _ArrowArray.from_address(pixels.children[0])
-    return np.asarray(_Lent(image, channels.buffers[1], (height, width, _PIXEL_BYTES)))
+    return np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(height, width, _PIXEL_BYTES)
 
 
 class _Lent:
@@ -49,7 +55,7 @@ class _Lent:
 
     def __init__(self, image: Image.Image, address: int, shape: tuple[int, ...]) -> None:
         self._image = image
-        self.__array_interface__ = {"version": 3, "data": (address, True), "shape": shape, "typestr": "|u1"}
+        self.__array_interface__ = {"version": 3, "data": (address, False), "shape": shape, "typestr": "|u1"}
 
 
 class _ArrowArray(ctypes.Structure):
