@@ -1,4 +1,4 @@
-"""Pillow's resizing of RGB pictures, by kernels of our own: 5 to 8 times as fast, and to the last bit the same.
+"""Pillow's resizing of RGB pictures, by kernels of our own: 2 to 8 times as fast, and to the last bit the same.
 
 What a user would expect: the numbers that the model was trained on, which Pillow made. Its worst case: a picture 30,000
 pixels wide whose weights alone are megabytes; what is between the two passes has the rows of the picture that are
