@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import json
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -496,6 +497,16 @@ async def test_a_batch_that_is_over_gives_its_space_back(tmp_path: Path) -> None
         assert (await server.ended(batch)).num_bytes == 0
         await server.files.sweep()
     assert sum(path.stat().st_size for path in tmp_path.glob("batches.db*")) < 250_000  # noqa: ASYNC240 - of a test
+
+
+@in_a_loop
+async def test_a_sweep_that_fails_holds_up_no_batch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "files" / "a folder"
+    folder.mkdir(parents=True)
+    os.utime(folder, (1, 1))
+    async with process(tmp_path) as server:
+        assert (await server.ended(await server.create(3))).num_completed == 3
+    assert "a folder cannot be deleted" in caplog.text
 
 
 @in_a_loop

@@ -216,6 +216,20 @@ async def test_what_a_killed_process_left_behind_is_swept_and_what_is_being_writ
 
 
 @in_a_loop
+async def test_what_vanishes_or_cannot_be_deleted_is_no_reason_to_leave_the_rest(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        store.folder.mkdir(parents=True)
+        (store.folder / "gone").symlink_to("nowhere")  # listed, and not there when it is asked for its age
+        (store.folder / "a folder").mkdir()
+        for name in ("before", "later", "a folder"):
+            (store.folder / name).touch()
+            os.utime(store.folder / name, (1, 1))
+        with pytest.raises(StoreError, match="a folder cannot be deleted"):
+            await store.sweep()
+        assert sorted(os.listdir(store.folder)) == ["a folder", "gone"]
+
+
+@in_a_loop
 async def test_pages_of_files(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         made = [await put(store, purpose=purpose) for purpose in ("batch", "user_data", "batch", "batch")]

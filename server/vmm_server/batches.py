@@ -19,7 +19,7 @@ from filelock import Timeout as LockTimeout
 
 from vmm_server.batch_store import Batch, JobStore, new_batch_id
 from vmm_server.batch_worker import BatchWorker, CallerOf, Post, Shared, persistently
-from vmm_server.errors import InvalidRequest, RateLimited
+from vmm_server.errors import InvalidRequest, RateLimited, StoreError
 from vmm_server.file_store import FileStore, LateClock
 
 logger = logging.getLogger(__name__)
@@ -134,14 +134,14 @@ class Batches:
         if not self._files.is_enabled:
             return
         try:
-            await self._wait_for_lock()
+            await persistently("waiting for other processes", self._wait_for_lock)
             await persistently("resuming batches", self._jobs.put_back_all)
             next_sweep = time.monotonic()
             while not self._shared.is_stopping.is_set():
                 self._woken.clear()
                 if time.monotonic() >= next_sweep:
                     next_sweep = time.monotonic() + SWEEP_S
-                    await persistently("sweeping files", self._files.sweep)
+                    await self._sweep()
                 for batch in await persistently("reading batches", self._jobs.live):
                     self._take_up(batch, post)
                 with suppress(TimeoutError):
@@ -175,8 +175,14 @@ class Batches:
     async def _wait_for_workers(self) -> None:
         await asyncio.gather(*(task for _, task in self._workers.values()), return_exceptions=True)
 
+    async def _sweep(self) -> None:
+        """What cannot be swept is no reason to hold up batches."""
+        try:
+            await self._files.sweep()
+        except StoreError as error:
+            logger.warning("sweeping files: %s; trying again in %g s", error.message, SWEEP_S)
+
     async def _wait_for_lock(self) -> None:
-        self._files.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         is_told = False
         while not self._shared.is_stopping.is_set():
             try:
@@ -186,6 +192,8 @@ class Batches:
                 if not is_told:
                     logger.info("another process works on the batches of this home")
                 is_told = True
+            except OSError as error:
+                raise StoreError(f"{self._lock.lock_file} cannot be locked: {error.strerror}") from error
             await asyncio.sleep(POLL_S)
 
     def _take_up(self, batch: Batch, post: Post) -> None:

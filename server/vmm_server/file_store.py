@@ -178,7 +178,10 @@ class FileStore:
             raise StoreError(f"{file.id} cannot be read: {error.strerror}") from error
 
     async def sweep(self) -> None:
-        """Remove what has expired, and content that a killed process left behind; give the space back."""
+        """Remove what has expired, and content that a killed process left behind; give the space back.
+
+        Files may come and go meanwhile. Raises `StoreError` for content that cannot be deleted.
+        """
         now = self._clock()
         await self._remove(await self._database.run(lambda connection: _expired(connection, now)))
         names = await asyncio.to_thread(self._old_names)
@@ -198,14 +201,23 @@ class FileStore:
             await asyncio.to_thread(self._unlink, file_ids)
 
     def _old_names(self) -> list[str]:
-        if not self.folder.is_dir():
-            return []
         newest = self._late() - _LEFT_BEHIND_S
-        return [entry.name for entry in os.scandir(self.folder) if entry.stat().st_mtime < newest]
+        try:
+            return [path.name for path in self.folder.iterdir() if _was_written_before(newest, path)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be read: {error.strerror}") from error
 
     def _unlink(self, names: Sequence[str]) -> None:
+        failure: OSError | None = None
         for name in names:
-            (self.folder / name).unlink(missing_ok=True)
+            try:
+                (self.folder / name).unlink(missing_ok=True)
+            except OSError as error:
+                failure = error
+        if failure is not None:
+            raise StoreError(f"{failure.filename} cannot be deleted: {failure.strerror}") from failure
 
 
 class _Content:
@@ -246,6 +258,13 @@ class _Content:
             except OSError:
                 self._file = None
         (self._path if self._is_named else self._partial).unlink(missing_ok=True)
+
+
+def _was_written_before(newest: float, path: Path) -> bool:
+    try:
+        return path.stat().st_mtime < newest
+    except FileNotFoundError:  # it has got its name, or was deleted, since the folder was read
+        return False
 
 
 async def pieces(content: IO[bytes]) -> AsyncIterator[bytes]:

@@ -7,7 +7,6 @@ two files that are new. It is complete from the moment it has its name, and may 
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,10 +15,10 @@ from tempfile import TemporaryDirectory, mkdtemp
 import onnx
 
 from vmm_adapters.errors import RuntimeFailed
+from vmm_adapters.leftovers import delete_abandoned
 from vmm_adapters.onnxruntime_genai.fast_form import VERSION, data_files, is_fast, write_fast_form
 
 _UNFINISHED = ".unfinished-"
-_DAY_S = 86_400
 
 
 @contextmanager
@@ -47,9 +46,7 @@ def fast_folder(folder: Path, decoder: Path, model: onnx.ModelProto, cache_dir: 
 
 def _keep(folder: Path, decoder: Path, model: onnx.ModelProto, kept: Path) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
-    for left in kept.parent.glob(f"{_UNFINISHED}*"):
-        if left.stat().st_mtime < time.time() - _DAY_S:  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+    delete_abandoned(kept.parent, _UNFINISHED)
     unfinished = Path(mkdtemp(prefix=_UNFINISHED, dir=kept.parent))
     try:
         _write(folder, decoder, model, unfinished)

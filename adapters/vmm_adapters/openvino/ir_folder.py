@@ -12,7 +12,6 @@ import mmap
 import os
 import shutil
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 import openvino as ov
 
 from vmm_adapters.errors import UnsupportedModel
+from vmm_adapters.leftovers import delete_abandoned
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,9 @@ class IRCache:
             return
         folder, _, _ = entry.name.partition("-")
         former = [other for other in self.directory.glob(f"{folder}-*") if other != entry]
-        for left in [*former, *_abandoned(self.directory)]:
+        for left in former:
             shutil.rmtree(left, ignore_errors=True)
+        delete_abandoned(self.directory, UNFINISHED)
 
     def _entry(self, decoder: Path) -> Path:
         """Depends on the place, size and time of every file beside the decoder, and on who rewrites it."""
@@ -102,12 +103,6 @@ class IRCache:
         state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         versions = (FORMAT, ov.get_version(), decoder.name)
         return self.directory / f"{_digest(str(folder))}-{_digest(repr((state, versions)))}"
-
-
-def _abandoned(directory: Path) -> list[Path]:
-    """What processes that were killed while writing have left."""
-    long_ago = time.time() - 3600
-    return [path for path in directory.glob(f"{UNFINISHED}*") if path.stat().st_mtime < long_ago]
 
 
 def _write_entry(folder: Path, model: Any) -> None:
