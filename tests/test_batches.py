@@ -209,8 +209,8 @@ async def test_batches_of_one_tenant_go_on_one_after_the_other(tmp_path: Path) -
     async with process(tmp_path) as server:
         server.routes.gate = asyncio.Event()
         first = await server.create(jsonl(["a"]))
+        await server.routes.has_come.wait()  # of two that come at once, the one that is checked first goes first
         second = await server.create(jsonl(["b"]))
-        await server.routes.has_come.wait()
         await server.until(second, lambda found: found.status == "in_progress")
         assert server.routes.asked == ["a"]
         server.routes.gate.set()
