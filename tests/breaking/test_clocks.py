@@ -36,8 +36,7 @@ JUDGED = {
     "metrics/live.py": DATES,
     "metrics/events.py": DATES,
     "cli/output.py": DATES,
-    "openvino/ir_folder.py": "the age of leftovers of other processes, in a cache",
-    "onnxruntime_genai/form_cache.py": "the age of leftovers of other processes, in a cache",
+    "leftovers.py": "the age of leftovers of other processes, in a cache",
 }
 """Files that read the system's clock, and why they may."""
 
