@@ -32,6 +32,8 @@ class Wanted:
 
     def over(self, other: "Wanted") -> "Wanted":
         """This one, and `other` for what it leaves open."""
+        if other is ANYWHERE:
+            return self
         return Wanted(
             self.device or other.device,
             self.backend or other.backend,

@@ -106,7 +106,8 @@ class Vision:
 
         async def detect(lease: Lease[ReadyDetector]) -> Detected:
             ready = lease.ready
-            params = replace(request.params, class_ids=class_ids(ready.labels, request.classes))
+            wanted = class_ids(ready.labels, request.classes)
+            params = request.params if wanted is None else replace(request.params, class_ids=wanted)
             computed = await ready.detect(opened, params)
             found = tuple(computed.results)
             drawn = await _drawn(opened, found, ready.labels) if request.draw else None

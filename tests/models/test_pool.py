@@ -270,10 +270,11 @@ def test_keep_alive_zero_unloads_at_the_release(
 ) -> None:
     async def body(pool: ModelPool) -> None:
         reaper = asyncio.create_task(pool.run())
+        (await pool.acquire(model("stays"), KeepAlive(60))).release()
         lease = await pool.acquire(model("a"), KeepAlive(0))
         lease.release()
         assert await asyncio.to_thread(machine.runners["a:latest"].closed.wait, 10)
-        assert pool.loaded() == []
+        assert names(pool) == {"stays:latest"}
         reaper.cancel()
         await asyncio.gather(reaper, return_exceptions=True)
 

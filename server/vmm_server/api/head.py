@@ -14,11 +14,10 @@ async def head_as_get(app: Callable[[Any, Any, Any], Awaitable[None]], scope: An
 
     async def send_allowing_head(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [_with_head(*header) for header in message["headers"]]
+            message["headers"] = [
+                (name, b"HEAD, " + value if name == b"allow" and b"GET" in value else value)
+                for name, value in message["headers"]
+            ]
         await send(message)
 
     await app(scope | {"method": "GET"} if scope["method"] == "HEAD" else scope, receive, send_allowing_head)
-
-
-def _with_head(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    return (name, b"HEAD, " + value) if name == b"allow" and b"GET" in value else (name, value)

@@ -12,6 +12,7 @@ server/routes.go).
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -194,6 +195,7 @@ def _is_same(origin: str, hosts: Sequence[str]) -> bool:
     return any(origin.lower() == f"{scheme}://{host}".lower() for scheme in ("http", "https") for host in hosts)
 
 
+@lru_cache(maxsize=64)  # clients say the same host with each request
 def _address(text: str) -> Address | None:
     try:
         address = ip_address(text)

@@ -6,7 +6,6 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -59,7 +58,7 @@ class RequestLog:
         tracer = self._probes_tracer if path in _PROBES else self._tracer
         around = note.get()
         trace = tracer.begin(method, scope["headers"], around.trace if around else None)
-        noted = RequestNote(trace, partial(self._figures.error, family=family_of(meant_by(path))))
+        noted = RequestNote(trace, lambda error_type: self._figures.error(error_type, family_of(meant_by(path))))
 
         async def send_with_id(message: Message) -> None:
             nonlocal status

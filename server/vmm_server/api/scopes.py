@@ -68,13 +68,17 @@ RULES = (
     Rule("/api/vmm/releases", ("GET", "PUT", "DELETE"), _MODELS),
 )
 ANYTHING_ELSE = Rule("", (), _ADMIN)
+_BY_PLACE = {(method, rule.path): rule for rule in RULES for method in rule.methods}
+_NUM_PARTS = max(rule.path.count("/") for rule in RULES) + 1
 
 
 def rule_for(method: str, path: str) -> Rule:
-    """What a request needs; `method` is `WEBSOCKET` for one that opens a socket."""
-    found = [rule for rule in RULES if method in rule.methods and _is_under(path, rule.path)]
-    return max(found, key=lambda rule: len(rule.path), default=ANYTHING_ELSE)
-
-
-def _is_under(path: str, root: str) -> bool:
-    return path.startswith(root) and (len(path) == len(root) or (root != "/" and path[len(root)] == "/"))
+    """What a request needs; `method` is `WEBSOCKET` for one that opens a socket. Nothing is beneath `/`."""
+    if (exact := _BY_PLACE.get((method, path))) is not None:
+        return exact
+    parts = path.split("/", _NUM_PARTS)
+    for num_parts in range(min(len(parts), _NUM_PARTS), 1, -1):
+        root = "/".join(parts[:num_parts])
+        if root != "/" and (rule := _BY_PLACE.get((method, root))) is not None:
+            return rule
+    return ANYTHING_ELSE

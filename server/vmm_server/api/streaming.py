@@ -2,9 +2,9 @@
 
 A route handler returns one of these and is done; nothing has been acquired yet. When the callable runs it opens the
 answer, sends it, and closes it, whatever happened. (A `yield` dependency would be closed before the first chunk, and a
-generator that was never started runs no `finally` at all.) All of that is one task raced against the client: when the
-client leaves - in the queue, in prefill, between two chunks, while a JSON answer is in the making - the task is
-cancelled, and the generation with it.
+generator that was never started runs no `finally` at all.) A second task listens to the client: when it leaves - in the
+queue, in prefill, between two chunks, while a JSON answer is in the making - all of that is cancelled, and the
+generation with it.
 
 A request that has a deadline ends there, whatever it is at: waiting for a load, in the queue, between two chunks.
 
@@ -247,18 +247,19 @@ async def _guarded(
 
 async def _while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Run `work` to its end, or cancel it when the client leaves: then nobody is there to answer, so just return."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_disconnected(receive))
+    connected = asyncio.timeout(None)
+    leaving = asyncio.create_task(_expire_when_gone(connected, receive))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
+        async with connected:
+            await work
+    except TimeoutError:
+        if not connected.expired():
+            raise
     finally:
-        working.cancel()
         leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _expire_when_gone(connected: asyncio.Timeout, receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    connected.reschedule(0.0)

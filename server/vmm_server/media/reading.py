@@ -100,13 +100,9 @@ class ImageReader:
             (opened,) = await self.open([given])
             return await opened.made(make)
 
-        def work() -> Made | _Large:
-            file = file_of(given, self._limits)
-            found = decode_small(file, given.param, self._limits, AT_ONCE_PIXELS)
-            return _Large(file, found) if isinstance(found, int) else make(found)
-
         async with self._budget.hold(AT_ONCE_PIXELS):
-            done = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            loop = asyncio.get_running_loop()
+            done = await loop.run_in_executor(self._threads, _made_if_small, given, self._limits, make)
         return await self.made(done.file, given.param, done.num_pixels, make) if isinstance(done, _Large) else done
 
     async def made(self, file: IO[bytes], param: str, num_pixels: int, make: Callable[[Image.Image], Made]) -> Made:
@@ -130,6 +126,12 @@ class _Large:
 
     file: IO[bytes]
     num_pixels: int
+
+
+def _made_if_small(given: GivenImage, limits: ImageLimits, make: Callable[[Image.Image], Made]) -> Made | _Large:
+    file = file_of(given, limits)
+    found = decode_small(file, given.param, limits, AT_ONCE_PIXELS)
+    return _Large(file, found) if isinstance(found, int) else make(found)
 
 
 def _opened(given: Sequence[GivenImage], limits: ImageLimits) -> list[tuple[IO[bytes], int]]:

@@ -291,8 +291,8 @@ def _physical_memory_bytes() -> int:
 
 def wanted_by(model: InstalledModel) -> Wanted:
     """What a model's own parameters say (`PARAMETER device GPU.0` of a Modelfile)."""
-    device, backend = (_named(model.parameters.get(name)) for name in ("device", "backend"))
-    return Wanted(device, backend)
+    device, backend = _named(model.parameters.get("device")), _named(model.parameters.get("backend"))
+    return Wanted(device, backend) if device or backend else ANYWHERE
 
 
 def _named(value: object) -> str | None:

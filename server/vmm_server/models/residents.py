@@ -51,6 +51,8 @@ class Residents:
         """Something may expire earlier than thought."""
         self.room_changed = asyncio.Event()
         """There may be room that was not there before."""
+        self._expires_at: float | None = None
+        """When the next one does, as was found when that was last looked at."""
         self._places = places
         self._clock = clock
         self._left = left
@@ -59,10 +61,14 @@ class Residents:
     def give_back(self, loaded: LoadedModel) -> None:
         """End a lease; the keep-alive clock starts when it was the last one, and a replaced model leaves."""
         loaded.num_leases -= 1
-        loaded.last_used = self._clock()
+        loaded.last_used = now = self._clock()
+        self.room_changed.set()
         if not loaded.num_leases:
             self._look_at(loaded)
-        self.notify()
+        left = None if loaded.num_leases else loaded.expires_in_s(now)
+        is_next = left is not None and (self._expires_at is None or now + left < self._expires_at)
+        if is_next or loaded.ready.failure is not None:
+            self.changed.set()
 
     def close(self, loaded: LoadedModel, why: Why) -> asyncio.Task[None]:
         """Begin to unload."""
@@ -92,15 +98,16 @@ class Residents:
     def expire(self) -> float | None:
         """Begin to unload what has expired or failed; seconds until the next one does, `None` when nothing will."""
         self.drop_failed()
-        pause: float | None = None
+        now, pause = self._clock(), None
         for loaded in list(self.loaded):
-            left = loaded.expires_in_s(self._clock())
+            left = loaded.expires_in_s(now)
             if loaded.num_leases or left is None:
                 continue
             if left <= 0:
                 self.close(loaded, _why_expired(loaded))
             else:
                 pause = left if pause is None else min(pause, left)
+        self._expires_at = None if pause is None else now + pause
         return pause
 
     def by_time_left(self) -> list[LoadedModel]:

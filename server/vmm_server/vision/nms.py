@@ -37,7 +37,7 @@ def suppress(boxes: Floats, class_ids: Indices, params: DetectionParams, overlap
     more than `iou_threshold`. `overlap` is that of upright boxes `[n, 4]` (left, top, right, bottom) if not given."""
     columns = np.ascontiguousarray(boxes.T)  # what is computed with lies together
     kept: list[int] = []
-    for class_id in np.unique(class_ids):
+    for class_id in set(class_ids.tolist()):
         kept += _kept_of_class(np.flatnonzero(class_ids == class_id), columns, params, overlap or iou)
     return np.array(sorted(kept)[: params.max_detections], np.int64)
 
