@@ -131,6 +131,8 @@ def test_ours_win_and_the_file_loses(monkeypatch: pytest.MonkeyPatch, no_environ
             "http://a.example",
             "setting allowed_hosts (VMM_ALLOWED_HOSTS): 'http://a.example' is no host name",
         ),
+        ("VMM_HOST", "127.0.0.1:11434", "setting host (VMM_HOST): '127.0.0.1:11434' is no host name; write it without"),
+        ("VMM_HOST", "http://localhost", "without scheme, port and brackets"),
         ("VMM_ALLOWED_HOSTS", "cafe.de:80", "without scheme, port and brackets"),
         ("VMM_ALLOWED_HOSTS", "[2606:4700::1111]", "without scheme, port and brackets"),
     ],

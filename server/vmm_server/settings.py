@@ -79,6 +79,11 @@ def _host_name(value: str) -> str:
         raise ValueError(f"{value!r} is no host name; write it without scheme, port and brackets") from error
 
 
+def _own_host(value: str) -> str:
+    """Empty, it names none, which is enough for what needs no server."""
+    return value and _host_name(value)
+
+
 class Settings(BaseSettings):
     """One value a line in the README's settings table; each docstring is its help text."""
 
@@ -90,7 +95,7 @@ class Settings(BaseSettings):
     """Folder for models, caches and vmm.toml."""
     models_dir: Path | None = None
     """Folder for model files, when not `home`."""
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_own_host)] = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = DEFAULT_PORT
     """Port to listen on; 0 takes a free one."""
