@@ -116,6 +116,24 @@ def test_a_request_and_its_phases(done: Observed) -> None:
     }
 
 
+def test_times_stay_in_order_when_the_systems_time_is_set(done: Observed) -> None:
+    exporter = InMemorySpanExporter()
+    seconds, nanoseconds = 10.0, NOW_NS
+    tracer = OTLPTracer("http://localhost:1", exporter=exporter, clock=lambda: seconds, now_ns=lambda: nanoseconds)
+    trace = tracer.begin("POST", [])
+    seconds, nanoseconds = 20.5, NOW_NS - 3_600 * 10**9
+    trace.observed(done)
+    trace.end(OK)
+    asyncio.run(tracer.aclose(10))
+    times = {
+        span.name: ((span.start_time or 0) - NOW_NS, (span.end_time or 0) - NOW_NS)
+        for span in exporter.get_finished_spans()
+    }
+    assert times["chat m:1b@v2"] == (0, 10_500_000_000)
+    assert times["load"] == (500_000_000, 1_000_000_000)
+    assert times["decode"] == (5_000_000_000, 9_000_000_000)
+
+
 def test_what_several_models_did_is_added_up(done: Observed) -> None:
     kept = Kept()
     trace = kept.tracer.begin("POST", [])

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -67,8 +68,9 @@ class OTLPTracer:
         carrier = {name.decode(): value.decode("latin-1") for name, value in headers if name in _CARRIED}
         around = within.context if isinstance(within, OTLPTrace) else Context()
         parent = TraceContextTextMapPropagator().extract(carrier, context=around)
-        span = self._tracer.start_span(method, context=parent, kind=SpanKind.SERVER, start_time=self._now_ns())
-        return OTLPTrace(self._tracer, span, self._wall_ns)
+        wall_time = _WallTime(self._clock, self._clock(), self._now_ns())
+        span = self._tracer.start_span(method, context=parent, kind=SpanKind.SERVER, start_time=wall_time.now_ns)
+        return OTLPTrace(self._tracer, span, wall_time)
 
     async def aclose(self, timeout_s: float) -> None:
         """See `tracing.Tracer`. The SDK's own end may take longer: it is left to a thread that nobody waits for."""
@@ -88,18 +90,34 @@ class OTLPTracer:
             self._exporter.shutdown()
             logger.warning("traces that were left could not be sent in %g s", timeout_s)
 
-    def _wall_ns(self, at: float) -> int:
-        """A time on `clock` in nanoseconds since the epoch."""
-        return self._now_ns() - round(1e9 * (self._clock() - at))
+
+@dataclass(frozen=True, slots=True)
+class _WallTime:
+    """Times on the clock of `Observed`, in nanoseconds since the epoch. Both clocks are read once a request, so that
+    its spans stay in order, and as long as they were, when the system's time is set or the thread is held up."""
+
+    clock: Callable[[], float]
+    read_at: float
+    """On `clock`."""
+    now_ns: int
+    """What it was then."""
+
+    def at(self, at: float) -> int:
+        """`at` on `clock`."""
+        return self.now_ns + round(1e9 * (at - self.read_at))
+
+    def now(self) -> int:
+        """What it is."""
+        return self.at(self.clock())
 
 
 class OTLPTrace:
     """See `tracing.Trace`."""
 
-    def __init__(self, tracer: SDKTracer, span: Span, wall_ns: Callable[[float], int]) -> None:
+    def __init__(self, tracer: SDKTracer, span: Span, wall_time: _WallTime) -> None:
         self._tracer = tracer
         self._span = span
-        self._wall_ns = wall_ns
+        self._wall_time = wall_time
         self._name = ""
         self._finish_reasons: list[str] = []
         self._num_input_tokens = self._num_output_tokens = 0
@@ -132,13 +150,13 @@ class OTLPTrace:
         )
         context = self.context
         for name, began_at, ended_at in phases(observed):
-            child = self._tracer.start_span(name, context=context, start_time=self._wall_ns(began_at))
-            child.end(self._wall_ns(ended_at))
+            child = self._tracer.start_span(name, context=context, start_time=self._wall_time.at(began_at))
+            child.end(self._wall_time.at(ended_at))
         if observed.error is not None:
             self._span.add_event(
                 "exception",
                 {"exception.type": type(observed.error).__qualname__},  # its words may quote what the client sent
-                self._wall_ns(observed.ended_at),
+                self._wall_time.at(observed.ended_at),
             )
             self._span.set_attribute("error.type", type(observed.error).__name__)
 
@@ -161,7 +179,7 @@ class OTLPTrace:
         # HTTP conventions: what is the client's fault is no error of the server; one in the middle of a stream is
         if answered.status >= 500 or (answered.status < 400 and answered.error_type is not None):
             self._span.set_status(Status(StatusCode.ERROR))
-        self._span.end()
+        self._span.end(self._wall_time.now())
 
 
 class _TellingOnce(SpanExporter):
