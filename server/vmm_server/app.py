@@ -95,6 +95,13 @@ WEBSOCKETS: Mapping[str, Any] = {
 """How uvicorn has to be told to serve WebSockets."""
 
 
+class Group(Router):
+    """Routes that are described together, of one app: Litestar would copy each of them, in case that others follow."""
+
+    def __deepcopy__(self, memo: object) -> "Group":
+        return self
+
+
 class App(Litestar):
     """The ASGI app; every request, found or not, is logged and passes the guard, the door and the gate."""
 
@@ -151,13 +158,13 @@ def create_app(
         parts.door,
         Gate(parts.keys, parts.admission),
         route_handlers=[
-            Router("/", route_handlers=OPENAI, tags=["OpenAI"]),
-            Router("/", route_handlers=OLLAMA, tags=["Ollama"]),
-            Router("/", route_handlers=[MessagesController], tags=["Anthropic"]),
-            Router("/", route_handlers=[VisionController, vision_stream], tags=["Vision"]),
-            Router("/", route_handlers=[RerankController, *TOKEN_ROUTES], tags=["Text"]),
-            Router("/", route_handlers=[*VMM, events_socket, stream_socket], tags=["VMM"]),
-            Router("/", route_handlers=[HealthController, MetricsController], tags=["Health"]),
+            Group("/", route_handlers=OPENAI, tags=["OpenAI"]),
+            Group("/", route_handlers=OLLAMA, tags=["Ollama"]),
+            Group("/", route_handlers=[MessagesController], tags=["Anthropic"]),
+            Group("/", route_handlers=[VisionController, vision_stream], tags=["Vision"]),
+            Group("/", route_handlers=[RerankController, *TOKEN_ROUTES], tags=["Text"]),
+            Group("/", route_handlers=[*VMM, events_socket, stream_socket], tags=["VMM"]),
+            Group("/", route_handlers=[HealthController, MetricsController], tags=["Health"]),
             SchemaController,
         ],
         dependencies={

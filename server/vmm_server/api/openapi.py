@@ -125,6 +125,10 @@ class Description:
     headers: tuple[str, ...] = ()
     """That its answers have besides."""
 
+    def __deepcopy__(self, memo: object) -> "Description":
+        """Itself, since nothing changes it: Litestar copies each handler with all that it says, twice."""
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:
