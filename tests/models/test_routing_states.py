@@ -106,7 +106,7 @@ class CheckedPlacer(Placer):
 
     def choose(self, fitting: Sequence[LoadedModel], loaded: Collection[LoadedModel], work: Work) -> LoadedModel:
         chosen = super().choose(fitting, loaded, work)
-        self.test.check_choice(chosen, fitting)
+        self.test.check_choice(chosen, fitting, work)
         return chosen
 
 
@@ -264,12 +264,12 @@ class Routing(RuleBasedStateMachine):
 
     # What holds
 
-    def check_choice(self, chosen: LoadedModel, fitting: Sequence[LoadedModel]) -> None:
+    def check_choice(self, chosen: LoadedModel, fitting: Sequence[LoadedModel], work: Work) -> None:
         """Nothing that was left ends sooner, by the router's own estimate and the test's own count."""
         measured = self.measured[chosen.name[0]]
         if any(each.placement not in measured for each in fitting):
             return
-        ends = {each: finish_s(SPEEDS[each.placement], self.device_load(each.placement), WORK) for each in fitting}
+        ends = {each: finish_s(SPEEDS[each.placement], self.device_load(each.placement), work) for each in fitting}
         self.must(ends[chosen] <= min(ends.values()) + 1e-9, f"{chosen.placement} ends later than another one")
 
     def device_load(self, placement: Placement) -> NoLoad:
