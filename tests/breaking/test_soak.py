@@ -25,11 +25,11 @@ def test_nothing_is_left_of_mixed_traffic(
     except ModelNotFound:
         encoder = None
     plan = Plan(
-        length_s=18,
-        warm_up_s=9,
-        reload_s=2,
-        unload_s=3,
-        report_s=4,
+        length_s=24,
+        warm_up_s=12,
+        reload_s=3,
+        unload_s=5,
+        report_s=6,
         max_growth=0.25,  # so short a warm-up has not touched all that stays
     )
     assert not soak(plan, Folders(store, tmp_path), smollm2.name, encoder)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 from contextlib import suppress
 
@@ -12,6 +13,8 @@ from websockets.asyncio.client import connect
 NUM_STREAMS = 500
 NUM_SOCKETS = 40
 LONGEST_S = 2.0
+POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
+"""Of asyncio's own pool, at most; each comes once all others have something to do, in the first storm or later."""
 USER = [{"role": "user", "content": "a long story " * 40}]
 REQUESTS = [
     ("/v1/chat/completions", {"messages": USER, "stream": True}),
@@ -57,7 +60,7 @@ async def storm(port: int, num_streams: int, seed: int) -> None:
 
 def test_nothing_is_left_of_500_streams_that_were_cut(serve: Serve) -> None:
     running = serve(max_queue="1000")
-    asyncio.run(storm(running.port, 100, 1))  # the threads of all pools are there from now on
+    asyncio.run(storm(running.port, 100, 1))
     running.ask()
     before = running.settled(lambda vitals: not vitals.blocks_used)
     asyncio.run(storm(running.port, NUM_STREAMS, 2))
@@ -65,6 +68,6 @@ def test_nothing_is_left_of_500_streams_that_were_cut(serve: Serve) -> None:
     after = running.settled(lambda vitals: not vitals.blocks_used and vitals.open_fds <= before.open_fds)
     assert (after.running, after.waiting, after.active, after.blocks_used) == (0, 0, 0, 0)
     assert after.open_fds <= before.open_fds
-    assert after.threads <= before.threads
+    assert after.threads < before.threads + POOL_THREADS
     assert after.tasks <= before.tasks
     assert not running.errors()
