@@ -78,6 +78,8 @@ class Soak:
 
     async def run(self) -> tuple[Vitals, Vitals]:
         """The state after the warm-up, and at the end."""
+        async with self.traffic.client() as client:
+            await self._told(self.traffic.each(client))  # what a kind needs to be opened for it is open from now on
         await self._everybody(self.plan.warm_up_s)
         warm = await self._settled("after the warm-up")
         await self._everybody(self.plan.length_s - self.plan.warm_up_s)
@@ -171,6 +173,7 @@ class Soak:
             for _ in range(4):
                 chats = [traffic.post(client, "/api/chat", traffic.body("/api/chat", stream=False)) for _ in range(16)]
                 await asyncio.gather(*chats)
+            await traffic.fill_pool(client)
             if traffic.encoder:
                 await traffic.post(client, "/v1/embeddings", {"model": traffic.encoder, "input": "the sea"})
         async with traffic.client(traffic.secrets.admin) as client:

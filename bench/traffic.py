@@ -17,6 +17,8 @@ WORDS = TEXT.split()
 COLOUR = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
 TOOL = {"type": "function", "function": {"name": "paint", "parameters": COLOUR}}
 DIALECTS = ("/v1/chat/completions", "/api/chat", "/v1/messages")
+NUM_TOO_LONG = 40
+"""More than the event loop's pool ever has threads (`concurrent.futures`: 32)."""
 MAX_READ = 3000
 """Bytes that a client reads at most before it leaves."""
 BAD: tuple[tuple[str, bytes, int], ...] = (
@@ -76,7 +78,22 @@ class Traffic:
 
     async def one(self, client: httpx.AsyncClient) -> None:
         """A request of some kind. Raises `Violation`."""
-        kinds: Mapping[str, tuple[int, Callable[[httpx.AsyncClient], Coroutine[Any, Any, None]]]] = {
+        weights = {name: weight for name, (weight, _) in self._kinds().items()}
+        (name,) = self.random.choices([*weights], [*weights.values()])
+        await self._of_kind(name, client)
+
+    async def each(self, client: httpx.AsyncClient) -> None:
+        """A request of each kind. Raises `Violation`."""
+        for name in self._kinds():
+            await self._of_kind(name, client)
+
+    async def _of_kind(self, name: str, client: httpx.AsyncClient) -> None:
+        await self._kinds()[name][1](client)
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def _kinds(self) -> Mapping[str, tuple[int, Callable[[httpx.AsyncClient], Coroutine[Any, Any, None]]]]:
+        """How often each comes, against the others."""
+        return {
             "answers": (4, self._whole),
             "streams": (8, self._stream),
             "cut short": (6, self._cut_short),
@@ -89,9 +106,6 @@ class Traffic:
             "over their quota": (2, self._limited),
             **({"vectors": (4, self._embed)} if self.encoder else {}),
         }
-        (name,) = self.random.choices([*kinds], [weight for weight, _ in kinds.values()])
-        await kinds[name][1](client)
-        self.counts[name] = self.counts.get(name, 0) + 1
 
     def body(self, path: str, *, stream: bool) -> dict[str, Any]:
         """A question in the dialect of a route."""
@@ -114,6 +128,13 @@ class Traffic:
             self.num_refused += 1
         elif answer.status_code not in allowed:
             raise Violation(f"{path} answered {answer.status_code}, not {allowed}: {answer.text[:500]}")
+
+    async def fill_pool(self, client: httpx.AsyncClient) -> None:
+        """Have all threads of the event loop's pool come, each of which comes once the others are busy: prompts that
+        are too long keep them so for a moment."""
+        path = "/v1/chat/completions"
+        body = self.body(path, stream=False) | {"messages": [{"role": "user", "content": TEXT * 200}]}
+        await asyncio.gather(*(self.post(client, path, body, 400) for _ in range(NUM_TOO_LONG)))
 
     async def _whole(self, client: httpx.AsyncClient) -> None:
         path = self.random.choice(DIALECTS)
