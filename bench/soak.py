@@ -25,7 +25,7 @@ import httpx
 
 from bench.servers import vmm_server
 from bench.tables import console, show
-from bench.traffic import Secrets, Traffic, Violation
+from bench.traffic import Secrets, Traffic, Violation, fill_pool
 from bench.vitals import Vitals, look_from_a_loop
 from vmm_server.errors import ModelNotFound
 from vmm_server.keys import KeyRing
@@ -173,7 +173,7 @@ class Soak:
             for _ in range(4):
                 chats = [traffic.post(client, "/api/chat", traffic.body("/api/chat", stream=False)) for _ in range(16)]
                 await asyncio.gather(*chats)
-            await traffic.fill_pool(client)
+            await fill_pool(client, traffic.model)
             if traffic.encoder:
                 await traffic.post(client, "/v1/embeddings", {"model": traffic.encoder, "input": "the sea"})
         async with traffic.client(traffic.secrets.admin) as client:

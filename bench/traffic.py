@@ -129,13 +129,6 @@ class Traffic:
         elif answer.status_code not in allowed:
             raise Violation(f"{path} answered {answer.status_code}, not {allowed}: {answer.text[:500]}")
 
-    async def fill_pool(self, client: httpx.AsyncClient) -> None:
-        """Have all threads of the event loop's pool come, each of which comes once the others are busy: prompts that
-        are too long keep them so for a moment."""
-        path = "/v1/chat/completions"
-        body = self.body(path, stream=False) | {"messages": [{"role": "user", "content": TEXT * 200}]}
-        await asyncio.gather(*(self.post(client, path, body, 400) for _ in range(NUM_TOO_LONG)))
-
     async def _whole(self, client: httpx.AsyncClient) -> None:
         path = self.random.choice(DIALECTS)
         await self.post(client, path, self.body(path, stream=False))
@@ -212,6 +205,16 @@ class Traffic:
             await self.post(client, "/v1/embeddings", {"model": self.encoder, "input": texts})
         else:
             await self.post(client, "/api/embed", {"model": self.encoder, "input": texts, "keep_alive": 0})
+
+
+async def fill_pool(client: httpx.AsyncClient, model: str) -> None:
+    """Have all threads of the event loop's pool come, each of which comes once the others are busy: prompts that are
+    too long keep them so for a moment. Raises `Violation`."""
+    path = "/v1/chat/completions"
+    body = {"model": model, "messages": [{"role": "user", "content": TEXT * 200}]}
+    for answer in await asyncio.gather(*(client.post(path, json=body) for _ in range(NUM_TOO_LONG))):
+        if answer.status_code != 400:
+            raise Violation(f"{path} answered {answer.status_code}, not 400: {answer.text[:500]}")
 
 
 async def cut_short(

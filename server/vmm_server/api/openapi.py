@@ -126,7 +126,7 @@ class Description:
     """That its answers have besides."""
 
     def __deepcopy__(self, memo: object) -> "Description":
-        """Itself, since nothing changes it: Litestar copies each handler with all that it says, twice."""
+        """Itself, since nothing changes it: Litestar copies each handler with all that it says."""
         return self
 
 

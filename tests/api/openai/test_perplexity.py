@@ -16,7 +16,7 @@ from vmm_server.app import create_app
 from vmm_server.models.compiled import compiled_dir
 from vmm_server.models.store import InstalledModel
 
-CHUNK, NUM_CHUNKS = 512, 3
+CHUNK, NUM_CHUNKS = 512, 6
 HALF = CHUNK // 2
 MODELS = Path(__file__).parents[3] / ".cache" / "vmm" / "models"
 """Where `smollm2` is."""
