@@ -5,6 +5,7 @@ Every import counts: at the top, under `TYPE_CHECKING`, inside a function.
 
 import ast
 import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,21 +150,18 @@ def module_name(path: Path, root: Path) -> str:
 
 def imports_of(path: Path, root: Path) -> Iterator[Import]:
     source = module_name(path, root)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    local = {
-        inner
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for inner in ast.walk(function)
-    }
-    for node in ast.walk(tree):
+    left: deque[tuple[ast.AST, bool]] = deque([(ast.parse(path.read_text(encoding="utf-8")), False)])
+    while left:
+        node, is_local = left.popleft()
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(source, alias.name, node.lineno, node in local)
+                yield Import(source, alias.name, node.lineno, is_local)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: write the import out"
             for alias in node.names:
-                yield Import(source, f"{node.module}.{alias.name}", node.lineno, node in local)
+                yield Import(source, f"{node.module}.{alias.name}", node.lineno, is_local)
+        is_inside = is_local or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        left.extend((each, is_inside) for each in ast.iter_child_nodes(node) if not isinstance(each, ast.expr))
 
 
 def all_imports(package: str) -> list[Import]:

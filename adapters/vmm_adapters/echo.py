@@ -18,6 +18,7 @@ with `RuntimeFailed` or changes the answer.
 import json
 import re
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from threading import Semaphore
 
@@ -292,13 +293,12 @@ def tokenizer_json() -> dict[str, object]:
         "pre_tokenizer": byte_level,
         "post_processor": None,
         "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": {_byte_character(byte): byte for byte in range(256)}, "merges": []},
+        "model": {"type": "BPE", "vocab": {each: byte for byte, each in enumerate(_byte_characters())}, "merges": []},
     }
 
 
-def _byte_character(byte: int) -> str:
-    """The printable character that byte-level BPE writes for a byte (GPT-2's `bytes_to_unicode`)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    if byte in printable:
-        return chr(byte)
-    return chr(256 + [other for other in range(256) if other not in printable].index(byte))
+def _byte_characters() -> list[str]:
+    """The printable character that byte-level BPE writes for each byte (GPT-2's `bytes_to_unicode`)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = count(256)
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -169,7 +169,7 @@ def create_app(
         ],
         dependencies={
             **{part.name: _provide(getattr(parts, part.name)) for part in fields(parts)},
-            "settings": Provide(lambda: live.now, sync_to_thread=False),
+            "settings": _Provided(lambda: live.now, sync_to_thread=False),
             "requester": _provide(requester),
         },
         exception_handlers={Exception: respond},
@@ -182,8 +182,14 @@ def create_app(
     return app
 
 
+class _Provided(Provide):
+    """What routes ask for. Litestar compares each with all others, for every route: it is equal to itself alone."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+
 def _provide(part: object) -> Provide:
     def get() -> object:
         return part
 
-    return Provide(get, sync_to_thread=False)
+    return _Provided(get, sync_to_thread=False)
