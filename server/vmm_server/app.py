@@ -185,7 +185,7 @@ def create_app(
 class _Provided(Provide):
     """What routes ask for. Litestar compares each with all others, for every route: it is equal to itself alone."""
 
-    __eq__, __hash__ = object.__eq__, object.__hash__
+    __eq__ = object.__eq__
 
 
 def _provide(part: object) -> Provide:
