@@ -1,7 +1,7 @@
 """Pictures that are there already, as models take them: `from tests.shown_pictures import shown`."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Made = TypeVar("Made")
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class Shown:
 
     async def made(self, make: Callable[[Image.Image], Made]) -> Made:
         return await asyncio.to_thread(make, Image.fromarray(self.pixels))
+
+    async def made_by(
+        self, run: Callable[[Callable[[], Made]], Awaitable[Told]], make: Callable[[Image.Image], Made]
+    ) -> Told:
+        return await run(lambda: make(Image.fromarray(self.pixels)))
 
 
 def shown(pixels: Sequence[NDArray[np.uint8]]) -> list[Shown]:

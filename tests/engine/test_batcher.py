@@ -102,6 +102,10 @@ def test_calls_that_wait_are_computed_together() -> None:
         runtime.permits.release(2)
         assert await asyncio.gather(first, *others) == [[10], [40], [42], [44]]
         assert runtime.batches == [[5], [20, 21, 22]]
+        assert not batcher.is_quiet  # they came together, and may do so again
+        runtime.permits.release()
+        assert await batcher.call([5]) == [10]
+        assert batcher.is_quiet
 
     run(body, held=True)
 
@@ -141,6 +145,60 @@ def test_a_call_in_several_batches_took_what_all_of_them_did() -> None:
         assert runtime.batches == [[20], [21]]
 
     run(body, held=True, batch=BatchLimits(max_items=1))
+
+
+def test_an_item_can_be_made_by_the_thread_that_computes_it() -> None:
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        made_in: list[int] = []
+
+        def make() -> int:
+            made_in.append(threading.get_ident())
+            started = time.perf_counter()
+            while time.perf_counter() < started + 0.01:
+                pass
+            return 21
+
+        assert batcher.is_quiet
+        computed = await batcher.made_call(make, size=21)
+        assert computed.results == [42]
+        assert computed.prepared_s >= 0.01
+        assert computed.queued_s >= 0
+        assert {*made_in} == runtime.threads
+        assert batcher.stats == BatcherStats(num_waiting=0, num_running=0, computed_size=21)
+        (histograms,) = batcher.stats.histograms
+        assert histograms.queue_s.distribution.total == pytest.approx(computed.queued_s)
+
+    run(body)
+
+
+def test_what_goes_wrong_with_an_item_is_told_to_who_wanted_it_made_and_no_sign_of_a_broken_runtime() -> None:
+    class Damaged(Exception):
+        pass
+
+    async def body(batcher: Batcher[int, int], runtime: Runtime) -> None:
+        def make() -> int:
+            raise Damaged
+
+        first = asyncio.create_task(batcher.call([5]))
+        await runtime.is_computing()
+        assert not batcher.is_quiet
+        others = [asyncio.create_task(batcher.made_call(make)), asyncio.create_task(batcher.call([7]))]
+        await asyncio.sleep(0)
+        runtime.is_held = False
+        runtime.permits.release()
+        _, error, results = await asyncio.gather(first, *others, return_exceptions=True)
+        assert isinstance(error, Damaged)
+        assert results == [14]
+        assert batcher.is_quiet
+        for _ in range(3):
+            with pytest.raises(Damaged):
+                await batcher.made_call(make)
+        assert batcher.failure is None
+        assert await batcher.call([3]) == [6]
+        assert runtime.batches == [[5], [7], [3]]
+        assert batcher.stats == BatcherStats(num_waiting=0, num_running=0, computed_size=15)
+
+    run(body, held=True)
 
 
 def test_an_idle_batcher_waits_for_a_call_in_the_making() -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
-from vmm_server.media.jpeg import decode_jpeg
+from vmm_server.media.jpeg import decode_jpeg, decode_plain_jpeg
 
 
 def smooth(seed: int, width: int, height: int) -> Image.Image:
@@ -55,6 +55,11 @@ def test_pixels_are_those_of_pillow(seed: int, width: int, height: int, options:
     assert (made.mode, made.size) == ("RGB", (width, height))
     np.testing.assert_array_equal(np.asarray(made), np.asarray(Image.open(io.BytesIO(file))))
     assert made.transpose(Image.Transpose.ROTATE_90).convert("RGBA").getextrema()[3] == (255, 255)
+    plain = decode_plain_jpeg(file, width * height)
+    assert (plain is None) == (options["progressive"] or options["keep_rgb"])
+    if plain is not None:
+        np.testing.assert_array_equal(plain[..., :3], np.asarray(made))
+    assert decode_plain_jpeg(file, width * height - 1) is None
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
@@ -92,6 +97,53 @@ def test_a_damaged_file_is_what_pillow_makes_of_it(
         return
     if made is not None:
         np.testing.assert_array_equal(np.asarray(made), np.asarray(Image.open(io.BytesIO(file))))
+
+
+@given(st.binary(min_size=1, max_size=8), st.floats(0, 1), st.booleans(), st.integers(0, 700))
+def test_a_damaged_plain_file_is_what_pillow_makes_of_it(
+    damage: bytes, place: float, inserts: bool, num_kept: int
+) -> None:
+    """Or it is no plain one."""
+    whole = jpeg(smooth(1, 60, 50))
+    at = int(place * len(whole))
+    for file in (whole[:at] + damage + whole[at + (0 if inserts else len(damage)) :], whole[:num_kept], damage):
+        if (pixels := decode_plain_jpeg(file, 60 * 50)) is not None:
+            np.testing.assert_array_equal(pixels[..., :3], np.asarray(Image.open(io.BytesIO(file)).convert("RGB")))
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
+def in_three_scans(file: bytes) -> bytes:
+    """As if a scan had one colour: what is in it does not matter, for its end is all that says how long it takes."""
+    return file.replace(b"\xff\xda\x00\x0c\x03", b"\xff\xda\x00\x0c\x01")
+
+
+PLAIN = jpeg(smooth(1, 20, 30))
+
+
+@pytest.mark.parametrize(
+    ("file", "is_plain"),
+    [
+        (PLAIN, True),
+        (jpeg(smooth(1, 20, 30), comment=b"hello", restart_marker_blocks=2), True),
+        (jpeg(smooth(1, 20, 30), exif=turned(6)), False),
+        (jpeg(smooth(1, 20, 30), icc_profile=b"a profile"), False),
+        (jpeg(smooth(1, 20, 30), progressive=True), False),
+        (jpeg(smooth(1, 20, 30).convert("L")), False),
+        (jpeg(smooth(1, 20, 30).convert("CMYK")), False),
+        (in_three_scans(PLAIN), False),
+        (PLAIN[:-2].replace(b"\xff\xdb", b"\xff\xff\xdb", 1), False),
+        (PLAIN[: len(PLAIN) // 2], False),
+        (PLAIN[1:], False),
+        (b"", False),
+    ],
+)
+def test_what_takes_long_or_needs_care_is_no_plain_file(file: bytes, is_plain: bool) -> None:
+    assert (decode_plain_jpeg(file, 1 << 20) is not None) == is_plain
 
 
 def test_large_pictures_are_for_pillow() -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import base64
+import gc
 import io
 import math
 import struct
 import threading
+import weakref
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -15,10 +17,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from vmm_server.engine.batcher import Batcher
 from vmm_server.errors import InvalidRequest, Overloaded, UnsupportedParameter
 from vmm_server.media.fetching import Fetcher
 from vmm_server.media.images import ImageLimits
-from vmm_server.media.reading import AT_ONCE_PIXELS, ImageReader
+from vmm_server.media.reading import AT_ONCE_CHARACTERS, AT_ONCE_PIXELS, ImageReader, UnopenedImage
 from vmm_server.requests import GivenImage
 
 Result = TypeVar("Result")
@@ -97,6 +100,118 @@ def test_an_unopened_picture_is_read_and_decoded_in_one_go() -> None:
         assert (await reader.unopened(GivenImage(text, "image")).made(pixels_of)).shape == (2, 3, 3)
 
     with_reader(work)
+
+
+def plain(side: int = 4) -> bytes:
+    """A file that takes no time."""
+    return file_of(Image.new("RGB", (side, side), "red"), "JPEG")
+
+
+def in_text(file: bytes) -> str:
+    return base64.b64encode(file).decode()
+
+
+async def here(work: Callable[[], Any]) -> tuple[str, Any]:
+    return "here", work()
+
+
+def shape_of(picture: Any) -> tuple[int, ...]:
+    return np.shape(picture)[:2]
+
+
+@pytest.mark.parametrize("given", [io.BytesIO(plain()), in_text(plain()), f"data:image/jpeg;base64,{in_text(plain())}"])
+def test_a_plain_picture_can_be_made_in_anothers_thread(given: Any) -> None:
+    async def work(reader: ImageReader) -> None:
+        picture = reader.unopened(GivenImage(given, "image"))
+        for _ in range(2):
+            assert await picture.made_by(here, shape_of) == ("here", (4, 4))
+
+    with_reader(work)
+
+
+LARGE = math.isqrt(AT_ONCE_PIXELS) + 1
+
+
+@pytest.mark.parametrize(
+    ("given", "side"),
+    [
+        (square(4).data, 4),
+        (io.BytesIO(plain(LARGE)), LARGE),
+        (io.BytesIO(plain() + bytes(1 << 20)), 4),
+        (in_text(file_of(Image.new("RGB", (4, 4)))), 4),
+        (in_text(plain()) + "\n" * AT_ONCE_CHARACTERS, 4),
+    ],
+)
+def test_what_may_take_long_there_comes_back_and_can_be_made_as_ever(given: Any, side: int) -> None:
+    async def work(reader: ImageReader) -> None:
+        picture = await reader.unopened(GivenImage(given, "image")).made_by(here, shape_of)
+        assert not isinstance(picture, tuple)
+        assert await picture.made(shape_of) == (side, side)
+
+    with_reader(work)
+
+
+def test_nothing_of_a_picture_that_came_back_is_kept() -> None:
+    """Neither until the collector comes by: such files may be large."""
+
+    class File(io.BytesIO):
+        pass
+
+    async def work(reader: ImageReader) -> weakref.ref[File]:
+        batcher: Batcher[Any, Any] = Batcher(lambda items: items, size=lambda item: 1, close=lambda: None)
+        file = File(file_of(Image.new("RGB", (4, 4))))
+        picture = await reader.unopened(GivenImage(file, "image")).made_by(batcher.made_call, shape_of)
+        assert isinstance(picture, UnopenedImage)
+        assert await picture.made(shape_of) == (4, 4)
+        await batcher.aclose()
+        return weakref.ref(file)
+
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        assert with_reader(work)() is None
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def test_what_is_wrong_with_a_picture_is_told_wherever_it_is_made() -> None:
+    async def work(reader: ImageReader) -> None:
+        for data, words in (
+            (io.BytesIO(plain(64)[:-40]), "damaged"),
+            (io.BytesIO(plain(101)), "the limit is 10000 pixels"),
+            ("https://example.com/a.jpg", "not fetched"),
+        ):
+            picture = await reader.unopened(GivenImage(data, "file11")).made_by(here, shape_of)
+            with pytest.raises(InvalidRequest, match=words):
+                await picture.made(shape_of)
+        with pytest.raises(InvalidRequest, match="not base64"):
+            await reader.unopened(GivenImage("a.jpg", "file11")).made_by(here, shape_of)
+        with pytest.raises(ZeroDivisionError):
+            await reader.unopened(GivenImage(io.BytesIO(plain()), "file11")).made_by(here, lambda picture: 1 // 0)
+        (opened,) = await reader.open([GivenImage(io.BytesIO(plain()), "file11")])
+        assert await opened.made_by(here, shape_of) is opened
+
+    with_reader(work, limits=ImageLimits(max_pixels=10_000))
+
+
+def test_room_is_held_for_what_is_made_in_anothers_thread() -> None:
+    async def work(reader: ImageReader) -> None:
+        pictures = [reader.unopened(GivenImage(io.BytesIO(plain()), "image")) for _ in range(2)]
+        gate = asyncio.Event()
+
+        async def slowly(work: Callable[[], Any]) -> Any:
+            await gate.wait()
+            return work()
+
+        task = asyncio.create_task(pictures[0].made_by(slowly, shape_of))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await pictures[1].made_by(here, shape_of)
+        gate.set()
+        assert await task == (4, 4)
+
+    with_reader(work, max_waiting=0, max_pixels_in_memory=AT_ONCE_PIXELS)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
+from PIL import Image
 from tests.conftest import MakeSettings
 from tests.shown_pictures import Shown
 from tokenizers import Tokenizer
@@ -291,9 +293,10 @@ def test_only_the_first_pictures_of_a_request_are_waited_for() -> None:
 
         async def timed_call(self, items: Sequence[Any]) -> Computed[Any]:
             events.append(f"{len(items)} sent")
-            return Computed([{"brightest": np.ones(1)}] * len(items), 0.5, 0.25)
+            return Computed([({"brightest": np.ones(1)}, framing) for _, framing in items], 0.5, 0.25)
 
-    watching = Watching(cast(Any, Recorder()), RECIPE, numbers(0), batch_size=4, memory_bytes=1)
+    blank = numbers(0), Framing(6, 4, 6, 4, 1.0, 1.0)
+    watching = Watching(cast(Any, Recorder()), RECIPE, blank, batch_size=4, memory_bytes=1)
     computed = asyncio.run(watching.look([Shown(grey(1))] * 10, brightest))
     assert (len(computed.results), computed.queued_s, computed.computed_s) == (10, 0.5, 0.75)
     assert computed.prepared_s > 0
@@ -313,6 +316,54 @@ def test_requests_of_one_picture_share_a_batch() -> None:
         session.permits.release(10)
         await asyncio.gather(*tasks)
         assert session.batches == [1, 5]
+
+    looking(session, body)
+
+
+@dataclass
+class Kept:
+    """A picture that tells in which threads it was made, and may not go to others."""
+
+    shown: Shown
+    comes_back: bool = False
+    threads: list[str] = field(default_factory=list)
+
+    def noted(self, make: Callable[[Image.Image], Any]) -> Callable[[Image.Image], Any]:
+        def noting(image: Image.Image) -> Any:
+            self.threads.append(threading.current_thread().name)
+            return make(image)
+
+        return noting
+
+    async def made(self, make: Callable[[Image.Image], Any]) -> Any:
+        return await self.shown.made(self.noted(make))
+
+    async def made_by(self, run: Any, make: Callable[[Image.Image], Any]) -> Any:
+        return self if self.comes_back else await self.shown.made_by(run, self.noted(make))
+
+
+def test_the_one_picture_of_a_request_is_made_by_an_idle_graph_itself() -> None:
+    session = FakeSession()
+
+    async def body(watching: Watching) -> None:
+        alone, other, late = (Kept(Shown(grey(value))) for value in (200, 1, 9))
+        slow = Kept(Shown(grey(7)), comes_back=True)
+        computed = await watching.look([alone], brightest)
+        assert computed.results == [(200, 9)]
+        assert computed.prepared_s > 0
+        assert alone.threads == ["vmm-pictures test"]
+        await watching.look([other, other], brightest)
+        assert (await watching.look([slow], brightest)).results == [(114, 9)]  # what is around it
+        session.permits = threading.Semaphore(0)
+        while session.entered.acquire(blocking=False):
+            pass
+        task = asyncio.create_task(watching.try_once())
+        assert await asyncio.to_thread(session.entered.acquire, timeout=TIMEOUT_S)
+        second = asyncio.create_task(watching.look([late], brightest))
+        session.permits.release(10)
+        await asyncio.gather(task, second)
+        assert [len(each.threads) for each in (other, slow, late)] == [2, 1, 1]
+        assert "vmm-pictures test" not in {*other.threads, *slow.threads, *late.threads}
 
     looking(session, body)
 

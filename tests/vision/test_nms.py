@@ -55,7 +55,7 @@ def test_it_keeps_what_the_definition_keeps(
 def test_iou_is_what_it_says(found: tuple[Floats, NDArray[np.int64]]) -> None:
     boxes, _ = found
     for box in boxes:
-        np.testing.assert_allclose(iou(box, boxes), [overlap(box, other) for other in boxes], atol=1e-6)
+        np.testing.assert_allclose(iou(box[:, None], boxes.T), [overlap(box, other) for other in boxes], atol=1e-6)
 
 
 @given(
@@ -108,14 +108,15 @@ def hellinger_overlap(one: Floats, other: Floats) -> float:
 def test_turned_boxes_overlap_as_gaussians(boxes: Floats) -> None:
     for box in boxes:
         expected = [hellinger_overlap(box, other) for other in boxes]
-        np.testing.assert_allclose(probabilistic_iou(box, boxes), expected, atol=2e-3)
+        np.testing.assert_allclose(probabilistic_iou(box[:, None], boxes.T), expected, atol=2e-3)
 
 
 def test_a_turned_box_covers_itself_turned_half_round() -> None:
     box = np.array([10, 10, 30, 4, 0.3], np.float32)
     others = np.array([[10, 10, 30, 4, 0.3 + np.pi], [10, 10, 4, 30, 0.3 + np.pi / 2], [10, 10, 4, 30, 0.3]])
-    np.testing.assert_allclose(probabilistic_iou(box, others.astype(np.float32))[:2], 1, atol=2e-3)
-    assert probabilistic_iou(box, others.astype(np.float32))[2] < 0.5
+    overlaps = probabilistic_iou(box[:, None], others.astype(np.float32).T)
+    np.testing.assert_allclose(overlaps[:2], 1, atol=2e-3)
+    assert overlaps[2] < 0.5
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

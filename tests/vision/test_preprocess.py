@@ -116,9 +116,14 @@ def test_any_picture_becomes_what_the_model_takes(width: int, height: int, recip
 def test_a_resampler_makes_the_same_numbers(resampler: Resampler, width: int, height: int, recipe: ImageRecipe) -> None:
     image = noise(width, height)
     numbers, framing = prepare(image, recipe)
-    same_numbers, same_framing = prepare(image, recipe, resampler)
-    np.testing.assert_array_equal(same_numbers, numbers)
-    assert same_framing == framing
+    pixels = np.array(image.convert("RGBX"))
+    for same_numbers, same_framing in (
+        prepare(image, recipe, resampler),
+        prepare(pixels, recipe, resampler),
+        prepare(pixels, recipe),
+    ):
+        np.testing.assert_array_equal(same_numbers, numbers)
+        assert same_framing == framing
 
 
 @pytest.mark.parametrize("size", [(2000, 1500), (1500, 2000), (30_000, 100)])

@@ -1,4 +1,5 @@
-"""A picture's pixels where Pillow keeps them, by the interface that it has for that (Arrow's C data interface)."""
+"""A picture's pixels: where Pillow keeps them, by the interface that it has for that (Arrow's C data interface), or
+where it never had them."""
 
 import ctypes
 from collections.abc import Iterator
@@ -13,15 +14,31 @@ from vmm_adapters.base import Rows
 
 MAX_AT_ONCE = 1 << 21
 """Pixels. Pillow keeps up to 16 MB in one piece, and only there can all of them be looked at."""
-_PIXEL_BYTES = 4
+PIXEL_BYTES = 4
+"""Red, green, blue, and one that does not count."""
+
+Pixels = NDArray[np.uint8]
+"""`[height, width, 4]`."""
 
 
-def rows_of(image: Image.Image) -> Rows:
+def size_of(picture: Image.Image | Pixels) -> tuple[int, int]:
+    """Width and height."""
+    return picture.size if isinstance(picture, Image.Image) else (picture.shape[1], picture.shape[0])
+
+
+def image_of(picture: Image.Image | Pixels) -> Image.Image:
+    """For Pillow; pixels are copied."""
+    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture[..., :3])
+
+
+def rows_of(picture: Image.Image | Pixels) -> Rows:
     """Of a picture, RGB. Nothing of a small one is copied, and of a larger one a piece at a time."""
-    return partial(_pieces, image)
+    if isinstance(picture, Image.Image):
+        return partial(_pieces, picture)
+    return lambda first, end: iter([picture[first:end]])
 
 
-def pixels_of(image: Image.Image) -> NDArray[np.uint8] | None:
+def pixels_of(image: Image.Image) -> Pixels | None:
     """Those of a picture, RGB, to be written: `[height, width, 4]`. `None`: they are not in one piece."""
     width, height = image.size
     try:
@@ -30,10 +47,10 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8] | None:
         return None
     pixels = _ArrowArray.from_address(_pointer(exported, b"arrow_array"))
     channels = _ArrowArray.from_address(pixels.children[0])
-    return np.asarray(_Lent(image, channels.buffers[1], (height, width, _PIXEL_BYTES)))
+    return np.asarray(_Lent(image, channels.buffers[1], (height, width, PIXEL_BYTES)))
 
 
-def _pieces(image: Image.Image, first: int, end: int) -> Iterator[NDArray[np.uint8]]:
+def _pieces(image: Image.Image, first: int, end: int) -> Iterator[Pixels]:
     width, height = image.size
     if width * height <= MAX_AT_ONCE:
         yield _pixels(image)[first:end]
@@ -43,11 +60,11 @@ def _pieces(image: Image.Image, first: int, end: int) -> Iterator[NDArray[np.uin
         yield _pixels(image.crop((0, top, width, min(top + num_rows, end))))
 
 
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+def _pixels(image: Image.Image) -> Pixels:
     if (found := pixels_of(image)) is not None:
         return found
     width, height = image.size
-    return np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(height, width, _PIXEL_BYTES)
+    return np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(height, width, PIXEL_BYTES)
 
 
 class _Lent:

@@ -2,21 +2,33 @@
 
 In two steps, for a model is loaded in between: `open` fetches, and believes each file's header; `made` decodes one once
 there is room, and makes what is wanted of its pixels at once: these are never handed about. Where there is nothing in
-between, a small picture goes through both in one go: each trip to a thread takes longer than reading a header.
+between, a small picture goes through both in one go: each trip to a thread takes longer than reading a header. Whoever
+has a thread with nothing to do may have it done there, and go on with what was made (`made_by`): one trip less.
 """
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import IO, TypeVar
 
 from PIL import Image
 
 from vmm_server.media.budget import PixelBudget
 from vmm_server.media.fetching import Fetcher
-from vmm_server.media.images import LIMITS, ImageLimits, count_pixels, decode, decode_small, file_of, is_url
+from vmm_server.media.images import (
+    LIMITS,
+    ImageLimits,
+    count_pixels,
+    decode,
+    decode_quickly,
+    decode_small,
+    file_of,
+    is_url,
+)
+from vmm_server.media.pixels import Pixels
 from vmm_server.requests import GivenImage
 
 MAX_PIXELS_IN_MEMORY = 100_000_000
@@ -26,8 +38,16 @@ MIN_THREADS = 2
 
 AT_ONCE_PIXELS = 1 << 20
 """Of a picture that is decoded as soon as its header is read: room is held for so many before that."""
+AT_ONCE_CHARACTERS = 1 << 21
+"""Of one that was sent as text, and is decoded in another's thread."""
 
 Made = TypeVar("Made")
+Told = TypeVar("Told")
+
+Make = Callable[[Image.Image | Pixels], Made]
+"""Makes something of a picture, whether Pillow decoded it or nobody had to."""
+Run = Callable[[Callable[[], Made]], Awaitable[Told]]
+"""Calls what it gets where that may block, and gives what became of it, or raises what it raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +67,10 @@ class OpenedImage:
         """
         return await self._reader.made(self._file, self._param, self.num_pixels, make)
 
+    async def made_by(self, run: Run[Made, Told], make: Make[Made]) -> "Told | OpenedImage":
+        """See `UnopenedImage`. This one comes back: it has been through a thread already."""
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class UnopenedImage:
@@ -58,6 +82,11 @@ class UnopenedImage:
     async def made(self, make: Callable[[Image.Image], Made]) -> Made:
         """Raises as `ImageReader.open` and `OpenedImage.made` do."""
         return await self._reader.made_at_once(self._given, make)
+
+    async def made_by(self, run: Run[Made, Told], make: Make[Made]) -> "Told | UnopenedImage":
+        """What `run` gives, which has it made in a thread of its own and goes on with that. One that might take long
+        there, or that something is wrong with, comes back. Raises as `run` does, and `Overloaded`."""
+        return await self._reader.made_by(self._given, run, make)
 
 
 class ImageReader:
@@ -84,8 +113,7 @@ class ImageReader:
         """
         if any(is_url(image) for image in given):
             given = await self._fetcher.fetched(given, self._limits)
-        loop = asyncio.get_running_loop()
-        files = await loop.run_in_executor(self._threads, _opened, given, self._limits)
+        files = await self._run(partial(_opened, given, self._limits))
         return tuple(
             OpenedImage(file, image.param, count, self) for image, (file, count) in zip(given, files, strict=True)
         )
@@ -99,20 +127,28 @@ class ImageReader:
         if is_url(given):
             (opened,) = await self.open([given])
             return await opened.made(make)
-
         async with self._budget.hold(AT_ONCE_PIXELS):
-            loop = asyncio.get_running_loop()
-            done = await loop.run_in_executor(self._threads, _made_if_small, given, self._limits, make)
+            done = await self._run(partial(_made_if_small, given, self._limits, make))
         return await self.made(done.file, given.param, done.num_pixels, make) if isinstance(done, _Large) else done
+
+    async def made_by(self, given: GivenImage, run: Run[Made, Told], make: Make[Made]) -> Told | UnopenedImage:
+        """See `UnopenedImage`."""
+        if isinstance(given.data, str) and (len(given.data) > AT_ONCE_CHARACTERS or is_url(given)):
+            return UnopenedImage(given, self)
+        try:
+            async with self._budget.hold(AT_ONCE_PIXELS):
+                return await run(partial(_made_if_quick, given, self._limits, make))
+        except _NotQuick as error:
+            error.__traceback__ = None  # or the file would be there until the collector comes by
+            return UnopenedImage(replace(given, data=error.file), self)
 
     async def made(self, file: IO[bytes], param: str, num_pixels: int, make: Callable[[Image.Image], Made]) -> Made:
         """See `OpenedImage`. The pixels count until `make` is done with them."""
-
-        def work() -> Made:
-            return make(decode(file, param, self._limits))
-
         async with self._budget.hold(num_pixels):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await self._run(lambda: make(decode(file, param, self._limits)))
+
+    async def _run(self, work: Callable[[], Made]) -> Made:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def aclose(self) -> None:
         """Close what is open. Idempotent."""
@@ -132,6 +168,20 @@ def _made_if_small(given: GivenImage, limits: ImageLimits, make: Callable[[Image
     file = file_of(given, limits)
     found = decode_small(file, given.param, limits, AT_ONCE_PIXELS)
     return _Large(file, found) if isinstance(found, int) else make(found)
+
+
+class _NotQuick(Exception):
+    """A file that is not for other threads than the images'."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+
+def _made_if_quick(given: GivenImage, limits: ImageLimits, make: Make[Made]) -> Made:
+    file = file_of(given, limits)
+    if (pixels := decode_quickly(file, limits, AT_ONCE_PIXELS)) is None:
+        raise _NotQuick(file)
+    return make(pixels)
 
 
 def _opened(given: Sequence[GivenImage], limits: ImageLimits) -> list[tuple[IO[bytes], int]]:

@@ -1,14 +1,15 @@
 """A graph that takes pictures: its session, the thread that owns it, and what goes in and comes out.
 
 Pictures become numbers in threads, as soon as they are decoded and before they wait; what takes time to make of the
-answers is made in threads too. Only arrays pass through the thread of the runtime. How many pictures a batch holds at
-most is measured when the model is loaded.
+answers is made in threads too. Only arrays pass through the thread of the runtime, but for the one small picture of a
+request that finds it idle: that it decodes itself. How many pictures a batch holds at most is measured when the model
+is loaded.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,10 @@ logger = logging.getLogger(__name__)
 
 Outputs = Mapping[str, NDArray[Any]]
 """Of one picture, by name: without the batch's dimension."""
+Prepared = tuple[Floats, Framing]
+"""A picture as a graph takes it, and how to get back."""
+Seen = tuple[Outputs, Framing]
+"""What a graph made of it."""
 Told = TypeVar("Told")
 Made = TypeVar("Made")
 
@@ -61,6 +66,15 @@ class Picture(Protocol):
 
     async def made(self, make: Callable[[Image.Image], Made]) -> Made:
         """What `make` makes of it, RGB and upright, in a thread."""
+        ...
+
+    async def made_by(
+        self,
+        run: Callable[[Callable[[], Made]], Awaitable[Told]],
+        make: Callable[[Image.Image | NDArray[np.uint8]], Made],
+    ) -> "Told | Picture":
+        """What `run` gives, which has it made in a thread of its own and goes on with that; the picture, where that
+        would take long. `make` gets it as an image, or its pixels `[height, width, 4]`."""
         ...
 
 
@@ -136,9 +150,9 @@ class PictureGraph:
 class Watching:
     """A graph with its thread: what is sent to it from the event loop."""
 
-    batcher: Batcher[Floats, Outputs]
+    batcher: Batcher[Prepared, Seen]
     recipe: ImageRecipe
-    blank: Floats
+    blank: Prepared
     batch_size: int
     memory_bytes: int
     resampler: Resampler | None = None
@@ -161,39 +175,34 @@ class Watching:
 
         Raises as `Batcher.timed_call` and `Picture.made` do, and what `finish` raises.
         """
+        make = partial(prepare, recipe=self.recipe, resampler=self.resampler)
+        if len(pictures) == 1 and self.batcher.is_quiet:
+            done = await pictures[0].made_by(self.batcher.made_call, make)
+            if isinstance(done, Computed):
+                told = await _told(done.results, finish, quickly)
+                return Computed(told, done.queued_s, done.computed_s, done.prepared_s)
+            pictures = [done]
         step = max(self.batch_size, _MIN_PREPARED)
-        told: list[Told] = []
+        told = []
         queued_s, computed_s, started = None, 0.0, time.perf_counter()
         with self.batcher.preparing():
-            prepared = await self._prepared(pictures[:step])
+            prepared = await _made(pictures[:step], make)
         prepared_s = time.perf_counter() - started
         for start in range(step, len(pictures) + step, step):
-            computing = self.batcher.timed_call([numbers for numbers, _ in prepared])
+            computing = self.batcher.timed_call(prepared)
             following = pictures[start : start + step]  # unannounced: what they follow is not to wait for them
             if following:
-                computed, prepared_next = await asyncio.gather(computing, self._prepared(following))
+                computed, prepared = await asyncio.gather(computing, _made(following, make))
             else:
-                computed, prepared_next = await computing, []
+                computed = await computing
             queued_s = computed.queued_s if queued_s is None else queued_s
             computed_s += computed.computed_s
-            seen = list(zip(computed.results, (framing for _, framing in prepared), strict=True))
-            told += _at_once(quickly, seen) or await asyncio.to_thread(_each, finish, seen)
-            prepared = prepared_next
+            told += await _told(computed.results, finish, quickly)
         return Computed(told, queued_s or 0.0, computed_s, prepared_s)
 
     async def try_once(self) -> None:
         """See `Sampled`."""
         await self.batcher.call([self.blank])
-
-    async def _prepared(self, pictures: Sequence[Picture]) -> list[tuple[Floats, Framing]]:
-        make = partial(prepare, recipe=self.recipe, resampler=self.resampler)
-        if len(pictures) == 1:
-            return [await pictures[0].made(make)]
-        done = await asyncio.gather(*(picture.made(make) for picture in pictures), return_exceptions=True)
-        for one in done:  # only now: none is in the making any more
-            if isinstance(one, BaseException):
-                raise one
-        return [one for one in done if not isinstance(one, BaseException)]
 
 
 def watch(
@@ -202,9 +211,14 @@ def watch(
     """Measure how many pictures a batch should have, and start the graph's thread, which closes the session at its
     end. The graph must have been run once. Raises `AdapterError`."""
     batch_size = graph.fixed_batch or measured_batch_size(graph, min(_BATCH_SIZES[-1], settings.max_sequences), clock)
-    blank = graph.blank
-    batcher: Batcher[Floats, Outputs] = Batcher(
-        graph.run,
+    recipe, blank = graph.recipe, graph.blank
+
+    def compute(prepared: Sequence[Prepared]) -> list[Seen]:
+        outputs = graph.run([numbers for numbers, _ in prepared])
+        return [(one, framing) for one, (_, framing) in zip(outputs, prepared, strict=True)]
+
+    batcher: Batcher[Prepared, Seen] = Batcher(
+        compute,
         size=lambda picture: 1,
         close=graph.session.close,
         options=BatcherOptions(
@@ -215,7 +229,8 @@ def watch(
         ),
         name=f"vmm-pictures {name}",
     )
-    return Watching(batcher, graph.recipe, blank, batch_size, graph.session.memory_bytes, graph.resampler)
+    framing = Framing(recipe.width, recipe.height, recipe.width, recipe.height, 1.0, 1.0)
+    return Watching(batcher, recipe, (blank, framing), batch_size, graph.session.memory_bytes, graph.resampler)
 
 
 def measured_batch_size(graph: PictureGraph, limit: int, clock: Callable[[], float]) -> int:
@@ -245,11 +260,30 @@ def measured_batch_size(graph: PictureGraph, limit: int, clock: Callable[[], flo
     return best
 
 
-def _each(finish: Callable[[Outputs, Framing], Told], seen: Sequence[tuple[Outputs, Framing]]) -> list[Told]:
+async def _made(pictures: Sequence[Picture], make: Callable[[Image.Image], Prepared]) -> list[Prepared]:
+    if len(pictures) == 1:
+        return [await pictures[0].made(make)]
+    done = await asyncio.gather(*(picture.made(make) for picture in pictures), return_exceptions=True)
+    for one in done:  # only now: none is in the making any more
+        if isinstance(one, BaseException):
+            raise one
+    return [one for one in done if not isinstance(one, BaseException)]
+
+
+async def _told(
+    seen: Sequence[Seen],
+    finish: Callable[[Outputs, Framing], Told],
+    quickly: Callable[[Outputs, Framing], Told | None],
+) -> list[Told]:
+    """See `Watching.look`."""
+    return _at_once(quickly, seen) or await asyncio.to_thread(_each, finish, seen)
+
+
+def _each(finish: Callable[[Outputs, Framing], Told], seen: Sequence[Seen]) -> list[Told]:
     return [finish(outputs, framing) for outputs, framing in seen]
 
 
-def _at_once(quickly: Callable[[Outputs, Framing], Told | None], seen: Sequence[tuple[Outputs, Framing]]) -> list[Told]:
+def _at_once(quickly: Callable[[Outputs, Framing], Told | None], seen: Sequence[Seen]) -> list[Told]:
     """All of it, or nothing."""
     if sum(array.size for outputs, _ in seen for array in outputs.values()) > _FEW_NUMBERS:
         return []

@@ -4,13 +4,16 @@ It is resized as Pillow does it, on bytes, as transformers' and torchvision's pr
 follows is one multiplication and one subtraction a number. A `Resampler` does both at once, to the same bits.
 """
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 from PIL import Image
 
 from vmm_adapters.base import Resampler
 from vmm_adapters.card import ImageRecipe
 from vmm_adapters.types import Resize
-from vmm_server.media.pixels import rows_of
+from vmm_server.media.pixels import Pixels, image_of, rows_of, size_of
 from vmm_server.vision.framing import Floats, Framing
 
 _FILTERS = {
@@ -23,33 +26,60 @@ _MAX_RESIZED = 1 << 24
 """Pixels of a picture that Pillow resizes whole before its middle is cut out; of a strip 30,000 wide and 1 high they
 would be billions."""
 _BLACK = 0
+_KEPT_PLANS = 64
 
 
-def prepare(image: Image.Image, recipe: ImageRecipe, resampler: Resampler | None = None) -> tuple[Floats, Framing]:
+def prepare(
+    image: Image.Image | Pixels, recipe: ImageRecipe, resampler: Resampler | None = None
+) -> tuple[Floats, Framing]:
     """A picture (RGB, upright) → float32 `[3, recipe.height, recipe.width]`, and how to get back.
 
     Any size of picture will do, from one pixel on. `resampler`: does what it takes in Pillow's place.
     """
-    framing, full_size = _framed(image.size, recipe)
+    plan = _planned(size_of(image), recipe)
+    numbers = np.empty((3, recipe.height, recipe.width), np.float32)
+    inside = numbers[:, plan.rows, plan.columns]
+    if plan.around is not None:
+        _surround(numbers, plan.rows, plan.columns, plan.around)
+    if recipe.channels == "bgr":
+        inside = inside[::-1]
+    if resampler is not None and resampler.takes(plan.resize):
+        resampler(rows_of(image), plan.resize, inside)
+    else:
+        _resample(image_of(image), plan.resize, inside)
+    return numbers, plan.framing
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is the same for all pictures of one size."""
+
+    framing: Framing
+    rows: slice
+    """Of the input, that the picture takes."""
+    columns: slice
+    around: Floats | None
+    """What is around it: `[3, 1, 1]`."""
+    resize: Resize
+    """Its factors are of red, green and blue, in whatever order the model takes them."""
+
+
+@lru_cache(_KEPT_PLANS)
+def _planned(size: tuple[int, int], recipe: ImageRecipe) -> _Plan:
+    framing, full_size = _framed(size, recipe)
     left, top = framing.left, framing.top
     right, bottom = min(full_size[0], recipe.width - left), min(full_size[1], recipe.height - top)
     area = (max(0, -left), max(0, -top), right, bottom)
     rows, columns = slice(area[1] + top, bottom + top), slice(area[0] + left, right + left)
-    numbers = np.empty((3, recipe.height, recipe.width), np.float32)
     factors = tuple(recipe.scale / std for std in recipe.std)
     shifts = tuple(mean / std for mean, std in zip(recipe.mean, recipe.std, strict=True))
-    inside = numbers[:, rows, columns]
-    if inside.shape != numbers.shape:
+    around = None
+    if (rows.stop - rows.start, columns.stop - columns.start) != (recipe.height, recipe.width):
         level = _BLACK if recipe.resize == "shortest" else recipe.pad_value
-        _surround(numbers, rows, columns, np.float32(level) * _column(factors) - _column(shifts))
+        around = np.float32(level) * _column(factors) - _column(shifts)
     if recipe.channels == "bgr":
-        inside, factors, shifts = inside[::-1], factors[::-1], shifts[::-1]
-    resize = Resize(image.size, full_size, area, recipe.interpolation, factors, shifts)
-    if resampler is not None and resampler.takes(resize):
-        resampler(rows_of(image), resize, inside)
-    else:
-        _resample(image, resize, inside)
-    return numbers, framing
+        factors, shifts = factors[::-1], shifts[::-1]
+    return _Plan(framing, rows, columns, around, Resize(size, full_size, area, recipe.interpolation, factors, shifts))
 
 
 def _framed(size: tuple[int, int], recipe: ImageRecipe) -> tuple[Framing, tuple[int, int]]:

@@ -40,33 +40,42 @@ def _emit_rows(emit: Emitter, words: list[Value]) -> None:
 
     `words`: the pixels, bytes a row of them, the number of rows, the first pixels (int32 `[columns]`) and weights
     (int32 `[columns, taps]`) of what becomes one, taps in fours, columns, the pixels that come out, bytes a row of
-    them.
+    them. Four rows go together, for their weights are the same; the last one may be computed several times.
     """
     pixels, pixel_bytes, num_rows, firsts, weights, num_fours, num_columns, out, out_bytes = words
     builder = emit.builder
     per_pixel = ir.Constant(vector(I32, _LANES), [lane // PIXEL_BYTES for lane in range(_LANES)])
+    num_blocks = builder.lshr(builder.add(num_rows, emit.word(PIXELS - 1)), emit.word(2))
+    last = builder.sub(num_rows, emit.word(1))
 
-    def row(y: Value, _: list[Value]) -> list[Value]:
-        line, out_line = emit.at(pixels, y, pixel_bytes), emit.at(out, y, out_bytes)
+    def rows(block: Value, _: list[Value]) -> list[Value]:
+        each = [builder.add(builder.mul(block, emit.word(PIXELS)), emit.word(n)) for n in range(PIXELS)]
+        each = [builder.select(builder.icmp_signed("<", y, last), y, last) for y in each]
+        lines, out_lines = [emit.at(pixels, y, pixel_bytes) for y in each], [emit.at(out, y, out_bytes) for y in each]
 
         def column(x: Value, _: list[Value]) -> list[Value]:
-            first = emit.at(line, builder.sext(emit.load(emit.at(firsts, x, 4), I32, 4), I64), PIXEL_BYTES)
+            first = builder.sext(emit.load(emit.at(firsts, x, 4), I32, 4), I64)
             mine = emit.at(weights, builder.mul(x, num_fours), 4 * PIXELS)
 
             def four(n: Value, sums: list[Value]) -> list[Value]:
                 weight = emit.load(emit.at(mine, n, 4 * PIXELS), vector(I32, PIXELS), 4)
                 spread = builder.shuffle_vector(weight, weight, per_pixel)
-                return [builder.add(sums[0], builder.mul(_wide(emit, emit.at(first, n, _LANES)), spread))]
+                at = builder.add(builder.mul(first, emit.word(PIXEL_BYTES)), builder.mul(n, emit.word(_LANES)))
+                products = [builder.mul(_wide(emit, builder.add(line, at)), spread) for line in lines]
+                return [builder.add(total, product) for total, product in zip(sums, products, strict=True)]
 
-            (sums,) = emit.loop(num_fours, [emit.constants(I32, _LANES, 0)], four)
-            total = builder.add(_sum_of_pixels(emit, sums), _half(emit, PIXEL_BYTES))
-            emit.store(builder.trunc(_rounded(emit, total), vector(I8, PIXEL_BYTES)), emit.at(out_line, x, PIXEL_BYTES))
+            sums = emit.loop(num_fours, [emit.constants(I32, _LANES, 0)] * PIXELS, four)
+            total = builder.add(_sums_of_pixels(emit, sums), _half(emit, _LANES))
+            made = builder.bitcast(builder.trunc(_rounded(emit, total), _BYTES), vector(I32, PIXELS))
+            for row, line in enumerate(out_lines):
+                pixel = builder.extract_element(made, ir.Constant(I32, row))
+                emit.store(pixel, emit.at(line, x, PIXEL_BYTES))
             return []
 
         emit.loop(num_columns, [], column)
         return []
 
-    emit.loop(num_rows, [], row)
+    emit.loop(num_blocks, [], rows)
 
 
 def _emit_columns(emit: Emitter, words: list[Value]) -> None:
@@ -117,14 +126,20 @@ def _wide(emit: Emitter, address: Value) -> Value:
     return emit.builder.zext(emit.load(address, _BYTES), _SUMS)
 
 
-def _sum_of_pixels(emit: Emitter, sums: Value) -> Value:
-    """Four pixels' lanes → those of one."""
-    builder, count = emit.builder, _LANES
-    while count > PIXEL_BYTES:
-        count //= 2
-        low, high = (ir.Constant(vector(I32, count), [start + n for n in range(count)]) for start in (0, count))
-        sums = builder.add(*(builder.shuffle_vector(sums, sums, mask) for mask in (low, high)))
-    return sums
+def _sums_of_pixels(emit: Emitter, sums: list[Value]) -> Value:
+    """Of four times four pixels' lanes → those of four, each the sum of four."""
+    first, second, third, fourth = sums
+    return _halved(emit, _halved(emit, first, second, 2), _halved(emit, third, fourth, 2), 1)
+
+
+def _halved(emit: Emitter, one: Value, other: Value, num_pixels: int) -> Value:
+    """Of each two groups of `num_pixels` the sum, first those of `one`."""
+    builder, pixels = emit.builder, range(2 * PIXELS)
+    masks = [
+        [pixel * PIXEL_BYTES + c for pixel in pixels if pixel // num_pixels % 2 == odd for c in range(PIXEL_BYTES)]
+        for odd in (0, 1)
+    ]
+    return builder.add(*(builder.shuffle_vector(one, other, ir.Constant(vector(I32, _LANES), mask)) for mask in masks))
 
 
 def _half(emit: Emitter, count: int) -> Value:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vmm_server.errors import InvalidRequest
 from vmm_server.vision.framing import Framing
-from vmm_server.vision.nms import check_numbers, probabilistic_iou, strongest, suppress
+from vmm_server.vision.nms import best_first, check_numbers, probabilistic_iou, suppress
 from vmm_server.vision.results import DetectionParams, Detections, crop_of
 
 Floats = NDArray[np.float32]
@@ -78,9 +78,9 @@ def pick(best: Floats, scores: Floats, params: DetectionParams) -> Candidates:
     """Those of `scores [n, classes]` (any memory order) that are wanted; `best [n]` is the highest of each row."""
     check_numbers(best)
     rows = np.flatnonzero(best >= params.threshold)
-    class_ids = scores[rows].argmax(1)
-    order = strongest(best[rows], class_ids, params)
-    return Candidates(rows[order], best[rows[order]], class_ids[order])
+    of_rows, class_ids = best[rows], scores[rows].argmax(1)
+    order = best_first(of_rows, class_ids, params)
+    return Candidates(rows[order], of_rows[order], class_ids[order])
 
 
 def edges(boxes: Floats) -> Floats:
