@@ -131,7 +131,7 @@ def decode(file: IO[bytes], param: str, limits: ImageLimits = LIMITS) -> Image.I
 
 
 def decode_quickly(file: IO[bytes], limits: ImageLimits, most: int) -> Pixels | None:
-    """Those that `decode` gives for a file that takes a few milliseconds at most, and has no more than `most`; `None`:
+    """Those that `decode` gives for a file that has no more than `most`, and takes 10 ms at most for a million; `None`:
     for another, or a damaged one."""
     if file.seek(0, io.SEEK_END) > _QUICK_BYTES:
         return None
