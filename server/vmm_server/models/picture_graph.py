@@ -171,7 +171,8 @@ class Watching:
         """What `finish` makes of the outputs for each picture, in their order.
 
         It is called in a thread, unless the outputs are few and `quickly` makes the same of them with a handful of
-        operations on the event loop; for what takes longer that gives `None`.
+        operations on the event loop; for what takes longer that gives `None`. One picture that nobody would wait for
+        is made by the graph's own thread, if the picture may be.
 
         Raises as `Batcher.timed_call` and `Picture.made` do, and what `finish` raises.
         """
