@@ -44,10 +44,10 @@ def classifications(classified: Classified, top_k: int | None) -> list[dict[str,
     """One object a picture; equal scores in the classes' order."""
     shown: list[dict[str, object]] = []
     for index, scores in enumerate(classified.scores):
-        order = np.argsort(-scores, kind="stable")[:top_k].tolist()
-        best = _rounded(scores, _DIGITS)
+        order = np.argsort(-scores, kind="stable")[:top_k]
         classes = [
-            {"label": _label(classified.labels, number), "class_id": number, "score": best[number]} for number in order
+            {"label": _label(classified.labels, number), "class_id": number, "score": score}
+            for number, score in zip(order.tolist(), _rounded(scores[order], _DIGITS), strict=True)
         ]
         shown.append({"object": "classification", "index": index, "classes": classes})
     return shown
