@@ -51,6 +51,18 @@ def test_it_keeps_what_the_definition_keeps(
     assert suppress(*found, params).tolist() == naive(*found, params)
 
 
+@pytest.mark.parametrize("size", [5, 40, 200])
+@pytest.mark.parametrize("max_detections", [30, 64, 65, 300])
+def test_many_are_compared_with_all_that_stay(size: int, max_detections: int) -> None:
+    """More than are looked at together."""
+    random = np.random.default_rng(size)
+    corners = random.integers(0, 400, (200, 2))
+    boxes = np.concatenate([corners, corners + random.integers(1, size, (200, 2))], axis=1).astype(np.float32)
+    class_ids = random.integers(0, 3, 200)
+    params = DetectionParams(iou_threshold=0.2, max_detections=max_detections)
+    assert suppress(boxes, class_ids, params).tolist() == naive(boxes, class_ids, params)
+
+
 @given(candidates())
 def test_iou_is_what_it_says(found: tuple[Floats, NDArray[np.int64]]) -> None:
     boxes, _ = found
