@@ -24,7 +24,7 @@ class Shown:
 
     async def made_by(
         self, run: Callable[[Callable[[], Made]], Awaitable[Told]], make: Callable[[Image.Image], Made]
-    ) -> Told:
+    ) -> Told | None:
         return await run(lambda: make(Image.fromarray(self.pixels)))
 
 

@@ -158,6 +158,8 @@ def test_an_item_can_be_made_by_the_thread_that_computes_it() -> None:
                 pass
             return 21
 
+        with batcher.preparing():
+            assert not batcher.is_quiet
         assert batcher.is_quiet
         computed = await batcher.made_call(make, size=21)
         assert computed.results == [42]

@@ -21,7 +21,7 @@ from vmm_server.engine.batcher import Batcher
 from vmm_server.errors import InvalidRequest, Overloaded, UnsupportedParameter
 from vmm_server.media.fetching import Fetcher
 from vmm_server.media.images import ImageLimits
-from vmm_server.media.reading import AT_ONCE_CHARACTERS, AT_ONCE_PIXELS, ImageReader, UnopenedImage
+from vmm_server.media.reading import AT_ONCE_CHARACTERS, AT_ONCE_PIXELS, ImageReader
 from vmm_server.requests import GivenImage
 
 Result = TypeVar("Result")
@@ -142,16 +142,16 @@ LARGE = math.isqrt(AT_ONCE_PIXELS) + 1
         (in_text(plain()) + "\n" * AT_ONCE_CHARACTERS, 4),
     ],
 )
-def test_what_may_take_long_there_comes_back_and_can_be_made_as_ever(given: Any, side: int) -> None:
+def test_what_may_take_long_there_is_made_as_ever(given: Any, side: int) -> None:
     async def work(reader: ImageReader) -> None:
-        picture = await reader.unopened(GivenImage(given, "image")).made_by(here, shape_of)
-        assert not isinstance(picture, tuple)
+        picture = reader.unopened(GivenImage(given, "image"))
+        assert await picture.made_by(here, shape_of) is None
         assert await picture.made(shape_of) == (side, side)
 
     with_reader(work)
 
 
-def test_nothing_of_a_picture_that_came_back_is_kept() -> None:
+def test_nothing_is_kept_of_a_picture_that_was_not_for_it() -> None:
     """Neither until the collector comes by: such files may be large."""
 
     class File(io.BytesIO):
@@ -160,8 +160,8 @@ def test_nothing_of_a_picture_that_came_back_is_kept() -> None:
     async def work(reader: ImageReader) -> weakref.ref[File]:
         batcher: Batcher[Any, Any] = Batcher(lambda items: items, size=lambda item: 1, close=lambda: None)
         file = File(file_of(Image.new("RGB", (4, 4))))
-        picture = await reader.unopened(GivenImage(file, "image")).made_by(batcher.made_call, shape_of)
-        assert isinstance(picture, UnopenedImage)
+        picture = reader.unopened(GivenImage(file, "image"))
+        assert await picture.made_by(batcher.made_call, shape_of) is None
         assert await picture.made(shape_of) == (4, 4)
         await batcher.aclose()
         return weakref.ref(file)
@@ -182,7 +182,8 @@ def test_what_is_wrong_with_a_picture_is_told_wherever_it_is_made() -> None:
             (io.BytesIO(plain(101)), "the limit is 10000 pixels"),
             ("https://example.com/a.jpg", "not fetched"),
         ):
-            picture = await reader.unopened(GivenImage(data, "file11")).made_by(here, shape_of)
+            picture = reader.unopened(GivenImage(data, "file11"))
+            assert await picture.made_by(here, shape_of) is None
             with pytest.raises(InvalidRequest, match=words):
                 await picture.made(shape_of)
         with pytest.raises(InvalidRequest, match="not base64"):
@@ -190,7 +191,7 @@ def test_what_is_wrong_with_a_picture_is_told_wherever_it_is_made() -> None:
         with pytest.raises(ZeroDivisionError):
             await reader.unopened(GivenImage(io.BytesIO(plain()), "file11")).made_by(here, lambda picture: 1 // 0)
         (opened,) = await reader.open([GivenImage(io.BytesIO(plain()), "file11")])
-        assert await opened.made_by(here, shape_of) is opened
+        assert await opened.made_by(here, shape_of) is None
 
     with_reader(work, limits=ImageLimits(max_pixels=10_000))
 

@@ -100,6 +100,17 @@ def test_padding_is_where_the_recipe_has_it() -> None:
     assert set(np.unique(on_top[:, :40])) == {200}
 
 
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_each_colour_has_its_own_mean_and_deviation_in_the_order_that_the_model_takes(channels: str) -> None:
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
+    recipe = ImageRecipe(height=8, width=12, channels=channels, scale=1 / 255, mean=mean, std=std)
+    image = noise(12, 8)
+    pixels = np.asarray(image)[..., :: 1 if channels == "rgb" else -1]
+    np.testing.assert_allclose(
+        prepare(image, recipe)[0], ((pixels / 255 - mean) / std).transpose(2, 0, 1), rtol=0, atol=1e-5
+    )
+
+
 @given(sides, sides, recipes())
 def test_any_picture_becomes_what_the_model_takes(width: int, height: int, recipe: ImageRecipe) -> None:
     numbers, framing = prepare(Image.new("RGB", (width, height), "white"), recipe)

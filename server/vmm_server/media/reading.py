@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import IO, TypeVar
 
@@ -67,9 +67,9 @@ class OpenedImage:
         """
         return await self._reader.made(self._file, self._param, self.num_pixels, make)
 
-    async def made_by(self, run: Run[Made, Told], make: Make[Made]) -> "Told | OpenedImage":
-        """See `UnopenedImage`. This one comes back: it has been through a thread already."""
-        return self
+    async def made_by(self, run: Run[Made, Told], make: Make[Made]) -> Told | None:
+        """See `UnopenedImage`. Not this one: it has been through a thread already."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,9 @@ class UnopenedImage:
         """Raises as `ImageReader.open` and `OpenedImage.made` do."""
         return await self._reader.made_at_once(self._given, make)
 
-    async def made_by(self, run: Run[Made, Told], make: Make[Made]) -> "Told | UnopenedImage":
-        """What `run` gives, which has it made in a thread of its own and goes on with that. One that might take long
-        there, or that something is wrong with, comes back. Raises as `run` does, and `Overloaded`."""
+    async def made_by(self, run: Run[Made, Told], make: Make[Made]) -> Told | None:
+        """What `run` gives, which has it made in a thread of its own and goes on with that. `None`: it might take long
+        there, or something is wrong with it; it is to be `made`. Raises as `run` does, and `Overloaded`."""
         return await self._reader.made_by(self._given, run, make)
 
 
@@ -131,16 +131,16 @@ class ImageReader:
             done = await self._run(partial(_made_if_small, given, self._limits, make))
         return await self.made(done.file, given.param, done.num_pixels, make) if isinstance(done, _Large) else done
 
-    async def made_by(self, given: GivenImage, run: Run[Made, Told], make: Make[Made]) -> Told | UnopenedImage:
+    async def made_by(self, given: GivenImage, run: Run[Made, Told], make: Make[Made]) -> Told | None:
         """See `UnopenedImage`."""
         if isinstance(given.data, str) and (len(given.data) > AT_ONCE_CHARACTERS or is_url(given)):
-            return UnopenedImage(given, self)
+            return None
         try:
             async with self._budget.hold(AT_ONCE_PIXELS):
                 return await run(partial(_made_if_quick, given, self._limits, make))
         except _NotQuick as error:
             error.__traceback__ = None  # or the file would be there until the collector comes by
-            return UnopenedImage(replace(given, data=error.file), self)
+            return None
 
     async def made(self, file: IO[bytes], param: str, num_pixels: int, make: Callable[[Image.Image], Made]) -> Made:
         """See `OpenedImage`. The pixels count until `make` is done with them."""
@@ -173,14 +173,10 @@ def _made_if_small(given: GivenImage, limits: ImageLimits, make: Callable[[Image
 class _NotQuick(Exception):
     """A file that is not for other threads than the images'."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-
 
 def _made_if_quick(given: GivenImage, limits: ImageLimits, make: Make[Made]) -> Made:
-    file = file_of(given, limits)
-    if (pixels := decode_quickly(file, limits, AT_ONCE_PIXELS)) is None:
-        raise _NotQuick(file)
+    if (pixels := decode_quickly(file_of(given, limits), limits, AT_ONCE_PIXELS)) is None:
+        raise _NotQuick
     return make(pixels)
 
 

@@ -72,9 +72,9 @@ class Picture(Protocol):
         self,
         run: Callable[[Callable[[], Made]], Awaitable[Told]],
         make: Callable[[Image.Image | NDArray[np.uint8]], Made],
-    ) -> "Told | Picture":
-        """What `run` gives, which has it made in a thread of its own and goes on with that; the picture, where that
-        would take long. `make` gets it as an image, or its pixels `[height, width, 4]`."""
+    ) -> Told | None:
+        """What `run` gives, which has it made in a thread of its own and goes on with that; `None` where that would
+        take long. `make` gets it as an image, or its pixels `[height, width, 4]`."""
         ...
 
 
@@ -177,12 +177,10 @@ class Watching:
         Raises as `Batcher.timed_call` and `Picture.made` do, and what `finish` raises.
         """
         make = partial(prepare, recipe=self.recipe, resampler=self.resampler)
-        if len(pictures) == 1 and self.batcher.is_quiet:
-            done = await pictures[0].made_by(self.batcher.made_call, make)
-            if isinstance(done, Computed):
-                told = await _told(done.results, finish, quickly)
-                return Computed(told, done.queued_s, done.computed_s, done.prepared_s)
-            pictures = [done]
+        is_alone = len(pictures) == 1 and self.batcher.is_quiet
+        if is_alone and (done := await pictures[0].made_by(self.batcher.made_call, make)) is not None:
+            told = await _told(done.results, finish, quickly)
+            return Computed(told, done.queued_s, done.computed_s, done.prepared_s)
         step = max(self.batch_size, _MIN_PREPARED)
         told = []
         queued_s, computed_s, started = None, 0.0, time.perf_counter()
